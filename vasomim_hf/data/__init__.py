@@ -1,0 +1,1 @@
+"""Frames in, arrays and data sets out. Import the module you need: `vesselness`, `frames`, `synthetic`, ..."""

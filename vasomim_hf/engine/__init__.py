@@ -1,0 +1,1 @@
+"""What the scripts in `training/` join together: run files, loops, checkpoints, logs, pictures."""

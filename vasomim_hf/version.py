@@ -1,0 +1,3 @@
+"""The one place where the version stands; read by `setup.cfg` without importing the package."""
+
+__version__ = "0.1.0"
