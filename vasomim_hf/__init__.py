@@ -1,6 +1,39 @@
-"""VasoMIM, a foundation model for X-ray angiograms, for the Hugging Face stack."""
+"""VasoMIM, a foundation model for X-ray angiograms, for the Hugging Face stack.
 
+Importing this package makes the Auto classes of transformers know its models.
+"""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
+
+from .configuration_unext import UNeXtConfig
+from .configuration_vasomim import VasoMIMConfig
+from .modeling_unext import UNeXtForVesselSegmentation
+from .modeling_vasomim import VasoMIMBackbone, VasoMIMModel
+from .modeling_vasomim_pretraining import VasoMIMForPreTraining
 from .version import __version__
 
 
-__all__ = ["__version__"]
+AutoConfig.register("vasomim", VasoMIMConfig, exist_ok=True)
+AutoConfig.register("vasomim_unext", UNeXtConfig, exist_ok=True)
+AutoModel.register(VasoMIMConfig, VasoMIMModel, exist_ok=True)
+AutoModel.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
+AutoBackbone.register(VasoMIMConfig, VasoMIMBackbone, exist_ok=True)
+AutoModelForPreTraining.register(VasoMIMConfig, VasoMIMForPreTraining, exist_ok=True)
+AutoModelForSemanticSegmentation.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
+
+
+__all__ = [
+    "UNeXtConfig",
+    "UNeXtForVesselSegmentation",
+    "VasoMIMBackbone",
+    "VasoMIMConfig",
+    "VasoMIMForPreTraining",
+    "VasoMIMModel",
+    "__version__",
+]

@@ -1,0 +1,62 @@
+"""Configuration of UNeXt-S, the small vessel segmentor that guides VasoMIM."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class UNeXtConfig(PreTrainedConfig):
+    r"""Sizes of a UNeXt network (Valanarasu and Patel, arXiv:2203.04967); the defaults are VasoMIM's UNeXt-S.
+
+    Args:
+        num_channels (`int`, defaults to 3):
+            Channels of `pixel_values`.
+        conv_hidden_sizes (`tuple[int, int, int]`, defaults to `(8, 16, 32)`):
+            Channels of the three convolutional stages, from full resolution down; each halves the resolution.
+        token_hidden_sizes (`tuple[int, int]`, defaults to `(64, 128)`):
+            Channels of the two tokenised MLP stages; each halves the resolution.
+        shift_size (`int`, defaults to 5):
+            Number of channel groups of the shifted MLP, moved by `-(shift_size // 2) ... shift_size // 2` pixels; odd.
+        layer_norm_eps (`float`, defaults to 1e-5):
+            Epsilon of the layer norms of the tokenised stages.
+        id2label (`dict[int, str]`, *optional*):
+            One entry for each channel of the logits. Defaults to the single class `{0: "vessel"}`.
+
+    Raises:
+        ValueError: If a size is not positive, `shift_size` is even, or the number of stages differs.
+
+    Example:
+        >>> UNeXtConfig().token_hidden_sizes
+        (64, 128)
+    """
+
+    model_type = "vasomim_unext"
+
+    num_channels: int = 3
+    conv_hidden_sizes: tuple[int, ...] | list[int] = (8, 16, 32)
+    token_hidden_sizes: tuple[int, ...] | list[int] = (64, 128)
+    shift_size: int = 5
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = {0: "vessel"}
+            self.label2id = {"vessel": 0}
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """Refuse sizes that no network can have."""
+        for name, length in (("conv_hidden_sizes", 3), ("token_hidden_sizes", 2)):
+            sizes = getattr(self, name)
+            if len(sizes) != length or min(sizes) < 1:
+                raise ValueError(f"`{name}` must be {length} positive integers, got {tuple(sizes)}.")
+        if self.shift_size < 1 or self.shift_size % 2 == 0:
+            raise ValueError(
+                f"`shift_size` must be a positive odd number, so that the shifts are symmetric, got {self.shift_size}."
+            )
+        if self.num_channels < 1:
+            raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}.")
+
+
+__all__ = ["UNeXtConfig"]

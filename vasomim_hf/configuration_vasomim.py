@@ -1,0 +1,175 @@
+"""Configuration of VasoMIM: every number that belongs to a checkpoint, none that belongs to a run."""
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_unext import UNeXtConfig
+
+
+@strict
+class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""Sizes and objective of VasoMIM (arXiv:2602.11536); the defaults are VasoMIM-B/16 and the paper's recipe.
+
+    Args:
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`):
+            Encoder: width, depth, heads and width of the MLP.
+        hidden_act (`str`, defaults to `"gelu"`):
+            Activation of the MLP.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
+            Dropout, in [0, 1).
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the class token and the mask token at the start.
+        layer_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of the layer norms.
+        image_size (`int` or pair of `int`, defaults to 224):
+            Height and width in pixels of the grid of positions; other sizes are interpolated.
+        patch_size (`int`, defaults to 16):
+            Side of a patch in pixels.
+        num_channels (`int`, defaults to 3):
+            Channels of `pixel_values`. Grey frames are repeated by the image processor.
+        qkv_bias (`bool`, defaults to `True`):
+            Whether query, key and value have a bias.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`):
+            Decoder of the pre-training model.
+        mask_ratio (`float`, defaults to 0.5):
+            Share of patches hidden in pre-training, in (0, 1).
+        guidance_ratio_start, guidance_ratio_end (`float`, default to 0 and 0.5):
+            Share of the hidden patches that is drawn where vessels are, at the first and the last step of training,
+            in [0, 1]; linear in between (the paper's beta_0 and beta_E).
+        filter_weight (`float`, defaults to 0.5):
+            Weight of the filter's vesselness in the guidance map, in [0, 1]; the segmentor has the rest (the paper's
+            eta). 1 is the first version of the method.
+        consistency_loss_weight (`float`, defaults to 1):
+            Weight of the anatomical consistency loss beside the reconstruction loss, >= 0. With 0 and
+            `filter_weight=1` the model has no segmentor.
+        norm_pix_loss (`bool`, defaults to `True`):
+            Whether the reconstruction target is normalised by the mean and standard deviation of each patch.
+        segmentor_config (`UNeXtConfig` or `dict`, *optional*):
+            Sizes of the frozen vessel segmentor. Defaults to UNeXt-S.
+        out_features, out_indices (`list`, *optional*):
+            Layers whose feature maps `VasoMIMBackbone` returns: `"stem"`, `"stage1"`, ... or their indices.
+
+    Raises:
+        ValueError: If the numbers do not fit together; the message says what came, what was expected, what to do.
+
+    Example:
+        >>> config = VasoMIMConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
+        >>> config.mask_ratio, config.has_segmentor
+        (0.5, True)
+    """
+
+    model_type = "vasomim"
+    sub_configs_defaults = {"segmentor_config": UNeXtConfig}
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float | int = 0.5
+    guidance_ratio_start: float | int = 0.0
+    guidance_ratio_end: float | int = 0.5
+    filter_weight: float | int = 0.5
+    consistency_loss_weight: float | int = 1.0
+    norm_pix_loss: bool = True
+    segmentor_config: dict | PreTrainedConfig | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt(kwargs)
+        self.validate_architecture()
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+    def _refuse_misspelt(self, kwargs: dict) -> None:
+        # transformers keeps any unknown keyword as an attribute, so that a slip in a run file would go unnoticed
+        names = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
+        for key in kwargs:
+            close = [] if hasattr(type(self), key) else difflib.get_close_matches(key, names, n=1, cutoff=0.88)
+            if close:
+                raise ValueError(f"VasoMIMConfig has no `{key}`. Did you mean `{close[0]}`?")
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Height and width in pixels of the grid of positions."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at `image_size`."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def has_segmentor(self) -> bool:
+        """Whether the pre-training model needs the segmentor: for the guidance or for the consistency loss."""
+        return self.filter_weight < 1 or self.consistency_loss_weight > 0
+
+    def validate_architecture(self):
+        """Refuse combinations that cannot be built or trained."""
+        self._validate_sizes()
+        self._validate_objective()
+
+    def _validate_sizes(self):
+        for prefix in ("", "decoder_"):
+            size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
+            if heads < 1 or size < 4 or size % heads or size % 4:
+                raise ValueError(
+                    f"`{prefix}hidden_size` must be divisible by `{prefix}num_attention_heads` and by 4 (the sine-cosine "
+                    f"positions take four equal parts), got {size} with {heads} heads. Change one of the two."
+                )
+        if self.patch_size < 1 or self.num_channels < 1 or self.num_hidden_layers < 1:
+            raise ValueError(
+                "`patch_size`, `num_channels` and `num_hidden_layers` must be at least 1, got "
+                f"{self.patch_size}, {self.num_channels} and {self.num_hidden_layers}."
+            )
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(f"`image_size` must be a number or (height, width), got {self.image_size}.")
+        height, width = self.image_height_width
+        if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"`image_size` must be divisible by patch_size={self.patch_size}, got {self.image_size}. Nearest size: "
+                f"{max(1, round(height / self.patch_size)) * self.patch_size}."
+            )
+
+    def _validate_objective(self):
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(
+                f"`mask_ratio` must be in (0, 1), got {self.mask_ratio}: with 0 nothing is left to reconstruct, with 1 "
+                "nothing to reconstruct it from. The paper uses 0.5."
+            )
+        for name in ("guidance_ratio_start", "guidance_ratio_end", "filter_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is a share and must be in [0, 1], got {getattr(self, name)}.")
+        if not 0 <= self.consistency_loss_weight < float("inf"):
+            raise ValueError(
+                f"`consistency_loss_weight` must be a finite number >= 0, got {self.consistency_loss_weight}. "
+                "Use 0 to leave the consistency loss out."
+            )
+        if self.norm_pix_loss and self.patch_size**2 * self.num_channels < 2:
+            raise ValueError(
+                "`norm_pix_loss` needs at least two values in a patch, got patches of one. Set it to False."
+            )
+
+
+__all__ = ["VasoMIMConfig"]

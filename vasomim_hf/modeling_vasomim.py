@@ -1,0 +1,318 @@
+"""VasoMIM's encoder: a plain Vision Transformer with fixed sine-cosine positions, and the same as a backbone.
+
+Shapes: B batch size, N number of patches, D hidden size, H and W height and width in pixels.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vasomim import VasoMIMConfig
+
+
+def sine_cosine_positions(grid: tuple[int, int], hidden_size: int) -> torch.Tensor:
+    """Fixed position embeddings of a class token (zeros) and of a grid of patches.
+
+    Args:
+        grid (`tuple[int, int]`):
+            Rows and columns of patches.
+        hidden_size (`int`):
+            Divisible by 4.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1 + rows * columns, hidden_size)`: the default dtype. The columns' half comes before
+        the rows' half: MAE's code swapped the two names, and its weights depend on that order.
+    """
+    table = build_2d_sinusoidal_position_embedding(*grid, embed_dim=hidden_size, cls_token=True)
+    rows, columns = table.chunk(2, dim=-1)
+    # the default dtype, since from_pretrained builds the model under the dtype of the weights
+    return torch.cat([columns, rows], dim=-1).unsqueeze(0).to(torch.get_default_dtype())
+
+
+def interpolate_positions(positions: torch.Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """Resize position embeddings to another grid of patches (bicubic, as DINO and ViT do).
+
+    Args:
+        positions (`torch.Tensor` of shape `(1, 1 + old_rows * old_columns, hidden_size)`):
+            Class token first, then the patches row by row.
+        old_grid, grid (`tuple[int, int]`):
+            Rows and columns, of `positions` and wanted.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1 + rows * columns, hidden_size)`.
+    """
+    # an exported program must hold for every size, so it always takes the general branch
+    if grid == old_grid and not torch.compiler.is_exporting():
+        return positions
+    class_position, patch_positions = positions[:, :1], positions[:, 1:]
+    patch_positions = patch_positions.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    patch_positions = nn.functional.interpolate(patch_positions, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([class_position, patch_positions.flatten(2).transpose(1, 2)], dim=1)
+
+
+class VasoMIMPatchEmbeddings(nn.Module):
+    """Frames of shape (B, C, H, W) to patch embeddings of shape (B, N, D), row by row."""
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        # MAE draws this kernel as if it were a linear layer over the flattened patch
+        self.projection._init_fan_in_out = (config.num_channels * config.patch_size**2, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        pixel_values = self._pad(pixel_values).to(self.projection.weight.dtype)
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+    def _pad(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {self.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}. The image processor repeats grey frames to three channels."
+            )
+        height, width = pixel_values.shape[-2:]
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                f"A frame must be at least one patch of {self.patch_size}×{self.patch_size} pixels, got "
+                f"{height}×{width}. Resize it with the image processor."
+            )
+        bottom, right = -height % self.patch_size, -width % self.patch_size
+        if bottom or right:
+            pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
+        return pixel_values
+
+
+class VasoMIMEmbeddings(nn.Module):
+    """Patch embeddings with positions and a class token in front; hidden patches are dropped."""
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.patch_embeddings = VasoMIMPatchEmbeddings(config)
+        # a buffer and not a frozen parameter: from_pretrained makes every floating-point parameter trainable
+        self.register_buffer("position_embeddings", sine_cosine_positions(config.patch_grid, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        ids_keep: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+    ) -> torch.Tensor:
+        embeddings = self.patch_embeddings(pixel_values)
+        positions = self._positions(pixel_values, interpolate_pos_encoding)
+        embeddings = embeddings + positions[:, 1:]
+        if ids_keep is not None:
+            embeddings = embeddings.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))
+        cls_token = (self.cls_token + positions[:, :1]).expand(len(embeddings), -1, -1)
+        return self.dropout(torch.cat([cls_token, embeddings], dim=1))
+
+    def _positions(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
+        size = tuple(pixel_values.shape[-2:])
+        if not interpolate_pos_encoding and size != self.config.image_height_width:
+            height, width = self.config.image_height_width
+            raise ValueError(
+                f"`pixel_values` must be {height}×{width} with interpolate_pos_encoding=False, got {size[0]}×{size[1]}."
+            )
+        grid = grid_of(pixel_values, self.config.patch_size)
+        return interpolate_positions(self.position_embeddings, self.config.patch_grid, grid)
+
+
+def grid_of(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches of frames of shape (B, C, H, W), counting those completed by padding."""
+    height, width = pixel_values.shape[-2:]
+    return -(-height // patch_size), -(-width // patch_size)
+
+
+def visible_patches(bool_masked_pos: torch.Tensor) -> torch.Tensor:
+    """Indices of the patches that stay visible, in reading order.
+
+    Args:
+        bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`):
+            `True` where a patch is hidden; every image hides the same number.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, num_visible)`.
+
+    Raises:
+        ValueError: If images hide different numbers of patches.
+    """
+    hidden = bool_masked_pos.flatten(1).bool()
+    num_hidden = hidden.sum(dim=1)
+    if (num_hidden != num_hidden[0]).any():
+        raise ValueError(
+            "Every image of a batch must hide the same number of patches, got between "
+            f"{num_hidden.min().item()} and {num_hidden.max().item()}. Draw `bool_masked_pos` with `guided_mask`."
+        )
+    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : hidden.shape[1] - num_hidden[0].item()]
+
+
+class VasoMIMLayer(ViTLayer):
+    """A layer of transformers' ViT, drawn at the start as in MAE."""
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__(config)
+        # MAE has one matrix for query, key and value, and draws it as a whole
+        size = config.hidden_size
+        for projection in (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj):
+            projection._init_fan_in_out = (size, 3 * size)
+
+
+class VasoMIMPreTrainedModel(PreTrainedModel):
+    config: VasoMIMConfig
+    base_model_prefix = "vasomim"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VasoMIMEmbeddings", "VasoMIMLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": VasoMIMLayer, "attentions": ViTAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            self._init_xavier_uniform(module)
+        elif isinstance(module, VasoMIMEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            positions = sine_cosine_positions(self.config.patch_grid, self.config.hidden_size)
+            init.copy_(module.position_embeddings, positions)
+
+    def _init_xavier_uniform(self, module: nn.Linear | nn.Conv2d) -> None:
+        # written out instead of calling xavier_uniform_ on a view: a view loses the mark of weights already loaded
+        fan_in, fan_out = getattr(module, "_init_fan_in_out", module.weight.shape[1::-1])
+        bound = (6.0 / (fan_in + fan_out)) ** 0.5
+        init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+
+
+class VasoMIMModel(VasoMIMPreTrainedModel):
+    """The encoder.
+
+    Example:
+        >>> from vasomim_hf.presets import load_preset
+        >>> model = VasoMIMModel(load_preset("tiny"))
+        >>> model(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape
+        torch.Size([1, 197, 192])
+    """
+
+    # a pre-training checkpoint has these besides the encoder
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__(config)
+        self.embeddings = VasoMIMEmbeddings(config)
+        self.layers = nn.ModuleList([VasoMIMLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        ids_keep: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode frames.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised frames from the image processor, any height and width of at least one patch. Where
+                `patch_size` does not divide a side, the edge is repeated at the right and bottom.
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
+                `True` where a patch is hidden and left out of the sequence. Every image hides the same number.
+                Finding out that number waits for the device; `ids_keep` does not.
+            ids_keep (`torch.LongTensor` of shape `(batch_size, num_visible)`, *optional*):
+                Indices of the patches to encode, in the order of the sequence; instead of `bool_masked_pos`.
+            interpolate_pos_encoding (`bool`, defaults to `True`):
+                Whether sizes other than `config.image_size` are accepted.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` of shape `(batch_size, 1 + num_visible, hidden_size)`, after
+            the last layer norm, class token first; `pooler_output` of shape `(batch_size, hidden_size)`, the class token.
+
+        Raises:
+            ValueError: If a shape does not fit.
+        """
+        if bool_masked_pos is not None and ids_keep is None:
+            ids_keep = visible_patches(bool_masked_pos)
+        hidden_states = self.embeddings(pixel_values, ids_keep, interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):
+    """The encoder as a backbone: one feature map for each of `config.out_features`.
+
+    Example:
+        >>> from vasomim_hf.presets import load_preset
+        >>> backbone = VasoMIMBackbone(load_preset("tiny", out_indices=[6, 12]))
+        >>> [tuple(feature_map.shape) for feature_map in backbone(torch.zeros(1, 3, 224, 320)).feature_maps]
+        [(1, 192, 14, 20), (1, 192, 14, 20)]
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.embeddings = VasoMIMEmbeddings(config)
+        self.layers = nn.ModuleList([VasoMIMLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Feature maps of frames.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                As for [`VasoMIMModel`].
+
+        Returns:
+            `BackboneOutput`: `feature_maps`, a tuple of tensors of shape `(batch_size, hidden_size, rows, columns)`, each
+            after the last layer norm.
+        """
+        hidden_states = self.embeddings(pixel_values)
+        stages = [hidden_states]
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+            stages.append(hidden_states)
+        grid = grid_of(pixel_values, self.config.patch_size)
+        named = zip(self.stage_names, stages, strict=True)
+        return BackboneOutput(
+            feature_maps=tuple(self._feature_map(stage, grid) for name, stage in named if name in self.out_features)
+        )
+
+    def _feature_map(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        patches = self.layernorm(hidden_states)[:, 1:]
+        return patches.transpose(1, 2).reshape(len(patches), -1, *grid)
+
+
+__all__ = ["VasoMIMBackbone", "VasoMIMModel", "VasoMIMPreTrainedModel"]

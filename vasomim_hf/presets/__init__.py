@@ -1,0 +1,44 @@
+"""Named sizes of VasoMIM, one JSON file each: tiny, small, base, large, huge."""
+
+from pathlib import Path
+
+from ..configuration_vasomim import VasoMIMConfig
+
+
+def preset_names() -> list[str]:
+    """Names of the presets, by number of parameters."""
+    return sorted((path.stem for path in Path(__file__).parent.glob("*.json")), key=_hidden_size)
+
+
+def _hidden_size(name: str) -> int:
+    return load_preset(name).hidden_size
+
+
+def load_preset(name: str, **overrides: object) -> VasoMIMConfig:
+    """Configuration of a named size.
+
+    Args:
+        name (`str`): One of `preset_names()`.
+        overrides: Values that replace the preset's, such as `mask_ratio=0.75`.
+
+    Returns:
+        `VasoMIMConfig`: The configuration.
+
+    Raises:
+        ValueError: If there is no preset of that name, or an override does not fit.
+
+    Example:
+        >>> load_preset("huge").patch_size
+        14
+        >>> preset_names()
+        ['tiny', 'small', 'base', 'large', 'huge']
+    """
+    path = Path(__file__).parent / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"There is no preset {name!r}. Use one of {', '.join(preset_names())}, or a JSON file.")
+    return load_config_file(path, **overrides)
+
+
+def load_config_file(path: str | Path, **overrides: object) -> VasoMIMConfig:
+    """Read a configuration from a JSON file, with values that replace those of the file."""
+    return VasoMIMConfig(**{**VasoMIMConfig._dict_from_json_file(path), **overrides})
