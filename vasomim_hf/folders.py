@@ -1,0 +1,75 @@
+"""Writing a folder as a whole: under its name it is complete, or it is not there."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a hidden folder beside `folder`, and give it its name when the block ends without an error.
+
+    Args:
+        folder (`str` or `Path`): The folder to write. Parents are made.
+        overwrite (`bool`): Whether a model folder that is there already is replaced as a whole.
+
+    Yields:
+        `Path`: Where to write.
+
+    Raises:
+        FileExistsError: If `folder` is a file, or a folder with files that may not be replaced: without `overwrite`, or
+            without a `config.json` in it, since such a folder holds something else than a model.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "model"
+        >>> with new_folder(target) as folder:
+        ...     _ = (folder / "config.json").write_text("{}")
+        >>> [path.name for path in target.iterdir()]
+        ['config.json']
+    """
+    folder = Path(folder).resolve()
+    _refuse_occupied(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _put(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+
+
+def _refuse_occupied(folder: Path, overwrite: bool) -> None:
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file. Name a folder to write.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{folder} has files in it. Name another folder, or pass overwrite=True to replace it.")
+    if not (folder / "config.json").is_file():
+        raise FileExistsError(
+            f"{folder} has files in it but no config.json, so that it is not a model's folder and is not replaced, "
+            "although overwrite=True. Name another folder."
+        )
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(temporary, folder)
+        return
+    old = _beside(folder)
+    os.replace(folder, old)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old)
