@@ -51,6 +51,7 @@ class UNeXtConvStage(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels) if has_norm else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # not folded into the weights: the rounding flips ReLUs, which shows in the gradient of the consistency loss
         return self.norm(self.conv(hidden_states))
 
 
@@ -136,6 +137,11 @@ class UNeXtPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = False
     _no_split_modules = ["UNeXtTokenStage"]
+    # there is no attention in it, so that a model that contains it may use any implementation
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     @torch.no_grad()

@@ -60,7 +60,7 @@ def interpolate_positions(positions: torch.Tensor, old_grid: tuple[int, int], gr
 
 
 class VasoMIMPatchEmbeddings(nn.Module):
-    """Frames of shape (B, C, H, W) to patch embeddings of shape (B, N, D), row by row."""
+    """Frames of shape (B, C, H, W) to patch embeddings of shape (B, N, D), row by row; only of some where asked for."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
@@ -72,9 +72,15 @@ class VasoMIMPatchEmbeddings(nn.Module):
         # MAE draws this kernel as if it were a linear layer over the flattened patch
         self.projection._init_fan_in_out = (config.num_channels * config.patch_size**2, config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
         pixel_values = self._pad(pixel_values).to(self.projection.weight.dtype)
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        if ids_keep is None:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        # the same sum as the convolution, without the work for the patches that are hidden
+        size = self.patch_size
+        patches = pixel_values.unflatten(2, (-1, size)).unflatten(4, (-1, size)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        patches = take_patches(patches.flatten(1, 2), ids_keep)
+        return nn.functional.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
 
     def _pad(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
@@ -112,11 +118,10 @@ class VasoMIMEmbeddings(nn.Module):
         ids_keep: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = True,
     ) -> torch.Tensor:
-        embeddings = self.patch_embeddings(pixel_values)
+        embeddings = self.patch_embeddings(pixel_values, ids_keep)
         positions = self._positions(pixel_values, interpolate_pos_encoding)
-        embeddings = embeddings + positions[:, 1:]
-        if ids_keep is not None:
-            embeddings = embeddings.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))
+        patch_positions = positions[:, 1:].expand(len(embeddings), -1, -1)
+        embeddings = embeddings + (patch_positions if ids_keep is None else take_patches(patch_positions, ids_keep))
         cls_token = (self.cls_token + positions[:, :1]).expand(len(embeddings), -1, -1)
         return self.dropout(torch.cat([cls_token, embeddings], dim=1))
 
@@ -135,6 +140,11 @@ def grid_of(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches of frames of shape (B, C, H, W), counting those completed by padding."""
     height, width = pixel_values.shape[-2:]
     return -(-height // patch_size), -(-width // patch_size)
+
+
+def take_patches(patches: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Some of the patches, of shape (B, N, D), by their indices, of shape (B, M): a tensor of shape (B, M, D)."""
+    return patches.gather(1, ids.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
 
 
 def visible_patches(bool_masked_pos: torch.Tensor) -> torch.Tensor:
@@ -160,11 +170,38 @@ def visible_patches(bool_masked_pos: torch.Tensor) -> torch.Tensor:
     return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : hidden.shape[1] - num_hidden[0].item()]
 
 
+class VasoMIMAttention(ViTAttention):
+    """Attention of transformers' ViT, except where `sdpa` is slow: training in bf16 on a CPU.
+
+    There the backward pass of `scaled_dot_product_attention` takes three times as long as that of the plain products
+    (`benchmarks/benchmark_model.py` prints the ratio).
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if attention_mask is not None or not self._sdpa_is_slow(hidden_states):
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
+        weights = torch.matmul(query * self.scaling, key.transpose(2, 3)).softmax(dim=-1)
+        attended = torch.matmul(weights, value).transpose(1, 2).flatten(2)
+        return self.o_proj(attended), None
+
+    def _sdpa_is_slow(self, hidden_states: torch.Tensor) -> bool:
+        if self.config._attn_implementation != "sdpa" or hidden_states.device.type != "cpu":
+            return False
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_states.dtype
+        return dtype == torch.bfloat16 and torch.is_grad_enabled() and not (self.training and self.attention_dropout)
+
+
 class VasoMIMLayer(ViTLayer):
     """A layer of transformers' ViT, drawn at the start as in MAE."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__(config)
+        self.attention = VasoMIMAttention(config)
         # MAE has one matrix for query, key and value, and draws it as a whole
         size = config.hidden_size
         for projection in (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj):
@@ -183,7 +220,7 @@ class VasoMIMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": VasoMIMLayer, "attentions": ViTAttention}
+    _can_record_outputs = {"hidden_states": VasoMIMLayer, "attentions": VasoMIMAttention}
     _input_embed_layer = "patch_embeddings"
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from .modeling_vasomim import (
     grid_of,
     interpolate_positions,
     sine_cosine_positions,
+    take_patches,
 )
 
 
@@ -141,8 +142,7 @@ class VasoMIMDecoder(nn.Module):
         # autocast may have lowered the embeddings' dtype, not the token's
         mask_tokens = self.mask_token.to(visible.dtype).expand(len(visible), num_hidden, -1)
         patches = torch.cat([visible, mask_tokens], dim=1)
-        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        return torch.cat([cls_token, patches], dim=1)
+        return torch.cat([cls_token, take_patches(patches, ids_restore)], dim=1)
 
 
 class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
