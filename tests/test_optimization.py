@@ -67,6 +67,15 @@ def test_scheduler_sets_the_rate_of_every_step():
     assert seen[:3] == [0.0, 0.2, 0.4] and seen[4] == pytest.approx(0.2)
 
 
+def test_a_resumed_scheduler_begins_where_the_first_one_stopped():
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    scheduler = learning_rate_scheduler(optimizer, lambda step: step / 10, first_step=5)
+    assert scheduler.get_last_lr() == [1.0]
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [1.2]
+
+
 class Toy(nn.Module):
     def __init__(self):
         super().__init__()

@@ -105,17 +105,20 @@ def polynomial_learning_rate(
     return peak * (1.0 - epoch / num_epochs) ** power
 
 
-def learning_rate_scheduler(optimizer: torch.optim.Optimizer, rate: Callable[[int], float]) -> LambdaLR:
+def learning_rate_scheduler(
+    optimizer: torch.optim.Optimizer, rate: Callable[[int], float], first_step: int = 0
+) -> LambdaLR:
     """Make a scheduler that sets each group's rate to its own `lr` times `rate(step)`.
 
     Args:
         optimizer (`torch.optim.Optimizer`): Built with the peak rate (layer-wise scales stay in its groups).
         rate (`Callable[[int], float]`): Step to rate relative to the peak, such as `cosine_learning_rate` with `peak=1`.
+        first_step (`int`, defaults to 0): Step to begin with, where training is resumed.
 
     Returns:
         `LambdaLR`: To be stepped once for each optimiser step.
     """
-    return LambdaLR(optimizer, rate)
+    return LambdaLR(optimizer, lambda step: rate(first_step + step))
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

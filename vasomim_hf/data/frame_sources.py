@@ -1,0 +1,324 @@
+"""Where the frames of a run come from: a folder of files, a list of them, or a `datasets` dataset."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..import_utils import require
+from .frames import list_frames, read_frame, scale_to_8_bits
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+HUB_PREFIX = "hf://datasets/"
+# Folder names that a list of frames may leave out: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
+SILENT_FOLDERS = ("images",)
+MASK_VALUES = {0, 1, 255}
+
+
+class FrameSource(Protocol):
+    """Frames by number, each with a name, and perhaps with a ready vessel mask."""
+
+    names: list[str]
+    description: str
+
+    def __len__(self) -> int: ...
+
+    def signature(self) -> list:
+        """What the frames are, as JSON: equal lists mean equal frames."""
+        ...
+
+    def frame(self, index: int) -> np.ndarray:
+        """A frame of shape `(height, width)`, `uint8`; raises `OSError` or `ValueError` if it cannot be read."""
+        ...
+
+    def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Ready mask of shape `size`, `bool`, or `None` where the filter has to make it."""
+        ...
+
+
+class FolderSource:
+    """Frames in files below a folder.
+
+    Args:
+        folder (`str` or `Path`): Searched for frames at every depth; other files are passed over.
+        frame_list (`str` or `Path`, *optional*): File that names the frames to use, see [`read_frame_list`].
+        frame_list_key (`str`, *optional*): Key of the list, where the file is a JSON object.
+        masks (`str` or `Path`, *optional*): Folder of ready vessel masks: PNG files under the frames' relative paths.
+            May lie inside `folder`; its files are then no frames.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+
+    Raises:
+        ValueError: If a listed frame or a mask is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        frame_list: str | Path | None = None,
+        frame_list_key: str | None = None,
+        masks: str | Path | None = None,
+        bits_stored: int | None = None,
+    ):
+        self.folder = Path(folder)
+        self.description = f"folder {folder}"
+        self.masks = None if masks is None else Path(masks)
+        self.bits_stored = bits_stored
+        paths = list_frames(self.folder)
+        if self.masks is not None and self.masks.is_relative_to(self.folder):
+            paths = [path for path in paths if not path.is_relative_to(self.masks)]
+        if frame_list is not None:
+            paths = _choose(self.folder, paths, read_frame_list(frame_list, frame_list_key), str(frame_list))
+        self.names = [path.relative_to(self.folder).as_posix() for path in paths]
+        if self.masks is not None:
+            self._check_masks()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def signature(self) -> list:
+        """Name, size in bytes and time of change of every file."""
+        files: list = [["bits_stored", self.bits_stored]]
+        files += [[name, *_size_and_time(self.folder / name)] for name in self.names]
+        if self.masks is not None:
+            files += [["mask", *_size_and_time(self._mask_path(name))] for name in self.names]
+        return files
+
+    def frame(self, index: int) -> np.ndarray:
+        """Read a frame."""
+        return read_frame(self.folder / self.names[index], self.bits_stored)
+
+    def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Read the ready mask, if there is a folder of them."""
+        if self.masks is None:
+            return None
+        path = self._mask_path(self.names[index])
+        with Image.open(path) as image:
+            return mask_from_image(image, size, str(path))
+
+    def _mask_path(self, name: str) -> Path:
+        return (self.masks / name).with_suffix(".png")
+
+    def _check_masks(self) -> None:
+        missing = [name for name in self.names if not self._mask_path(name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self.names)} frames have no mask in {self.masks}, the first is "
+                f"{self._mask_path(missing[0])}. A mask has the frame's relative path and the ending .png."
+            )
+
+
+class DatasetSource:
+    """Frames in a `datasets` dataset.
+
+    Args:
+        dataset (`datasets.Dataset`): With an `Image` column.
+        image_column (`str`, defaults to `"image"`): Column of the frames.
+        vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks; need not be there.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        description (`str`, defaults to `"dataset"`): How messages call it.
+
+    Raises:
+        ValueError: If there is no such image column.
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset",
+        image_column: str = "image",
+        vesselness_column: str = "vesselness",
+        bits_stored: int | None = None,
+        description: str = "dataset",
+    ):
+        if image_column not in dataset.column_names:
+            raise ValueError(
+                f"{description} has no column `{image_column}`, but {dataset.column_names}. Set image_column."
+            )
+        self.dataset = dataset
+        self.image_column = image_column
+        self.vesselness_column = vesselness_column if vesselness_column in dataset.column_names else None
+        self.bits_stored = bits_stored
+        self.description = description
+        self.names = [str(index) for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def signature(self) -> list:
+        """Fingerprint of the dataset and the columns in use."""
+        return [self.dataset._fingerprint, len(self), self.image_column, self.vesselness_column, self.bits_stored]
+
+    def frame(self, index: int) -> np.ndarray:
+        """Decode a frame."""
+        image = self.dataset[index][self.image_column]
+        if image.mode.startswith(("I", "F")):
+            return scale_to_8_bits(np.asarray(image), self.bits_stored)
+        return np.array(image.convert("L"))
+
+    def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Decode the ready mask, if there is a column of them."""
+        if self.vesselness_column is None:
+            return None
+        return mask_from_image(self.dataset[index][self.vesselness_column], size, f"row {index} of {self.description}")
+
+
+def open_source(
+    data: str,
+    *,
+    split: str = "train",
+    frame_list: str | None = None,
+    frame_list_key: str | None = None,
+    masks: str | None = None,
+    bits_stored: int | None = None,
+) -> FrameSource:
+    """Find out what a `data:` line means.
+
+    Args:
+        data (`str`):
+            A folder of frames; a folder with a saved dataset or with Parquet files; or `hf://datasets/owner/name`,
+            with `@revision` behind it or not, for a dataset on the Hub.
+        split (`str`, defaults to `"train"`): Split, where a dataset has several.
+        frame_list, frame_list_key, masks, bits_stored (*optional*): See [`FolderSource`].
+
+    Returns:
+        `FrameSource`: The frames.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If an option does not fit the kind of source.
+    """
+    folder = Path(data)
+    is_hub = data.startswith(HUB_PREFIX)
+    if not is_hub and not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
+    if not is_hub and not _dataset_kind(folder):
+        return FolderSource(folder, frame_list, frame_list_key, masks, bits_stored)
+    if frame_list is not None or masks is not None:
+        raise ValueError(
+            f"`frame_list` and `masks` go with a folder of frames, and {data} is a dataset. Filter it before, "
+            "and give masks as a column `vesselness`."
+        )
+    return DatasetSource(_load_dataset(data, split), bits_stored=bits_stored, description=data)
+
+
+def _dataset_kind(folder: Path) -> str | None:
+    for name in ("dataset_dict.json", "dataset_info.json"):
+        if (folder / name).is_file():
+            return "saved"
+    return "parquet" if next(folder.rglob("*.parquet"), None) is not None else None
+
+
+def _load_dataset(data: str, split: str) -> "Dataset":
+    datasets = require("datasets", "data")
+    if data.startswith(HUB_PREFIX):
+        name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
+        return datasets.load_dataset(name, split=split, revision=revision or None)
+    if _dataset_kind(Path(data)) == "parquet":
+        return datasets.load_dataset(data, split=split)
+    dataset = datasets.load_from_disk(data)
+    if isinstance(dataset, datasets.Dataset):
+        return dataset
+    if split not in dataset:
+        raise ValueError(f"{data} has no split {split!r}, but {sorted(dataset)}. Set data_split.")
+    return dataset[split]
+
+
+def read_frame_list(path: str | Path, key: str | None = None) -> list[str]:
+    """Read the names of frames to use.
+
+    Args:
+        path (`str` or `Path`):
+            `.json`: a list, or an object with a list under `key`. Any other ending: text, one name a line, where `#`
+            begins a comment.
+        key (`str`, *optional*): Which list of a JSON object.
+
+    Returns:
+        `list[str]`: Paths below the data folder. The ending may be missing, and so may a folder `images` in between
+        (ARCADE's frame `stenosis/train/10` is the file `stenosis/train/images/10.png`).
+
+    Raises:
+        ValueError: If there is no such list, or it is empty.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        names = _list_in_json(json.loads(text), key, path)
+    else:
+        names = [line.partition("#")[0].strip() for line in text.splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"{path} names no frames.")
+    return names
+
+
+def _list_in_json(content: object, key: str | None, path: Path) -> list[str]:
+    if isinstance(content, dict):
+        lists = [k for k, v in content.items() if isinstance(v, list) and all(isinstance(item, str) for item in v)]
+        if key not in lists:
+            raise ValueError(f"{path} has no list of names {key!r}. Set frame_list_key to one of {lists}.")
+        content = content[key]
+    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
+        raise ValueError(f"{path} must hold a list of frame names, or an object of such lists.")
+    return content
+
+
+def _choose(folder: Path, paths: list[Path], names: list[str], list_name: str) -> list[Path]:
+    by_name: dict[str, list[Path]] = {}
+    for path in paths:
+        for name in _spellings(path.relative_to(folder)):
+            by_name.setdefault(name, []).append(path)
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(names)} frames in {list_name} are not in {folder}, the first is {missing[0]!r}. "
+            "Names are paths below the data folder, with or without their ending."
+        )
+    twice = next((name for name in names if len(by_name[name]) > 1), None)
+    if twice is not None:
+        found = ", ".join(str(path) for path in by_name[twice])
+        raise ValueError(f"{twice!r} in {list_name} may mean {found}. Write the whole name.")
+    return [by_name[name][0] for name in dict.fromkeys(names)]
+
+
+def _spellings(path: Path) -> set[str]:
+    """Names under which a list may call a file."""
+    short = [part for part in path.with_suffix("").parts[:-1] if part not in SILENT_FOLDERS]
+    return {path.as_posix(), path.with_suffix("").as_posix(), Path(*short, path.stem).as_posix()}
+
+
+def mask_from_image(image: Image.Image, size: tuple[int, int], name: str) -> np.ndarray:
+    """Turn a ready vessel mask into booleans.
+
+    Args:
+        image (`PIL.Image.Image`): Grey, binary or palette image with the values 0 and 255, or 0 and 1.
+        size (`tuple[int, int]`): Height and width that it must have, those of its frame.
+        name (`str`): How messages call it.
+
+    Returns:
+        `np.ndarray` of shape `size`, `bool`.
+
+    Raises:
+        ValueError: If the size or a value does not fit.
+    """
+    if image.size != size[::-1]:
+        raise ValueError(
+            f"The mask {name} is {image.height}×{image.width}, its frame {size[0]}×{size[1]} (height×width). "
+            "Make the mask at the frame's own size."
+        )
+    values = np.asarray(image if image.mode.startswith(("I", "F")) else image.convert("L"))
+    other = set(np.unique(values).tolist()) - MASK_VALUES
+    if other:
+        raise ValueError(
+            f"The mask {name} has values besides 0, 1 and 255, such as {sorted(other)[:3]}. Threshold it to 0 and 255."
+        )
+    return values > 0
+
+
+def _size_and_time(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
