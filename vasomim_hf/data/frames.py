@@ -1,0 +1,211 @@
+"""Frames of angiograms from image files: grey, 8 bits, whatever the file holds.
+
+Kinds of input are one small function each, so that another kind of file gets another function beside them.
+"""
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+logger = logging.getLogger(__name__)
+
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+
+# Pillow raises any of these on a damaged file, depending on the format and on where the damage is.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
+_MIN_IS_WHITE_TAG = 262
+
+
+class FrameReadError(ValueError):
+    """A file cannot be read as a frame; the message names it, what was found and what to do."""
+
+
+class FolderScan(NamedTuple):
+    """What a folder holds: frames, files of other kinds, and hidden files, each sorted."""
+
+    frames: list[Path]
+    strays: list[Path]
+    hidden: list[Path]
+
+
+def scan_folder(folder: str | os.PathLike) -> FolderScan:
+    """Sort the files of a folder and its sub-folders into frames and others, by name.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where to look. Links to folders are not followed, hidden folders are skipped.
+
+    Returns:
+        `FolderScan`: Paths of frames, of stray files and of hidden files.
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(
+            f"`{root}` is not a folder of frames. Check the path; a single file is read as it is."
+        )
+    scan = FolderScan([], [], [])
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            _kind(scan, name).append(Path(parent, name))
+    return FolderScan(*(sorted(paths) for paths in scan))
+
+
+def _kind(scan: FolderScan, name: str) -> list[Path]:
+    if name.startswith("."):
+        return scan.hidden
+    return scan.frames if name.lower().endswith(FRAME_SUFFIXES) else scan.strays
+
+
+def list_frames(folder: str | os.PathLike) -> list[Path]:
+    """List the frames of a folder and its sub-folders, sorted, so that every machine sees the same order.
+
+    Files of other kinds are left out with one log line that counts them; [`scan_folder`] returns them.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where to look for png, jpg, jpeg, bmp, tif and tiff files, in any case.
+
+    Returns:
+        `list[Path]`: At least one path, each beginning with `folder`.
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+        ValueError: If it holds no frame.
+    """
+    scan = scan_folder(folder)
+    others = len(scan.strays) + len(scan.hidden)
+    if not scan.frames:
+        raise ValueError(
+            f"`{folder}` holds no frame, but {others} other files. "
+            f"Expected files that end in {', '.join(FRAME_SUFFIXES)}, also in sub-folders."
+        )
+    if scan.strays:
+        logger.warning("%s: left out %d files that are no frames, e.g. %s", folder, others, scan.strays[0].name)
+    elif others:
+        logger.info("%s: left out %d hidden files", folder, others)
+    return scan.frames
+
+
+def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.ndarray:
+    """Read one grey frame of 8 bits from an image file.
+
+    Colour becomes grey as in Pillow's `convert("L")` (a grey picture saved as colour keeps its exact levels), alpha is
+    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`scale_to_8_bits`].
+
+    Args:
+        path (`str` or `os.PathLike`): Image file with one frame.
+        bits_stored (`int`, *optional*):
+            Bits that carry the grey level in a deep image, such as 10 for 10 bits stored in 16; `None` infers them.
+            8-bit files do not need it and ignore it.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
+
+    Raises:
+        FrameReadError: If the file is damaged, holds several frames or cannot be scaled.
+    """
+    try:
+        with Image.open(path) as image:
+            # what the decoder is told, e.g. "RGB;16B": the only trace of 16-bit colour, gone after loading
+            has_deep_colour = ";16" in str([tile.args for tile in image.tile])
+            image.load()
+            return _grey(image, Path(path), bits_stored, has_deep_colour)
+    except FrameReadError:
+        raise
+    except _DAMAGE as error:
+        raise FrameReadError(
+            f"`{path}` cannot be read as an image ({type(error).__name__}: {error}). Restore or remove the file."
+        ) from error
+
+
+def _grey(image: Image.Image, path: Path, bits_stored: int | None, has_deep_colour: bool) -> np.ndarray:
+    number = getattr(image, "n_frames", 1)
+    if number != 1:
+        raise FrameReadError(f"`{path}` holds {number} frames, expected one. Save each frame as a file of its own.")
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(image, path, bits_stored)
+    grey = np.array(image.convert("L"))
+    if has_deep_colour:
+        _check_deep_colour(grey, path, bits_stored)
+    return grey
+
+
+def _deep_grey(image: Image.Image, path: Path, bits_stored: int | None) -> np.ndarray:
+    if getattr(image, "tag_v2", {}).get(_MIN_IS_WHITE_TAG) == 0:
+        # Pillow turns these round at 8 bits but not above, and a frame with bright vessels has no vesselness
+        raise FrameReadError(f"`{path}` stores white as 0, which is not read above 8 bits. Save it with black as 0.")
+    try:
+        return scale_to_8_bits(np.asarray(image), bits_stored)
+    except ValueError as error:
+        raise FrameReadError(f"`{path}`: {error}") from error
+
+
+def _check_deep_colour(grey: np.ndarray, path: Path, bits_stored: int | None) -> None:
+    """Pillow keeps the upper 8 of 16 bits per channel: right for 16 bits stored, nearly black for fewer."""
+    if bits_stored not in (None, 16) or grey.max() < 64:
+        raise FrameReadError(
+            f"`{path}` has 16 bits per colour channel, of which only the upper 8 can be read "
+            f"(largest level {grey.max()}, bits_stored={bits_stored}). Save it as 16-bit grey or as 8-bit."
+        )
+
+
+def scale_to_8_bits(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:
+    """Scale grey levels of a known or inferred bit depth to 0..255.
+
+    Without `bits_stored` the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest level, or the
+    unit range for floats up to 1; a log line names the assumption, once for each depth.
+
+    Args:
+        pixels (`np.ndarray`): Grey levels of any shape, integer or float, finite, >= 0.
+        bits_stored (`int`, *optional*): Bits that carry the grey level, 1 to 32.
+
+    Returns:
+        `np.ndarray` of the same shape: `uint8`; level 0 is 0 and `2**bits_stored - 1` is 255, rounded.
+
+    Raises:
+        ValueError: If a level is negative, not finite or above the bit depth.
+
+    Example:
+        >>> scale_to_8_bits(np.array([[0, 512, 1023]], dtype=np.uint16), bits_stored=10)
+        array([[  0, 128, 255]], dtype=uint8)
+    """
+    if bits_stored is not None and not 1 <= bits_stored <= 32:
+        raise ValueError(f"`bits_stored` must be in [1, 32], got {bits_stored}.")
+    if not np.isfinite(pixels).all():
+        raise ValueError("grey levels must be finite, got NaN or infinity. Replace them before saving.")
+    if pixels.min() < 0:
+        raise ValueError(
+            f"grey levels must be >= 0, got {pixels.min()}. Add the offset of the modality's scale first."
+        )
+    largest = _largest_level(pixels, bits_stored)
+    if pixels.max() > largest:
+        raise ValueError(f"grey levels reach {pixels.max()}, more than {largest:g} of `bits_stored`={bits_stored}.")
+    return np.rint(pixels * np.float64(255 / largest)).astype(np.uint8)
+
+
+def _largest_level(pixels: np.ndarray, bits_stored: int | None) -> float:
+    if bits_stored is not None:
+        return float(2**bits_stored - 1)
+    maximum = pixels.max()
+    if pixels.dtype.kind == "f" and maximum <= 1:
+        _name_assumption("floats up to 1 were taken as the range [0, 1]")
+        return 1.0
+    bits = next((bits for bits in BIT_DEPTHS if maximum < 2**bits), None)
+    if bits is None:
+        raise ValueError(f"grey levels reach {maximum}, more than 16 bits hold. State the depth with `bits_stored`.")
+    _name_assumption(f"a deep image was taken as {bits} bits, the fewest of {BIT_DEPTHS} that hold its largest level")
+    return float(2**bits - 1)
+
+
+@cache
+def _name_assumption(assumption: str) -> None:
+    logger.warning("%s. State `bits_stored` if that is wrong; said once.", assumption)
