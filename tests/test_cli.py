@@ -1,0 +1,167 @@
+"""The command line: what it parses, what it hands on, and how it ends."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vasomim_hf
+from vasomim_hf.cli import main
+
+
+def frame(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((80, 90), 170, np.uint8)
+    pixels[:, 40:44] = 60
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function: object) -> None:
+    """Put a function where the command imports it from, whether or not that module can be imported."""
+    fake = types.ModuleType(f"vasomim_hf.{module}")
+    setattr(fake, name, function)
+    monkeypatch.setitem(sys.modules, f"vasomim_hf.{module}", fake)
+    monkeypatch.setattr(vasomim_hf, module, fake, raising=False)
+
+
+def test_vesselness_writes_a_mask_per_frame_and_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    single = frame(tmp_path / "single.png")
+    frame(tmp_path / "frames/sub/1.png")
+    output = tmp_path / "masks"
+    assert main(["vesselness", str(tmp_path / "frames"), str(single), "--output", str(output)]) == 0
+    assert {path.relative_to(output).as_posix() for path in output.rglob("*.png")} == {"sub/1.png", "single.png"}
+    assert "2 masks written, 0 there already, 0 frames failed" in capsys.readouterr().out
+
+
+def test_vesselness_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vasomim_hf.data import vesselness
+
+    seen = {}
+
+    def record(inputs: list, output: str, options: object, **others: object) -> vesselness.VesselnessReport:
+        seen.update(inputs=inputs, output=output, options=options, **others)
+        return vesselness.VesselnessReport()
+
+    monkeypatch.setattr(vesselness, "vesselness_files", record)
+    arguments = "vesselness a b --output c --border 3 --region largest --bits-stored 10 --workers 2 --overwrite"
+    assert main(arguments.split()) == 0
+    assert seen == {
+        "inputs": ["a", "b"],
+        "output": "c",
+        "options": vesselness.VesselnessOptions(border=3, region="largest"),
+        "bits_stored": 10,
+        "workers": 2,
+        "overwrite": True,
+    }
+
+
+def test_vesselness_does_the_rest_and_ends_with_1_when_a_frame_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    frame(tmp_path / "frames/good.png")
+    bad = tmp_path / "frames/bad.png"
+    bad.write_bytes(b"no image")
+    assert main(["vesselness", str(tmp_path / "frames"), "--output", str(tmp_path / "masks")]) == 1
+    assert (tmp_path / "masks/good.png").is_file()
+    printed = capsys.readouterr()
+    assert f"vasomim: failed: {bad}:" in printed.err
+    assert "1 masks written, 0 there already, 1 frames failed" in printed.out
+
+
+@pytest.mark.parametrize("options", [[], ["--border", "-1"]])
+def test_a_users_error_is_one_line_and_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
+) -> None:
+    assert main(["vesselness", str(tmp_path), "--output", str(tmp_path / "masks"), *options]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("vasomim: error: ") and printed.count("\n") == 1
+
+
+def test_a_missing_input_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["vesselness", str(tmp_path / "nowhere.png"), "--output", str(tmp_path / "masks")]) == 2
+    assert "nowhere.png` does not exist" in capsys.readouterr().err
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no frame"):
+        main(["vesselness", str(tmp_path), "--output", str(tmp_path / "masks"), "--debug"])
+
+
+def test_convert_hands_settings_on_in_their_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    stand_in(
+        monkeypatch, "convert_vasomim_to_hf", "convert", lambda *paths, **config: seen.update(config, paths=paths)
+    )
+    settings = ["num_attention_heads=4", "norm_pix_loss=True", "x=none=1", "mask_ratio=0.75", "--config", "y=[1, 2]"]
+    assert main(["convert", "a.pth", "folder", "--config", *settings]) == 0
+    assert seen == {
+        "paths": ("a.pth", "folder"),
+        "num_attention_heads": 4,
+        "norm_pix_loss": True,
+        "x": "none=1",
+        "mask_ratio": 0.75,
+        "y": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("setting", ["heads", "=4", "two words=4"])
+def test_convert_refuses_a_setting_that_is_not_key_and_value(setting: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["convert", "a.pth", "folder", "--config", setting])
+    assert end.value.code == 2
+    assert f"expected KEY=VALUE, got {setting!r}" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_line_and_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(error: Exception) -> object:
+        def raise_it(*_: object) -> None:
+            raise error
+
+        return raise_it
+
+    stand_in(monkeypatch, "demo", "run_demo", fail(ImportError("Install it with:\n pip install 'vasomim-hf[demo]'")))
+    assert main(["demo", "--output", "folder"]) == 2
+    assert capsys.readouterr().err == "vasomim: error: Install it with: pip install 'vasomim-hf[demo]'\n"
+    stand_in(monkeypatch, "demo", "run_demo", fail(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["demo", "--output", "folder"])
+
+
+def test_demo_hands_its_folder_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    stand_in(monkeypatch, "demo", "run_demo", seen.append)
+    assert main(["demo", "--output", "folder"]) == 0
+    assert seen == ["folder"]
+
+
+def test_version_prints_the_version(capsys: pytest.CaptureFixture) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.strip() == vasomim_hf.__version__
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["vesselness"], ["vesselness", "a"], ["convert", "a"]])
+def test_incomplete_commands_end_with_2_and_say_how_to_use_them(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: vasomim" in capsys.readouterr().err
+
+
+def test_building_the_parser_imports_no_array_library() -> None:
+    code = (
+        "import sys, types; package = types.ModuleType('vasomim_hf'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['vasomim_hf'] = package; from vasomim_hf import cli; cli._parser().format_help();"
+        "print(sorted({'numpy', 'torch', 'cv2', 'PIL', 'transformers'} & set(sys.modules)))"
+    )
+    package = str(Path(vasomim_hf.__file__).parent)
+    result = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,157 @@
+"""The command `vasomim`: vesselness masks, conversion of checkpoints, a demonstration.
+
+Each command imports what it needs when it runs, so that `vasomim --help` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+# what a user's input or installation can cause; anything else is a fault of the program and keeps its traceback
+_USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
+
+    Returns:
+        `int`: 0 if all went well, 1 if part of the work failed, 2 if it could not be done.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except _USER_ERRORS as error:
+        if arguments.debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"vasomim: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser = argparse.ArgumentParser(prog="vasomim", description="A foundation model for X-ray angiograms.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_vesselness, _add_convert, _add_demo, _add_version):
+        add(commands, shared)
+    return parser
+
+
+def _add_vesselness(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "vesselness",
+        parents=[shared],
+        help="write the vessel masks of frames",
+        description="Write a mask of the vessels (PNG, 0 and 255) for each frame, under the frame's own stem.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a frame, or a folder of frames")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the masks")
+    parser.add_argument("--border", type=int, default=20, metavar="PIXELS", help="edge without vessels (default 20)")
+    parser.add_argument(
+        "--region",
+        choices=("brightest", "largest", "all"),
+        default="brightest",
+        help="connected regions to keep: the one of the strongest response (default), the largest, or all",
+    )
+    parser.add_argument(
+        "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit frames (default: inferred)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: by the number of frames)")
+    parser.add_argument("--overwrite", action="store_true", help="make masks again that exist")
+    parser.set_defaults(run=_vesselness)
+
+
+def _vesselness(arguments: argparse.Namespace) -> int:
+    from .data.vesselness import VesselnessOptions, vesselness_files
+
+    report = vesselness_files(
+        arguments.inputs,
+        arguments.output,
+        VesselnessOptions(border=arguments.border, region=arguments.region),
+        bits_stored=arguments.bits_stored,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+    for path, reason in report.failed.items():
+        print(f"vasomim: failed: {path}: {reason}", file=sys.stderr)
+    print(f"{report}: {arguments.output}")
+    return 1 if report.failed else 0
+
+
+def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "convert",
+        parents=[shared],
+        help="turn a checkpoint of the original code into a folder that `from_pretrained` loads",
+        description="Turn a .pth or .safetensors checkpoint of the original code into a folder for `from_pretrained`.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write")
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        type=_setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the weights cannot tell, such as num_attention_heads=4 norm_pix_loss=true",
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as JSON where it is JSON (or `True`, `False`, `None`), else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    value = {"True": "true", "False": "false", "None": "null"}.get(value, value)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .convert_vasomim_to_hf import convert
+
+    convert(arguments.checkpoint, arguments.output, **dict(arguments.config))
+    print(f"converted: {arguments.output}")
+    return 0
+
+
+def _add_demo(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "demo", parents=[shared], help="train a small model on made-up angiograms and show it"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the model and the picture")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    run_demo(arguments.output)
+    return 0
+
+
+def _add_version(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("version", parents=[shared], help="print the version of the package")
+    parser.set_defaults(run=_version)
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    from .version import __version__
+
+    print(__version__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
