@@ -1,0 +1,105 @@
+"""The model card says what was given, and nothing else."""
+
+import pytest
+from huggingface_hub import ModelCard
+
+from vasomim_hf import UNeXtConfig, UNeXtForVesselSegmentation, VasoMIMForPreTraining, VasoMIMModel
+from vasomim_hf.model_card import Result, TrainingRecord, model_card
+from vasomim_hf.presets import load_preset
+
+
+RESULT = {
+    "task": "vessel segmentation",
+    "dataset": "ARCADE",
+    "metric": "Dice",
+    "value": 0.8125,
+    "method": "mean over frames at 512 pixels | one seed",
+    "split": "test",
+}
+TRAINING = {
+    "data": [{"name": "XA-170K", "num_images": 171478}, {"name": "Our own", "licence": "CC0-1.0"}],
+    "recipe": {"epochs": 800, "mask ratio": 0.5},
+    "command": "python training/pretrain.py run.yaml",
+}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> VasoMIMModel:
+    return VasoMIMModel(load_preset("tiny", num_hidden_layers=1, image_size=32))
+
+
+def test_front_matter_is_what_the_hub_reads(encoder):
+    card = ModelCard(model_card(encoder, [RESULT], TRAINING, repo_id="me/vasomim-tiny", base_model="me/encoder"))
+    data = card.data
+    assert (data.license, data.library_name) == ("apache-2.0", "transformers")
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert data.datasets == ["waha2000huang/XA-170K"]
+    assert (data.base_model, data.get("base_model_relation")) == ("me/encoder", "finetune")
+    assert (data.model_name, data.metrics) == ("vasomim-tiny", ["dice"])
+    result = data.eval_results[0]
+    assert (result.task_type, result.dataset_name, result.dataset_split) == ("vessel-segmentation", "ARCADE", "test")
+    assert (result.metric_name, result.metric_value) == ("Dice", 0.8125)
+
+
+def test_card_of_an_unknown_training_states_nothing(encoder):
+    text = model_card(encoder)
+    data = ModelCard(text).data
+    assert data.datasets is None and data.eval_results is None and data.base_model is None
+    assert "## Training\n\nNot stated." in text
+    assert "## Results\n\nNone measured." in text
+    assert "XA-170K" not in text and "ARCADE" not in text
+
+
+def test_card_repeats_what_is_known_of_the_training_with_the_licence_of_the_data(encoder):
+    text = model_card(encoder, training=TrainingRecord(**TRAINING, hardware="one H100, 3 h", note="A first run."))
+    assert "| XA-170K | 171478 | CC BY-NC 4.0 (second-hand" in text
+    assert "| Our own |  | CC0-1.0 |  |" in text
+    assert "| epochs | 800 |" in text and "python training/pretrain.py run.yaml" in text
+    assert "one H100, 3 h" in text and "A first run." in text
+    assert "XA-170K may not be used commercially" in text
+
+
+def test_card_gives_a_result_with_how_it_was_obtained(encoder):
+    text = model_card(encoder, [Result(**RESULT, interval="0.80 to 0.82")])
+    row = "| vessel segmentation | ARCADE (test) | Dice | 0.8125 | 0.80 to 0.82 | mean over frames at 512 pixels \\| one seed |"
+    assert row in text
+
+
+def test_card_has_its_limits_licence_and_citation(encoder):
+    text = model_card(encoder, license="cc-by-nc-4.0")
+    assert "not a medical device" in text
+    assert "Weights: `cc-by-nc-4.0`. Code in this repository: Apache-2.0." in text
+    assert "arXiv:2602.11536" in text and "may not be used commercially" not in text
+
+
+@pytest.mark.parametrize(
+    "model_class, task, auto_class",
+    [
+        (VasoMIMForPreTraining, "image-feature-extraction", "AutoModel.from_pretrained"),
+        (UNeXtForVesselSegmentation, "image-segmentation", "AutoModelForSemanticSegmentation.from_pretrained"),
+    ],
+)
+def test_card_names_the_task_and_the_class_that_loads_the_model(model_class, task, auto_class):
+    config = UNeXtConfig() if model_class is UNeXtForVesselSegmentation else load_preset("tiny", num_hidden_layers=1)
+    text = model_card(model_class(config))
+    assert ModelCard(text).data.pipeline_tag == task
+    assert auto_class in text and "trust_remote_code=True" in text and "import vasomim_hf" in text
+
+
+def test_card_of_a_pretraining_model_states_its_objective():
+    text = model_card(VasoMIMForPreTraining(load_preset("tiny", num_hidden_layers=1, mask_ratio=0.6)))
+    assert "| `mask_ratio` | 0.6 |" in text and "| `guidance_ratio_end` | 0.5 |" in text
+
+
+@pytest.mark.parametrize(
+    "results, training, message",
+    [
+        ([{**RESULT, "vlaue": 1}], None, "Result has no vlaue. It has task"),
+        ([{"task": "x"}], None, "Result is incomplete: .*'dataset'"),
+        (None, {"epochs": 800}, "TrainingRecord has no epochs"),
+        (None, {"data": [{"licence": "MIT"}]}, "TrainingData is incomplete: .*'name'"),
+    ],
+)
+def test_a_field_that_is_unknown_or_missing_is_named(encoder, results, training, message):
+    with pytest.raises(ValueError, match=message):
+        model_card(encoder, results, training)
