@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 SHARED = Path(os.environ.get("VASOMIM_TEST_DATA", Path(__file__).parents[2] / "shared"))
@@ -31,3 +32,28 @@ def shared_reference() -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+class CountOperations(TorchDispatchMode):
+    """Records the name of every operation that reaches the dispatcher, and those that wait for a device."""
+
+    SYNCHRONISING = frozenset(
+        ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "unique_dim", "_unique2", "equal")
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    @property
+    def waiting(self) -> set[str]:
+        return set(self.names) & self.SYNCHRONISING
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def counted_operations() -> CountOperations:
+    return CountOperations()
