@@ -1,0 +1,242 @@
+"""Pre-training: what a run file becomes, and what one step of it does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+
+from ..configuration_unext import UNeXtConfig
+from ..configuration_vasomim import VasoMIMConfig
+from ..data.frame_cache import FrameCache, FrameCacheDataset
+from ..data.transforms import normalize_frames
+from ..image_processing_vasomim import VasoMIMImageProcessor
+from ..masking_vasomim import patch_scores
+from ..modeling_vasomim_pretraining import VasoMIMForPreTraining, VasoMIMForPreTrainingOutput
+from ..optimization import absolute_learning_rate, cosine_learning_rate, parameter_groups
+from ..presets import load_config_file, load_preset
+from .pictures import COLUMNS, hide_patches, picture_grid, to_grey
+from .run_config import PretrainRun, RunConfigError, save_run
+from .run_data import FinishHook, open_run_cache, save_final
+from .step_plan import StepPlan
+from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
+
+
+# The same frames and masks in every picture of a run
+PICTURE_SEED = 0
+
+
+def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> TrainingResult:
+    """Pre-train VasoMIM as a run file says.
+
+    Args:
+        run (`PretrainRun`): The run.
+        on_finished (`Callable[[Path], None]`, *optional*): May add files to the final folder.
+
+    Returns:
+        `TrainingResult`: Whether training is finished; `folder` is the final model, or the checkpoint it stopped at.
+
+    Raises:
+        ValueError: If the run does not fit its data, its segmentor or an earlier run in the same folder.
+    """
+    accelerator = make_accelerator(run)
+    try:
+        checkpoint_to_resume(run)
+        model = build_model(run)
+        cache = open_run_cache(run, accelerator)
+        height, width = model.config.image_height_width
+        image_processor = VasoMIMImageProcessor(size={"height": height, "width": width})
+        dataset = FrameCacheDataset(cache, (height, width), run.seed, tuple(run.crop_scale), run.flip_probability)
+        if accelerator.is_main_process:
+            save_run(run, run.output_dir)
+        frames_per_step = run.batch_size * run.gradient_accumulation_steps * accelerator.num_processes
+        parts = Parts(model, _optimizer(run, model, frames_per_step), _relative_rate(run), dataset, run.epochs)
+        task = PretrainTask(run, model.config, image_processor, dataset)
+        result = TrainingLoop(run, accelerator, parts, task).train()
+        if not result.finished:
+            return result
+        folder = Path(run.output_dir)
+        if accelerator.is_main_process:
+            final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            folder = save_final(folder, final, image_processor, on_finished)
+        accelerator.wait_for_everyone()
+        return TrainingResult(True, result.step, folder)
+    finally:
+        accelerator.end_training()
+
+
+def build_config(run: PretrainRun) -> VasoMIMConfig:
+    """Configuration of a run's model: a preset or a file, the keys under `model`, the sizes of the segmentor."""
+    overrides = dict(run.model)
+    if run.segmentor is not None and "segmentor_config" not in overrides:
+        overrides["segmentor_config"] = UNeXtConfig.from_pretrained(_existing(run.segmentor, "segmentor"))
+    if run.model_config is not None:
+        return load_config_file(run.model_config, **overrides)
+    return load_preset(str(run.preset), **overrides)
+
+
+def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
+    """Model of a run, with its segmentor's weights.
+
+    Raises:
+        FileNotFoundError: If a folder is not there.
+        ValueError: If the model needs a segmentor and gets none, or `init` does not fit the configuration.
+    """
+    config = build_config(run)
+    torch.manual_seed(run.seed)
+    model = VasoMIMForPreTraining(config) if run.init is None else _load_initial(_existing(run.init, "init"), config)
+    if run.segmentor is not None:
+        model.load_segmentor(run.segmentor)
+    elif config.has_segmentor and not (run.init is not None and _holds_segmentor(Path(run.init))):
+        raise RunConfigError(
+            "This model is guided by a trained vessel segmentor, and the run names none. Train one with "
+            "training/train_segmentor.py and give its folder with --segmentor, or leave it out: "
+            "--model.filter_weight 1 --model.consistency_loss_weight 0"
+        )
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def _existing(folder: str, key: str) -> str:
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"`{key}`: {folder} holds no model, there is no config.json in it.")
+    return folder
+
+
+def _load_initial(folder: str, config: VasoMIMConfig) -> VasoMIMForPreTraining:
+    model, info = VasoMIMForPreTraining.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    # An encoder alone is a fair start; a half-filled encoder is a mistake
+    broken = [name for name in fresh if "vasomim." in name]
+    if broken:
+        raise RunConfigError(
+            f"`init`: {folder} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}"
+        )
+    return model
+
+
+def _holds_segmentor(folder: Path) -> bool:
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if any(name.startswith("segmentor.") for name in header):
+            return True
+    return False
+
+
+def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: int) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameter_groups(model, run.weight_decay),
+        lr=absolute_learning_rate(run.base_learning_rate, frames_per_step),
+        betas=(run.betas[0], run.betas[1]),
+        fused=True,
+    )
+
+
+def _relative_rate(run: PretrainRun) -> Any:
+    def rate(step: int, plan: StepPlan) -> float:
+        peak = absolute_learning_rate(run.base_learning_rate, plan.frames_per_step)
+        return cosine_learning_rate(
+            step,
+            steps_per_epoch=plan.steps_per_epoch,
+            num_epochs=plan.num_epochs,
+            warmup_epochs=run.warmup_epochs,
+            peak=1.0,
+            minimum=run.min_learning_rate / peak if peak else 0.0,
+        )
+
+    return rate
+
+
+class PretrainTask:
+    """One step of pre-training, what it logs and the pictures it makes.
+
+    Args:
+        run (`PretrainRun`): The run.
+        config (`VasoMIMConfig`): Of the model.
+        image_processor (`VasoMIMImageProcessor`): The only home of the pixel statistics.
+        dataset (`FrameCacheDataset`): Whose frames are shown in pictures.
+    """
+
+    metric_names = ("loss", "reconstruction_loss", "consistency_loss", "hidden_vessel_share")
+
+    def __init__(
+        self,
+        run: PretrainRun,
+        config: VasoMIMConfig,
+        image_processor: VasoMIMImageProcessor,
+        dataset: FrameCacheDataset,
+    ):
+        self.run = run
+        self.config = config
+        self.mean = list(image_processor.image_mean)
+        self.std = list(image_processor.image_std)
+        self.num_patches = config.patch_grid[0] * config.patch_grid[1]
+        self.picture_dataset = FrameCacheDataset(_some_frames(dataset, run.num_pictures), dataset.size, augment=False)
+
+    def inputs(self, batch: dict[str, torch.Tensor], context: ForwardContext) -> dict[str, Any]:
+        """Arguments of [`VasoMIMForPreTraining`]'s `forward`."""
+        pixels, generator = batch["pixel"], context.generator
+        return {
+            "pixel_values": normalize_frames(pixels, self.mean, self.std),
+            "vesselness": batch["vesselness"],
+            "progress": context.progress,
+            "noise": torch.rand(len(pixels), self.num_patches, device=pixels.device, generator=generator),
+        }
+
+    def metrics(
+        self, output: VasoMIMForPreTrainingOutput, inputs: dict[str, Any]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
+        """Losses, and vessel pixels under hidden patches of all vessel pixels."""
+        vessels = patch_scores(inputs["vesselness"].float(), self.config.patch_size)
+        return {
+            "loss": (output.loss, 1.0),
+            "reconstruction_loss": (output.reconstruction_loss, 1.0),
+            "consistency_loss": (output.consistency_loss, 1.0),
+            "hidden_vessel_share": ((vessels * output.mask).sum(), vessels.sum()),
+        }
+
+    def epoch_values(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> dict[str, float]:
+        """What a uniform mask would hide of the vessels, and the share of hidden patches drawn where vessels are."""
+        num_visible = int(self.num_patches * (1 - self.config.mask_ratio))
+        start, end = self.config.guidance_ratio_start, self.config.guidance_ratio_end
+        return {
+            "uniform_hidden_vessel_share": 1 - num_visible / self.num_patches,
+            "guidance_ratio": start + progress * (end - start),
+        }
+
+    def picture(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> Image.Image | None:
+        """Frame, what is visible of it, reconstruction, and the vessels of each; every so many epochs."""
+        every = self.run.picture_every_epochs
+        if every == 0 or (epoch % every and epoch != self.run.epochs):
+            return None
+        device = next(model.parameters()).device
+        batch = default_collate([self.picture_dataset[index] for index in range(len(self.picture_dataset))])
+        generator = torch.Generator(device).manual_seed(PICTURE_SEED)
+        inputs = self.inputs({k: v.to(device) for k, v in batch.items()}, ForwardContext(progress, generator))
+        model.eval()
+        with torch.no_grad():
+            output = model(**inputs)
+            return self._draw(model, inputs, output)
+
+    def _draw(
+        self, model: VasoMIMForPreTraining, inputs: dict[str, Any], output: VasoMIMForPreTrainingOutput
+    ) -> Image.Image:
+        frames = to_grey(inputs["pixel_values"], self.mean, self.std)
+        reconstruction = output.reconstruction.float()
+        visible = hide_patches(frames, output.mask, self.config.patch_grid)
+        columns = [frames, visible, to_grey(reconstruction, self.mean, self.std), inputs["vesselness"]]
+        if model.segmentor is not None:
+            columns += [model.segmentor(x).logits.sigmoid() for x in (inputs["pixel_values"], reconstruction)]
+        return picture_grid(columns, COLUMNS[: len(columns)])
+
+
+def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCache:
+    """Frames from all over the cache."""
+    count = min(count, len(dataset))
+    return dataset.cache.select([i * len(dataset) // count for i in range(count)])

@@ -1,0 +1,382 @@
+"""Run files: one YAML for one run, each key known, typed and explained; `--key value` changes it.
+
+Numbers that belong to a checkpoint (sizes, mask ratio, guidance, loss weights) are not here: they are the model's
+configuration, reached under `model`.
+"""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from ..configuration_unext import UNeXtConfig
+from ..configuration_vasomim import VasoMIMConfig
+from ..data.vesselness import VesselnessOptions
+from ..import_utils import require
+
+
+RUN_FILE_NAME = "run.yaml"
+PRECISIONS = ("no", "bf16", "fp16")
+
+Run = TypeVar("Run", bound="TrainingRun")
+
+
+class RunConfigError(ValueError):
+    """A run file or an argument that does not fit; the message says how to mend it."""
+
+
+def _key(default: object, text: str) -> typing.Any:
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: default.copy(), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainingRun:
+    """What both kinds of run have in common. Each key explains itself in `metadata["help"]`, shown by `--help`."""
+
+    data: str = _key("", "folder of frames, folder of a saved dataset or Parquet files, or hf://datasets/OWNER/NAME")
+    output_dir: str = _key("", "where run.yaml, log, pictures, checkpoints and the final model go")
+    data_split: str = _key("train", "split of a dataset")
+    frame_list: str | None = _key(
+        None, "text or JSON file that names the frames to use, as paths below the data folder"
+    )
+    frame_list_key: str | None = _key(None, "key of the list, if the JSON file is an object")
+    masks: str | None = _key(None, "folder of ready vessel masks (PNG, 0/255), instead of the filter's")
+    bits_stored: int | None = _key(None, "bit depth of deep frames, e.g. 10 for 10 bits in 16; null infers it")
+    vesselness: dict = _key({}, "options of the vesselness filter, e.g. {border: 20}")
+    cache_dir: str = _key("runs/cache", "where decoded frames and their vesselness are kept for later runs")
+    crop_scale: list[float] = _key([0.2, 1.0], "share of the frame's area kept by the random crop, from and to")
+    flip_probability: float = _key(0.5, "probability of a horizontal flip")
+
+    batch_size: int = _key(256, "frames a process sees at once")
+    gradient_accumulation_steps: int = _key(1, "batches that make one optimiser step")
+    clip_grad_norm: float | None = _key(None, "largest gradient norm; null does not clip")
+    mixed_precision: str = _key("bf16", "no, bf16 or fp16")
+    num_workers: int = _key(4, "loader processes of each training process; 0 loads in the training process")
+    num_threads: int | None = _key(None, "CPU threads of each process; null leaves it to torch")
+    seed: int = _key(0, "of weights, crops, order and masks")
+
+    resume: str = _key(
+        "never", "never, auto (the newest complete checkpoint in output_dir, if any) or a checkpoint folder"
+    )
+    save_every_epochs: int = _key(20, "epochs between checkpoints")
+    keep_checkpoints: int = _key(2, "checkpoints kept, newest first; 0 keeps all")
+    log_every_steps: int = _key(20, "optimiser steps between two lines of the log")
+    tensorboard: bool = _key(True, "also write a TensorBoard log to output_dir/tensorboard")
+    max_frames: int | None = _key(None, "use only the first frames, for a trial")
+
+    def validate(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            RunConfigError: If a required key is missing or a number out of range.
+        """
+        for name in ("data", "output_dir"):
+            if not getattr(self, name):
+                raise RunConfigError(f"`{name}` is missing. Write `{name}: ...` in the run file, or give --{name} ...")
+        if self.mixed_precision not in PRECISIONS:
+            raise RunConfigError(
+                f"`mixed_precision` must be one of {', '.join(PRECISIONS)}, got {self.mixed_precision!r}."
+            )
+        counts = ("batch_size", "gradient_accumulation_steps", "save_every_epochs", "log_every_steps")
+        self._require_at_least(1, *counts, "num_threads", "max_frames")
+        self._require_at_least(0, "num_workers", "keep_checkpoints", "seed", "flip_probability")
+        if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
+            raise RunConfigError(f"`crop_scale` must be two shares, 0 < from <= to <= 1, got {self.crop_scale}.")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise RunConfigError(f"`clip_grad_norm` must be > 0, got {self.clip_grad_norm}. Write null to not clip.")
+        if self.seed >= 2**32:
+            raise RunConfigError(f"`seed` must be below 2**32, got {self.seed}.")
+        if self.masks is not None and self.vesselness:
+            raise RunConfigError("`vesselness` sets options of the filter, and `masks` replaces it. Leave one out.")
+
+    def _require_at_least(self, minimum: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= minimum:
+                raise RunConfigError(f"`{name}` must be at least {minimum}, got {value}.")
+
+
+@dataclass
+class PretrainRun(TrainingRun):
+    """A pre-training run; the defaults are the paper's recipe."""
+
+    preset: str | None = _key("base", "tiny, small, base, large or huge")
+    model_config: str | None = _key(None, "JSON file of a model configuration, instead of a preset")
+    model: dict = _key({}, "keys of VasoMIMConfig that replace those of the preset, e.g. {mask_ratio: 0.75}")
+    segmentor: str | None = _key(None, "folder of a trained segmentor (training/train_segmentor.py makes one)")
+    init: str | None = _key(None, "folder of a pre-trained VasoMIM to start from, instead of random weights")
+
+    epochs: int = _key(800, "length of training")
+    warmup_epochs: float = _key(40.0, "length of the linear warm-up")
+    base_learning_rate: float = _key(1.5e-4, "per 256 frames; the absolute rate is logged")
+    min_learning_rate: float = _key(0.0, "absolute rate that the cosine ends at")
+    weight_decay: float = _key(0.05, "of AdamW; not on biases and norms")
+    betas: list[float] = _key([0.9, 0.95], "of AdamW")
+    gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass, to save memory")
+    picture_every_epochs: int = _key(20, "epochs between pictures; 0 makes none")
+    num_pictures: int = _key(6, "frames in a picture")
+
+    def validate(self) -> None:
+        """Refuse what cannot be run; see [`TrainingRun.validate`]."""
+        super().validate()
+        self._require_at_least(1, "epochs", "num_pictures")
+        self._require_at_least(0, "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay")
+        self._require_at_least(0, "picture_every_epochs")
+        if self.warmup_epochs > self.epochs:
+            raise RunConfigError(
+                f"The warm-up of {self.warmup_epochs:g} epochs is longer than the {self.epochs} epochs of training. "
+                f"The paper's share is a twentieth: --warmup_epochs {self.epochs / 20:g}"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RunConfigError(f"`betas` must be two numbers in [0, 1), got {self.betas}.")
+        if (self.preset is None) == (self.model_config is None):
+            raise RunConfigError(
+                f"Give one of `preset` and `model_config`, got {self.preset!r} and {self.model_config!r}. "
+                "Write `preset: null` to use a JSON file."
+            )
+
+
+@dataclass
+class SegmentorRun(TrainingRun):
+    """A run that trains the UNeXt segmentor on vesselness; the defaults are the authors' recipe."""
+
+    model: dict = _key({}, "keys of UNeXtConfig")
+    image_size: int = _key(224, "side of the crops in pixels")
+    epochs: int = _key(200, "length of training")
+    learning_rate: float = _key(
+        1e-3, "of Adam in the first epoch, whatever the batch; then (1 - epoch / epochs) ** 0.9"
+    )
+    validation_share: float = _key(0.05, "share of the frames held out to measure Dice against their vesselness")
+    mixed_precision: str = _key("no", "no, bf16 or fp16")
+
+    def validate(self) -> None:
+        """Refuse what cannot be run; see [`TrainingRun.validate`]."""
+        super().validate()
+        self._require_at_least(1, "epochs", "image_size")
+        self._require_at_least(0, "learning_rate")
+        if not 0 <= self.validation_share < 1:
+            raise RunConfigError(f"`validation_share` must be in [0, 1), got {self.validation_share}.")
+
+
+def load_run(kind: type[Run], path: str | Path, arguments: list[str] | None = None) -> Run:
+    """Read a run file and change it by arguments.
+
+    Args:
+        kind (`type`): `PretrainRun` or `SegmentorRun`.
+        path (`str` or `Path`): YAML file. Paths in it are relative to the working directory.
+        arguments (`list[str]`, *optional*): Such as `["--epochs", "20", "--model.mask_ratio=0.75"]`.
+
+    Returns:
+        The run, checked.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RunConfigError: If a key is unknown, a value has the wrong type or a number is out of range.
+    """
+    yaml = require("yaml", "training")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no run file {path}. The project's are in training/configs.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RunConfigError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RunConfigError(f"{path} must hold `key: value` lines, got {type(values).__name__}.")
+    for name, text in parse_arguments(arguments or []):
+        _override(values, name, text)
+    return make_run(kind, values, str(path))
+
+
+def make_run(kind: type[Run], values: dict, where: str = "the run") -> Run:
+    """Make a run of a dictionary; as [`load_run`], with `where` as the name in messages."""
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    converted = {}
+    for name, value in values.items():
+        if name not in known:
+            raise RunConfigError(_unknown(str(name), list(known), where))
+        converted[name] = _convert(name, value, hints[name])
+    if "model" in converted:
+        _check_nested("model", converted["model"], VasoMIMConfig if kind is PretrainRun else UNeXtConfig)
+    if "vesselness" in converted:
+        _check_nested("vesselness", converted["vesselness"], VesselnessOptions)
+    run = kind(**converted)
+    run.validate()
+    return run
+
+
+def parse_arguments(arguments: list[str]) -> list[tuple[str, str]]:
+    """Split `--key value` and `--key=value` into pairs.
+
+    Raises:
+        RunConfigError: If an argument is no key, or a key has no value.
+
+    Example:
+        >>> parse_arguments(["--epochs", "20", "--model.mask_ratio=0.75"])
+        [('epochs', '20'), ('model.mask_ratio', '0.75')]
+    """
+    pairs, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            raise RunConfigError(
+                f"Expected --key value, got {argument!r}. A list is one argument: --betas '[0.9, 0.95]'"
+            )
+        name, has_value, value = argument[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise RunConfigError(
+                    f"--{name} has no value. Write --{name} VALUE, for a switch --{name} true or false."
+                )
+            value = rest.pop(0)
+        pairs.append((name.replace("-", "_"), value))
+    return pairs
+
+
+def save_run(run: TrainingRun, folder: str | Path) -> None:
+    """Write a run to `run.yaml` in a folder, so that it can be given to the script again."""
+    yaml = require("yaml", "training")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{RUN_FILE_NAME}.tmp"
+    temporary.write_text(yaml.safe_dump(dataclasses.asdict(run), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, folder / RUN_FILE_NAME)
+
+
+def describe_keys(kind: type[TrainingRun]) -> str:
+    """One line for each key of a run file: name, meaning, default; for `--help`."""
+    default = kind()
+    return "\n".join(
+        f"  {item.name:<29}{item.metadata['help']} [{_shown(getattr(default, item.name))}]"
+        for item in dataclasses.fields(kind)
+    )
+
+
+def _shown(value: object) -> str:
+    if value == "":
+        return "required"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _unknown(name: str, known: list[str], where: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    is_for_model = where != "`model`" and name in _own_keys(VasoMIMConfig)
+    in_model = f" It is a key of the model: write it under `model`, or --model.{name}" if is_for_model else ""
+    hint = in_model or (f" Did you mean `{close[0]}`?" if close else f" Known keys: {', '.join(known)}.")
+    return f"{where} has an unknown key `{name}`.{hint}"
+
+
+def _own_keys(kind: type) -> list[str]:
+    # not those that transformers gives every configuration
+    return [key for key in kind.__annotations__ if not key.startswith("_")]
+
+
+def _check_nested(name: str, values: dict, kind: type) -> None:
+    known = _own_keys(kind)
+    for key, value in values.items():
+        if key not in known:
+            raise RunConfigError(_unknown(key, known, f"`{name}`"))
+        values[key] = _number_if_it_looks_like_one(value)
+
+
+def _number_if_it_looks_like_one(value: object) -> object:
+    # YAML 1.1 reads 1e-3 as text, since it has no dot
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _override(values: dict, name: str, text: str) -> None:
+    """Put the text of an argument in its place; `_convert` makes the value of it."""
+    yaml = require("yaml", "training")
+    name, is_nested, key = name.partition(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RunConfigError(f"--{name} {text!r} is not valid YAML: {error}") from error
+    if not is_nested:
+        # A path may look like a number, as a folder 2024 does
+        values[name] = value if value is None or isinstance(value, list | dict) else text
+        return
+    nested = values.setdefault(name, {})
+    if nested is None or not isinstance(nested, dict):
+        raise RunConfigError(f"--{name}.{key} needs `{name}` to hold keys, got {nested!r}.")
+    nested[key] = value
+
+
+def _convert(name: str, value: object, hint: object) -> typing.Any:
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None:
+        if types.NoneType in choices:
+            return None
+        if dict in choices:
+            return {}
+        raise RunConfigError(f"`{name}` must not be empty.")
+    target = next(choice for choice in choices if choice is not types.NoneType)
+    converter = _CONVERTERS.get(typing.get_origin(target) or target)
+    converted = converter(value)
+    if converted is None:
+        raise RunConfigError(f"`{name}` must be {_NAMES[typing.get_origin(target) or target]}, got {value!r}.")
+    return converted
+
+
+def _to_str(value: object) -> str | None:
+    if value is False:
+        return "no"  # YAML 1.1 reads a plain `no` as false
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+
+
+def _to_bool(value: object) -> bool | None:
+    return {"true": True, "yes": True, "false": False, "no": False}.get(str(value).lower())
+
+
+def _to_float(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if number == number else None
+
+
+def _to_int(value: object) -> int | None:
+    number = _to_float(value)
+    return int(number) if number is not None and number == number // 1 and abs(number) < 2**63 else None
+
+
+def _to_numbers(value: object) -> list[float] | None:
+    if not isinstance(value, list | tuple):
+        return None
+    numbers = [_to_float(item) for item in value]
+    return None if any(number is None for number in numbers) else typing.cast("list[float]", numbers)
+
+
+_CONVERTERS: dict = {
+    str: _to_str,
+    bool: _to_bool,
+    int: _to_int,
+    float: _to_float,
+    list: _to_numbers,
+    dict: lambda value: dict(value) if isinstance(value, dict) else None,
+}
+_NAMES = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list of numbers such as [0.9, 0.95]",
+    dict: "keys and values",
+}

@@ -1,0 +1,69 @@
+"""From a run's `data:` line to a frame cache, and from a trained model to its final folder."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+from ..data.frame_cache import FrameCache, build_frame_cache
+from ..data.frame_sources import open_source
+from ..image_processing_vasomim import VasoMIMImageProcessor
+from .checkpoints import new_folder
+from .run_config import TrainingRun
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+logger = logging.getLogger(__name__)
+
+FINAL_NAME = "final"
+
+# Called with the folder of the final model before it gets its name, to add files such as a model card
+FinishHook = Callable[[Path], None]
+
+
+def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
+    """Build or open the frame cache of a run; one process builds, the others wait."""
+    with accelerator.main_process_first():
+        source = open_source(
+            run.data,
+            split=run.data_split,
+            frame_list=run.frame_list,
+            frame_list_key=run.frame_list_key,
+            masks=run.masks,
+            bits_stored=run.bits_stored,
+        )
+        cache = build_frame_cache(
+            source,
+            run.cache_dir,
+            vesselness_options=run.vesselness,
+            num_workers=_num_cores(),
+            show_progress=accelerator.is_main_process,
+        )
+    if accelerator.is_main_process:
+        logger.info("%d frames of %s, cached in %s", len(cache), source.description, cache.folder)
+    if run.max_frames is not None:
+        cache = cache.select(list(range(min(run.max_frames, len(cache)))))
+    return cache
+
+
+def save_final(
+    output_dir: Path, model: PreTrainedModel, image_processor: VasoMIMImageProcessor, on_finished: FinishHook | None
+) -> Path:
+    """Write the folder that `from_pretrained` loads, model and image processor together; it appears when complete."""
+    folder = output_dir / FINAL_NAME
+    with new_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        image_processor.save_pretrained(temporary)
+        if on_finished is not None:
+            on_finished(temporary)
+    return folder
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

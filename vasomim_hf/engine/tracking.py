@@ -1,0 +1,127 @@
+"""What a run tells: a log of JSON lines, TensorBoard, a progress bar; and running means that do not wait for the device."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..import_utils import require
+
+
+LOG_NAME = "log.jsonl"
+
+
+class RunLog:
+    """Log of a run, written by the main process.
+
+    `log.jsonl` has one JSON object a line, with `kind` (`"start"`, `"step"`, `"epoch"`, ...) and `step`, the optimiser
+    steps done. A resumed run first drops the lines behind its checkpoint, so that each step stands there once.
+
+    Args:
+        folder (`Path`): Folder of the run.
+        is_main (`bool`): Whether this process writes.
+        tensorboard (`bool`): Whether to write a TensorBoard log too.
+        first_step (`int`): Optimiser steps done before.
+    """
+
+    def __init__(self, folder: Path, is_main: bool, tensorboard: bool, first_step: int):
+        self._path = folder / LOG_NAME if is_main else None
+        self._board = None
+        if self._path is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _drop_lines_after(self._path, first_step)
+        if tensorboard:
+            writer = require("torch.utils.tensorboard", "training").SummaryWriter
+            self._board = writer(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        """Write one line; numbers also go to TensorBoard under `kind/name`."""
+        if self._path is None:
+            return
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def picture(self, name: str, step: int, image: Image.Image) -> None:
+        """Give a picture to TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(folder: str | Path, kind: str | None = None) -> list[dict]:
+    """Read the log of a run.
+
+    Args:
+        folder (`str` or `Path`): Folder of the run.
+        kind (`str`, *optional*): Only lines of this kind.
+
+    Returns:
+        `list[dict]`: The lines. A last line cut short by a crash is left out.
+    """
+    lines = []
+    for text in (Path(folder) / LOG_NAME).read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if kind is None or line["kind"] == kind:
+            lines.append(line)
+    return lines
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = [json.dumps(line) + "\n" for line in read_log(path.parent) if line["step"] <= step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class RunningMeans:
+    """Weighted means over many steps, added up on the device and read only when asked for.
+
+    Args:
+        names (`tuple[str, ...]`): Names of the means.
+        device (`torch.device`): Where they are added up.
+
+    Example:
+        >>> means = RunningMeans(("loss",), torch.device("cpu"))
+        >>> means.add({"loss": (torch.tensor(3.0), 1.0)})
+        >>> means.add({"loss": (torch.tensor(1.0), 1.0)})
+        >>> means.read(means.sums)
+        {'loss': 2.0}
+    """
+
+    def __init__(self, names: tuple[str, ...], device: torch.device):
+        self.names = names
+        self.sums = torch.zeros(2, len(names), device=device)
+
+    def add(self, values: dict[str, tuple[torch.Tensor, torch.Tensor | float]]) -> None:
+        """Add a sum and its weight for every name; scalars, a mean is its own sum with weight 1."""
+        sums = torch.stack([values[name][0].detach().float() for name in self.names])
+        weights = [torch.as_tensor(values[name][1], device=self.sums.device).float() for name in self.names]
+        self.sums += torch.stack([sums, torch.stack(weights)])
+
+    def read(self, sums: torch.Tensor) -> dict[str, float]:
+        """Means of sums, which may come from several processes; a mean without weight is left out."""
+        totals, weights = sums.tolist()
+        return {n: t / w for n, t, w in zip(self.names, totals, weights, strict=True) if w > 0}
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.sums.zero_()
