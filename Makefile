@@ -63,7 +63,7 @@ unit: $(VENV)/.dev  ## Run the unit tests
 
 .PHONY: test-upstream
 test-upstream: $(VENV)/.dev  ## Run transformers' own common tests against our classes
-	$(BIN)/python tests/upstream/run.py $(PYTEST_ARGS)
+	$(BIN)/python tests/upstream/run.py --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## Run every benchmark
