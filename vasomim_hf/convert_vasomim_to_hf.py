@@ -371,7 +371,9 @@ def _with_segmentor(weights: Weights, segmentor: UNeXtForVesselSegmentation | st
     if not isinstance(segmentor, UNeXtForVesselSegmentation):
         raise ValueError(f"`segmentor` must be a UNeXtForVesselSegmentation, got a {type(segmentor).__name__}.")
     kept = {name: value for name, value in weights.items() if not name.startswith(SEGMENTOR_PREFIX)}
-    return kept | {SEGMENTOR_PREFIX + name: value for name, value in original_state_dict(segmentor).items()}
+    # copies, so that the model does not change with a segmentor that is trained on
+    added = {SEGMENTOR_PREFIX + name: value.clone() for name, value in original_state_dict(segmentor).items()}
+    return kept | added
 
 
 def _of_segmentor(weights: Weights) -> Weights:
@@ -501,8 +503,7 @@ def _fill(model: PreTrainedModel, weights: Weights, ignore_unexpected: bool) -> 
 
 def _third(value: torch.Tensor, part: int) -> torch.Tensor:
     size = value.shape[0] // 3
-    # a copy, since safetensors does not write tensors that share memory
-    return value[part * size : (part + 1) * size].clone()
+    return value[part * size : (part + 1) * size]
 
 
 def _refuse_unexpected(unexpected: list[str], ignore_unexpected: bool) -> None:
