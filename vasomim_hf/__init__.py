@@ -6,13 +6,16 @@ Importing this package makes the Auto classes of transformers know its models.
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
+from transformers.utils import is_torchvision_available
 
 from .configuration_unext import UNeXtConfig
 from .configuration_vasomim import VasoMIMConfig
+from .image_processing_vasomim import VasoMIMImageProcessor, VasoMIMImageProcessorPil
 from .modeling_unext import UNeXtForVesselSegmentation
 from .modeling_vasomim import VasoMIMBackbone, VasoMIMModel
 from .modeling_vasomim_pretraining import VasoMIMForPreTraining
@@ -27,6 +30,12 @@ AutoBackbone.register(VasoMIMConfig, VasoMIMBackbone, exist_ok=True)
 AutoModelForPreTraining.register(VasoMIMConfig, VasoMIMForPreTraining, exist_ok=True)
 AutoModelForSemanticSegmentation.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
 
+_image_processors = {"pil": VasoMIMImageProcessorPil}
+if is_torchvision_available():
+    _image_processors["torchvision"] = VasoMIMImageProcessor
+for _config in (UNeXtConfig, VasoMIMConfig):
+    AutoImageProcessor.register(_config, image_processor_classes=_image_processors, exist_ok=True)
+
 
 __all__ = [
     "UNeXtConfig",
@@ -34,6 +43,8 @@ __all__ = [
     "VasoMIMBackbone",
     "VasoMIMConfig",
     "VasoMIMForPreTraining",
+    "VasoMIMImageProcessor",
+    "VasoMIMImageProcessorPil",
     "VasoMIMModel",
     "__version__",
 ]
