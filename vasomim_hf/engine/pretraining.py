@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import default_collate
 
 from ..configuration_unext import UNeXtConfig
 from ..configuration_vasomim import VasoMIMConfig
@@ -216,7 +215,9 @@ class PretrainTask:
         if every == 0 or (epoch % every and epoch != self.run.epochs):
             return None
         device = next(model.parameters()).device
-        batch = default_collate([self.picture_dataset[index] for index in range(len(self.picture_dataset))])
+        batch = torch.utils.data.default_collate(
+            [self.picture_dataset[index] for index in range(len(self.picture_dataset))]
+        )
         generator = torch.Generator(device).manual_seed(PICTURE_SEED)
         inputs = self.inputs({k: v.to(device) for k, v in batch.items()}, ForwardContext(progress, generator))
         model.eval()

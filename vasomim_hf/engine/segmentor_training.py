@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ..configuration_unext import UNeXtConfig
@@ -151,7 +150,7 @@ class SegmentorTask:
         model.eval()
         device = next(model.parameters()).device
         scores = []
-        for batch in DataLoader(self.validation, batch_size=VALIDATION_BATCH_SIZE):
+        for batch in torch.utils.data.DataLoader(self.validation, batch_size=VALIDATION_BATCH_SIZE):
             logits = self._logits(model, batch["pixel"].to(device))
             scores.append(dice_of_masks(logits > 0, batch["vesselness"].to(device) > 0))
         return {"validation_dice": float(torch.cat(scores).mean())}

@@ -118,7 +118,7 @@ class RunningMeans:
         self.sums += torch.stack([sums, torch.stack(weights)])
 
     def read(self, sums: torch.Tensor) -> dict[str, float]:
-        """Means of sums, which may come from several processes; a mean without weight is left out."""
+        """Means of `sums`, of shape (2, names), which may be added up over processes; one without weight is left out."""
         totals, weights = sums.tolist()
         return {n: t / w for n, t, w in zip(self.names, totals, weights, strict=True) if w > 0}
 
