@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vasomim_hf.data import frames
 from vasomim_hf.data.frames import FrameReadError, list_frames, read_frame, scale_to_8_bits, scan_folder
 
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> None:
-    frames._name_assumption.cache_clear()
+    logging.Logger.warning_once.cache_clear()  # made by transformers: each text is said once per process
 
 
 def ramp(levels: int, dtype: type = np.uint16) -> np.ndarray:
@@ -134,6 +133,16 @@ def test_stated_bits_win_over_inferred_ones(tmp_path: Path) -> None:
     assert read_frame(path, bits_stored=9).max() == 255
 
 
+def test_the_inferred_depth_grows_with_the_first_level_it_does_not_hold() -> None:
+    for largest, bits in ((255, 8), (256, 10), (1023, 10), (1024, 12), (4096, 14), (16384, 16), (65535, 16)):
+        pixels = np.array([[0, largest]], dtype=np.uint16)
+        assert scale_to_8_bits(pixels)[0, 1] == round(255 * largest / (2**bits - 1))
+
+
+def test_floats_just_beyond_the_unit_range_are_clipped_and_do_not_wrap() -> None:
+    assert scale_to_8_bits(np.array([[-0.001, 0.5, 1.005]], np.float32)).tolist() == [[0, 128, 255]]
+
+
 def test_an_inferred_depth_is_named_once_and_a_stated_one_never(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,7 +151,7 @@ def test_an_inferred_depth_is_named_once_and_a_stated_one_never(
     assert not caplog.records
     read_frame(path)
     read_frame(path)
-    assert len(caplog.records) == 1 and "taken as 10 bits" in caplog.text and "`bits_stored`" in caplog.text
+    assert len(caplog.records) == 1 and "10 bits are assumed" in caplog.text and "`bits_stored`" in caplog.text
 
 
 def test_32_bit_integers_and_floats_are_scaled(tmp_path: Path) -> None:
@@ -156,11 +165,11 @@ def test_32_bit_integers_and_floats_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "bits", "message"),
     [
-        (np.full((4, 4), -3, np.int32), None, "must be >= 0, got -3"),
-        (np.full((4, 4), 70000, np.int32), None, "70000, more than 16 bits hold. State the depth"),
-        (np.full((4, 4), 2000, np.uint16), 10, "reach 2000, more than 1023 of `bits_stored`=10"),
-        (np.full((4, 4), np.nan, np.float32), None, "must be finite"),
-        (np.full((4, 4), 5, np.uint16), 0, r"`bits_stored` must be in \[1, 32\], got 0"),
+        (np.full((4, 4), -3, np.int32), None, "must be >= 0, got a minimum of -3"),
+        (np.full((4, 4), 70000, np.int32), None, "reach 70000, which 16 bits cannot hold.*`bits_stored`"),
+        (np.full((4, 4), 2000, np.uint16), 10, "reach 2000, which 10 bits cannot hold"),
+        (np.full((4, 4), np.nan, np.float32), None, "must be finite, got 16 NaN"),
+        (np.full((4, 4), 5, np.uint16), 0, "`bits_stored` must be in 8..32.*got 0"),
     ],
 )
 def test_deep_pictures_that_cannot_be_scaled_are_named(
@@ -218,6 +227,21 @@ def test_damaged_files_are_named_with_what_was_found(tmp_path: Path) -> None:
         with pytest.raises(FrameReadError, match=r"cannot be read as an image \(.*\)\. Restore or remove") as error:
             read_frame(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error", [SyntaxError, KeyError, IndexError, TypeError, EOFError, Image.DecompressionBombError]
+)
+def test_whatever_pillow_raises_on_damage_is_a_read_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(_: Image.Image) -> None:
+        raise error("broken chunk")
+
+    path = save(tmp_path / "a.png", grey())
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(FrameReadError, match=rf"a.png` cannot be read as an image \({error.__name__}: '?broken"):
+        read_frame(path)
 
 
 def test_a_missing_file_is_a_read_error(tmp_path: Path) -> None:

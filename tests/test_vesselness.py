@@ -86,6 +86,21 @@ def test_sato_response_agrees_with_scikit_image_at_the_edges_of_the_frame() -> N
     np.testing.assert_allclose(sato_response(frame), expected, atol=4e-5)
 
 
+@pytest.mark.parametrize("sigmas", [(1, 2, 3, 4), (4, 1.5, 2.5), (2, 2, 3), (3,), (0.7, 2.1, 2.2)])
+@pytest.mark.parametrize("frame", [noise(90, 140), noise(41, 41), (noise(120, 100) > 127) * np.uint8(255), vessels()])
+@pytest.mark.parametrize("border", [8, 20])
+def test_sato_response_agrees_with_scikit_image_right_up_to_any_border(
+    frame: np.ndarray, sigmas: tuple[float, ...], border: int
+) -> None:
+    frame = frame.copy()
+    frame[: border - 2], frame[:, : border - 2] = 0, 255  # an edge's reflection that reached too far would show
+    expected = sato(frame, sigmas=sigmas, black_ridges=True, mode="reflect")[border:-border, border:-border]
+    for dtype, tolerance in ((np.uint8, 4e-5), (np.float64, 1e-10)):
+        response = sato_response(frame.astype(dtype), sigmas, border)
+        np.testing.assert_allclose(response[border:-border, border:-border], expected, atol=tolerance)
+        assert not response[:border].any() and not response[:, -border:].any()
+
+
 def test_sato_response_is_float32_for_8_bits_and_keeps_float64() -> None:
     assert sato_response(vessels()).dtype == np.float32
     assert sato_response(vessels().astype(np.float64)).dtype == np.float64
@@ -150,13 +165,14 @@ def test_masks_are_identical_to_the_described_method_on_made_up_frames(shape: tu
         assert np.array_equal(vessel_mask(frame, border), original_mask(frame, border))
 
 
-def test_no_pixel_is_floored_to_another_level_than_in_float64() -> None:
-    options = VesselnessOptions(border=0)
+@pytest.mark.parametrize("border", [0, 20])
+def test_no_pixel_is_floored_to_another_level_than_in_float64(border: int) -> None:
+    options = VesselnessOptions(border=border)
     floored_in_float32 = 0
-    for seed in range(4):
-        frame = np.random.default_rng(seed).integers(0, 2, (300, 300), dtype=np.uint8) * 255
-        exact = sato_response(frame.astype(np.float64)).astype(np.uint8)
-        response = sato_response(frame)
+    for seed in range(6):
+        frame = np.random.default_rng(seed).integers(0, 2, (400, 400), dtype=np.uint8) * 255
+        exact = sato_response(frame.astype(np.float64), border=border).astype(np.uint8)
+        response = sato_response(frame, border=border)
         floored_in_float32 += np.count_nonzero(response.astype(np.uint8) != exact)
         assert np.array_equal(vesselness._whole_levels(frame, response, options), exact)
     assert floored_in_float32 > 0, "these frames do not tell the two ways apart"

@@ -5,18 +5,18 @@ Kinds of input are one small function each, so that another kind of file gets an
 
 import logging
 import os
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ..image_processing_vasomim import scale_to_8_bit
+
 
 logger = logging.getLogger(__name__)
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 # Pillow raises any of these on a damaged file, depending on the format and on where the damage is.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
@@ -159,14 +159,14 @@ def _check_deep_colour(grey: np.ndarray, path: Path, bits_stored: int | None) ->
 
 
 def scale_to_8_bits(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:
-    """Scale grey levels of a known or inferred bit depth to 0..255.
+    """Scale grey levels to whole numbers of 0..255, by the image processor's rule and with its warnings.
 
-    Without `bits_stored` the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest level, or the
-    unit range for floats up to 1; a log line names the assumption, once for each depth.
+    Without `bits_stored` the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest level, and
+    floats up to 1 are the unit range; a log line names the assumption.
 
     Args:
-        pixels (`np.ndarray`): Grey levels of any shape, integer or float, finite, >= 0.
-        bits_stored (`int`, *optional*): Bits that carry the grey level, 1 to 32.
+        pixels (`np.ndarray`): Grey levels of one frame or of one run, any shape, integer or float, finite, >= 0.
+        bits_stored (`int`, *optional*): Bits that carry the grey level, 8 to 32.
 
     Returns:
         `np.ndarray` of the same shape: `uint8`; level 0 is 0 and `2**bits_stored - 1` is 255, rounded.
@@ -178,34 +178,5 @@ def scale_to_8_bits(pixels: np.ndarray, bits_stored: int | None = None) -> np.nd
         >>> scale_to_8_bits(np.array([[0, 512, 1023]], dtype=np.uint16), bits_stored=10)
         array([[  0, 128, 255]], dtype=uint8)
     """
-    if bits_stored is not None and not 1 <= bits_stored <= 32:
-        raise ValueError(f"`bits_stored` must be in [1, 32], got {bits_stored}.")
-    if not np.isfinite(pixels).all():
-        raise ValueError("grey levels must be finite, got NaN or infinity. Replace them before saving.")
-    if pixels.min() < 0:
-        raise ValueError(
-            f"grey levels must be >= 0, got {pixels.min()}. Add the offset of the modality's scale first."
-        )
-    largest = _largest_level(pixels, bits_stored)
-    if pixels.max() > largest:
-        raise ValueError(f"grey levels reach {pixels.max()}, more than {largest:g} of `bits_stored`={bits_stored}.")
-    return np.rint(pixels * np.float64(255 / largest)).astype(np.uint8)
-
-
-def _largest_level(pixels: np.ndarray, bits_stored: int | None) -> float:
-    if bits_stored is not None:
-        return float(2**bits_stored - 1)
-    maximum = pixels.max()
-    if pixels.dtype.kind == "f" and maximum <= 1:
-        _name_assumption("floats up to 1 were taken as the range [0, 1]")
-        return 1.0
-    bits = next((bits for bits in BIT_DEPTHS if maximum < 2**bits), None)
-    if bits is None:
-        raise ValueError(f"grey levels reach {maximum}, more than 16 bits hold. State the depth with `bits_stored`.")
-    _name_assumption(f"a deep image was taken as {bits} bits, the fewest of {BIT_DEPTHS} that hold its largest level")
-    return float(2**bits - 1)
-
-
-@cache
-def _name_assumption(assumption: str) -> None:
-    logger.warning("%s. State `bits_stored` if that is wrong; said once.", assumption)
+    # floats may lie beyond the range by what resampling left
+    return np.rint(scale_to_8_bit(pixels, bits_stored).clip(0, 255)).astype(np.uint8)
