@@ -1,6 +1,7 @@
 """What an exported folder holds, and that damage to it is found."""
 
 import ast
+import importlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vasomim_hf import UNeXtConfig, UNeXtForVesselSegmentation, VasoMIMForPreTraining, VasoMIMModel, publishing
 from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessor
@@ -59,14 +62,23 @@ def test_code_files_are_exactly_those_that_the_auto_classes_need(model_type):
 
 
 @pytest.mark.parametrize("model_type", publishing.AUTO_CLASSES)
-def test_auto_classes_name_classes_that_exist_in_their_files(model_type):
-    references = [
-        *publishing.AUTO_CLASSES[model_type].values(),
-        *publishing.IMAGE_PROCESSOR_CLASSES["AutoImageProcessor"].values(),
-    ]
-    for reference in references:
+def test_auto_classes_are_those_that_importing_the_package_registers(model_type):
+    config_class = CONFIG_MAPPING[model_type]
+    autos = {name: auto for name, auto in vars(modeling_auto).items() if name.startswith("Auto")}
+    tables = {name: getattr(auto, "_model_mapping", None) for name, auto in autos.items()}
+    content = {name: getattr(table, "_extra_content", {}) for name, table in tables.items()}
+    registered = {name: classes[config_class] for name, classes in content.items() if config_class in classes}
+    registered["AutoConfig"] = config_class
+    expected = {name: f"{value.__module__}.{value.__name__}" for name, value in registered.items()}
+    assert {
+        name: f"vasomim_hf.{reference}" for name, reference in publishing.AUTO_CLASSES[model_type].items()
+    } == expected
+
+
+def test_image_processor_classes_are_those_of_the_package():
+    for backend, reference in publishing.IMAGE_PROCESSOR_CLASSES["AutoImageProcessor"].items():
         module, name = reference.split(".")
-        assert name in (PACKAGE / f"{module}.py").read_text()
+        assert hasattr(importlib.import_module(f"vasomim_hf.{module}"), name), backend
 
 
 def test_exported_encoder_has_code_card_and_checksums_and_no_decoder_or_segmentor(folder):
