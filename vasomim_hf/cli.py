@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that `vasomim --help` answer
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -137,7 +138,9 @@ def _add_demo(commands: Any, shared: argparse.ArgumentParser) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo
 
-    run_demo(arguments.output)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    result = run_demo(arguments.output)
+    print(f"Model: {result.model} ({result.num_features} features per frame)  Picture: {result.picture}")
     return 0
 
 
