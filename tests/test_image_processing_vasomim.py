@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,7 @@ def test_the_depth_of_a_cine_is_judged_as_a_whole(pil):
     [
         (np.array([5000], dtype=np.uint16), 12, "reach 5000, which 12 bits cannot hold"),
         (np.array([5000.0]), 12, "reach 5000, which 12 bits cannot hold"),
+        (np.array([1e300]), None, "which 16 bits cannot hold"),
         (np.array([70000]), None, "reach 70000, which 16 bits cannot hold"),
         (np.array([-1, 300], dtype=np.int16), None, "must be >= 0, got a minimum of -1 in int16"),
         (np.array([1], dtype=np.uint16), 7, "must be in 8..32"),
@@ -449,6 +451,7 @@ def test_sound_frames_pass_in_silence(processor, messages):
     pixels(processor, [Image.fromarray(cine[0]).convert("RGB"), cine[1].astype(np.float32)])
     pixels(processor, cine.astype(np.uint16) * 16, bits_stored=12)
     pixels(processor, cine[0] / 255, do_rescale=False)
+    pixels(processor, np.random.default_rng(0).normal(128, 20, (512, 512)).astype(np.uint8))  # neither dark nor bright
     assert messages == []
 
 
@@ -664,10 +667,21 @@ def test_the_plain_name_works_without_torchvision():
     assert VasoMIMImageProcessor().backend == ("torchvision" if is_torchvision_available() else "pil")
 
 
-@pytest.mark.parametrize("backend", [None, "pil", "torchvision"])
-def test_a_published_folder_loads_by_its_auto_map(backend, tmp_path, monkeypatch):
+@pytest.fixture
+def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of remote code of the test's own, forgotten afterwards."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("transformers_modules")}
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.parametrize("backend", [None, "pil", "torchvision"])
+@pytest.mark.usefixtures("modules_cache")
+def test_a_published_folder_loads_by_its_auto_map(backend, tmp_path):
     folder = tmp_path / "published"
     processor = VasoMIMImageProcessorPil(size=64)
     processor.auto_map = {

@@ -111,15 +111,15 @@ def _check_floats(array: np.ndarray, may_be_negative: bool) -> float:
 
 def _scale_floats(array: np.ndarray, bits_stored: int | None, do_check_input: bool) -> np.ndarray:
     highest = _check_floats(array, may_be_negative=not do_check_input)
-    array = array.astype(np.float32, copy=False)
     if highest <= 1 + TOLERANCE:
         if do_check_input:
             _warn("unit")
-        return array * np.float32(255)
-    if bits_stored is None and highest <= 255 * (1 + TOLERANCE):
-        return array
-    bits = _depth(math.ceil(highest), bits_stored, do_check_input)
-    return array * np.float32(255 / ((1 << bits) - 1))
+        factor = 255.0
+    elif bits_stored is None and highest <= 255 * (1 + TOLERANCE):
+        factor = 1.0
+    else:
+        factor = 255 / ((1 << _depth(math.ceil(highest), bits_stored, do_check_input)) - 1)
+    return array.astype(np.float32) * np.float32(factor)
 
 
 def scale_to_8_bit(array: np.ndarray, bits_stored: int | None = None, do_check_input: bool = True) -> np.ndarray:
