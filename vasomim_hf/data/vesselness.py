@@ -266,11 +266,12 @@ def _kernels(sigma: float, dtype: np.dtype) -> tuple[np.ndarray, ...]:
 def _joint_kernels(sigma: float, dtype: np.dtype) -> tuple[np.ndarray, ...]:
     """Both passes along an axis in one: smooth twice, smooth and derive, derive twice; factors as in `_kernels`."""
     smooth, derive = _pair(sigma)
-    derive_twice = _trim(np.convolve(derive, derive) * (sigma**2 / 2), dtype)
-    # what trimming and rounding left of the sum would be a grey level in flat areas; the ends can hold it exactly
-    derive_twice[[0, -1]] -= derive_twice.sum(dtype=np.float64) / 2
-    kernels = np.convolve(smooth, smooth), np.convolve(smooth, derive) * sigma
-    return *(_trim(kernel, dtype) for kernel in kernels), derive_twice
+    kernels = (
+        np.convolve(smooth, smooth),
+        np.convolve(smooth, derive) * sigma,
+        np.convolve(derive, derive) * (sigma**2 / 2),
+    )
+    return tuple(_trim(kernel, dtype) for kernel in kernels)
 
 
 @lru_cache(maxsize=64)
