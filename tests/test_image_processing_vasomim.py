@@ -2,9 +2,10 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -667,22 +668,28 @@ def test_the_plain_name_works_without_torchvision():
     assert VasoMIMImageProcessor().backend == ("torchvision" if is_torchvision_available() else "pil")
 
 
-@pytest.fixture
-def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of remote code of the test's own, forgotten afterwards."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("transformers_modules")}
-    yield
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
-    sys.modules.update(before)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_saved_processor_loads_with_the_auto_class_once_the_package_is_imported(cls, tmp_path):
+    saved = cls(size=64)
+    saved.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=saved.backend)
+    assert type(loaded) is cls and loaded.to_dict() == saved.to_dict()
 
 
-@pytest.mark.parametrize("backend", [None, "pil", "torchvision"])
-@pytest.mark.usefixtures("modules_cache")
-def test_a_published_folder_loads_by_its_auto_map(backend, tmp_path):
-    folder = tmp_path / "published"
+LOAD_WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["vasomim_hf"] = None  # an import of the package fails
+import numpy as np
+from transformers import AutoImageProcessor
+for backend in (None, "pil", "torchvision"):
+    processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True, backend=backend)
+    assert type(processor).__module__.startswith("transformers_modules"), type(processor)
+    output = processor(np.zeros((32, 32), dtype=np.uint8), return_tensors="pt")
+    assert output.pixel_values.shape == (1, 3, 64, 64), output.pixel_values.shape
+"""
+
+
+def test_a_published_folder_loads_by_its_auto_map_where_the_package_cannot_be_imported(tmp_path):
     processor = VasoMIMImageProcessorPil(size=64)
     processor.auto_map = {
         "AutoImageProcessor": {
@@ -690,10 +697,13 @@ def test_a_published_folder_loads_by_its_auto_map(backend, tmp_path):
             "torchvision": "image_processing_vasomim.VasoMIMImageProcessor",
         }
     }
-    processor.save_pretrained(folder)
+    processor.save_pretrained(tmp_path / "published")
     source = Path(image_processing_vasomim.__file__)
-    (folder / source.name).write_text(source.read_text())
-    loaded = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend=backend)
-    assert type(loaded).__module__.startswith("transformers_modules")
-    assert loaded.size == {"height": 64, "width": 64}
-    assert loaded(np.zeros((32, 32), dtype=np.uint8), return_tensors="pt").pixel_values.shape == (1, 3, 64, 64)
+    (tmp_path / "published" / source.name).write_text(source.read_text())
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE, str(tmp_path / "published")],
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
