@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> int:
     except (RunConfigError, TrainingDivergedError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not result.is_main_process:
+        return 0
     if result.finished:
         print(f"The pre-trained model is in {result.folder}")
     else:

@@ -18,7 +18,7 @@ from ..optimization import absolute_learning_rate, cosine_learning_rate, paramet
 from ..presets import load_config_file, load_preset
 from .pictures import COLUMNS, hide_patches, picture_grid, to_grey
 from .run_config import PretrainRun, RunConfigError, save_run
-from .run_data import FinishHook, open_run_cache, save_final
+from .run_data import FinishHook, finish, open_run_cache
 from .step_plan import StepPlan
 from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
 
@@ -54,14 +54,7 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
         parts = Parts(model, _optimizer(run, model, frames_per_step), _relative_rate(run), dataset, run.epochs)
         task = PretrainTask(run, model.config, image_processor, dataset)
         result = TrainingLoop(run, accelerator, parts, task).train()
-        if not result.finished:
-            return result
-        folder = Path(run.output_dir)
-        if accelerator.is_main_process:
-            final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            folder = save_final(folder, final, image_processor, on_finished)
-        accelerator.wait_for_everyone()
-        return TrainingResult(True, result.step, folder)
+        return finish(result, accelerator, model, image_processor, on_finished)
     finally:
         accelerator.end_training()
 

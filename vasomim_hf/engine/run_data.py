@@ -1,5 +1,6 @@
 """From a run's `data:` line to a frame cache, and from a trained model to its final folder."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from ..data.frame_sources import open_source
 from ..image_processing_vasomim import VasoMIMImageProcessor
 from .checkpoints import new_folder
 from .run_config import TrainingRun
+from .training_loop import TrainingResult
 
 
 if TYPE_CHECKING:
@@ -52,17 +54,38 @@ def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
     return cache
 
 
-def save_final(
-    output_dir: Path, model: PreTrainedModel, image_processor: VasoMIMImageProcessor, on_finished: FinishHook | None
-) -> Path:
-    """Write the folder that `from_pretrained` loads, model and image processor together; it appears when complete."""
-    folder = output_dir / FINAL_NAME
-    with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        image_processor.save_pretrained(temporary)
-        if on_finished is not None:
-            on_finished(temporary)
-    return folder
+def finish(
+    result: TrainingResult,
+    accelerator: "Accelerator",
+    model: PreTrainedModel,
+    image_processor: VasoMIMImageProcessor,
+    on_finished: FinishHook | None,
+) -> TrainingResult:
+    """Write the final folder, if training has come to its end.
+
+    Args:
+        result (`TrainingResult`): Of the loop; its folder is the run's if training is finished.
+        accelerator (`Accelerator`): Its main process writes, the others wait.
+        model (`PreTrainedModel`): As it was given to the loop.
+        image_processor (`VasoMIMImageProcessor`): Saved beside the model.
+        on_finished (`Callable[[Path], None]`, *optional*): May add files.
+
+    Returns:
+        `TrainingResult`: With the final folder; unchanged if training was stopped.
+    """
+    if not result.finished:
+        return result
+    folder = result.folder / FINAL_NAME
+    if accelerator.is_main_process:
+        # Without the autocast wrapper that accelerate puts around `forward`
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        with new_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            image_processor.save_pretrained(temporary)
+            if on_finished is not None:
+                on_finished(temporary)
+    accelerator.wait_for_everyone()
+    return dataclasses.replace(result, folder=folder)
 
 
 def _num_cores() -> int:

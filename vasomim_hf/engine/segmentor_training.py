@@ -1,6 +1,5 @@
 """Training of the vessel segmentor on vesselness pseudo-labels."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..modeling_unext import UNeXtForVesselSegmentation
 from ..optimization import polynomial_learning_rate
 from .pictures import picture_grid, to_grey
 from .run_config import SegmentorRun, save_run
-from .run_data import FinishHook, open_run_cache, save_final
+from .run_data import FinishHook, finish, open_run_cache
 from .step_plan import StepPlan
 from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
 
@@ -58,14 +57,7 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
         result = TrainingLoop(
             run, accelerator, Parts(model, optimizer, _relative_rate, dataset, run.epochs), task
         ).train()
-        if not result.finished:
-            return result
-        folder = Path(run.output_dir)
-        if accelerator.is_main_process:
-            final = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            folder = save_final(folder, final, image_processor, on_finished)
-        accelerator.wait_for_everyone()
-        return TrainingResult(True, result.step, folder)
+        return finish(result, accelerator, model, image_processor, on_finished)
     finally:
         accelerator.end_training()
 

@@ -112,11 +112,13 @@ class TrainingResult:
         finished (`bool`): Whether all epochs are done; otherwise it was stopped and can be resumed.
         step (`int`): Optimiser steps done.
         folder (`Path`): The final model, or the checkpoint to resume from.
+        is_main_process (`bool`): Whether this process should tell.
     """
 
     finished: bool
     step: int
     folder: Path
+    is_main_process: bool
 
 
 def make_accelerator(run: TrainingRun) -> "Accelerator":
@@ -229,7 +231,7 @@ class TrainingLoop:
                 saved = self._end_epoch(saved)
             if must_stop and self.step < self.plan.num_steps:
                 return self._stop(saved)
-        return TrainingResult(True, self.step, self.output_dir)
+        return TrainingResult(True, self.step, self.output_dir, self.accelerator.is_main_process)
 
     def _optimizer_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         start = time.perf_counter()
@@ -446,7 +448,7 @@ class TrainingLoop:
                 "stopped at step %d of %d, saved %s. Go on with the same command and --resume auto",
                 *(self.step, self.plan.num_steps, folder),
             )
-        return TrainingResult(False, self.step, folder)
+        return TrainingResult(False, self.step, folder, self.accelerator.is_main_process)
 
     def _check_loss(self) -> None:
         first_bad = self.accelerator.gather(self.first_bad.view(1))
