@@ -200,6 +200,7 @@ def test_losses_fall_and_more_vessels_are_hidden_than_by_a_uniform_mask(frames, 
     epochs = read_log(tmp_path / "run", "epoch")
     assert epochs[-1]["reconstruction_loss"] < 0.9 * epochs[0]["reconstruction_loss"]
     assert epochs[-1]["consistency_loss"] < epochs[0]["consistency_loss"]
+    assert epochs[-1]["probe_reconstruction_loss"] < 0.9 * epochs[0]["probe_reconstruction_loss"]
     assert all(line["uniform_hidden_vessel_share"] == 0.5 and line["hidden_vessel_share"] > 0.8 for line in epochs)
 
 
@@ -207,6 +208,22 @@ def test_without_guidance_the_share_of_hidden_vessels_is_that_of_a_uniform_mask(
     run_pretraining(frames, tmp_path, epochs=8, model={"guidance_ratio_end": 0.0})
     shares = [line["hidden_vessel_share"] for line in read_log(tmp_path / "run", "epoch")]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_probe_has_the_same_uniform_masks_in_every_epoch(frames, segmentor, tmp_path):
+    guidance = {"guidance_ratio_start": 1.0, "guidance_ratio_end": 0.2}
+    run_pretraining(
+        frames, tmp_path / "still", segmentor, epochs=3, base_learning_rate=0.0, model=guidance, probe_frames=20
+    )
+    run_pretraining(frames, tmp_path / "plain", segmentor, epochs=1, base_learning_rate=0.0, probe_frames=20)
+    names = ("probe_reconstruction_loss", "probe_consistency_loss")
+    still = [[line[name] for name in names] for line in read_log(tmp_path / "still/run", "epoch")]
+    plain = [[line[name] for name in names] for line in read_log(tmp_path / "plain/run", "epoch")]
+    assert still[0] == still[1] == still[2] == plain[0] and min(plain[0]) > 0
+    run_pretraining(frames, tmp_path / "none", segmentor, epochs=1, probe_frames=0)
+    assert "probe_consistency_loss" not in read_log(tmp_path / "none/run", "epoch")[0]
+    config = VasoMIMForPreTraining.from_pretrained(tmp_path / "still/run/final").config
+    assert (config.guidance_ratio_start, config.guidance_ratio_end) == (1.0, 0.2)
 
 
 def test_guidance_and_learning_rate_follow_their_schedules(frames, tmp_path):

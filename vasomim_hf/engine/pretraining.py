@@ -1,15 +1,18 @@
 """Pre-training: what a run file becomes, and what one step of it does."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, default_collate
 
 from ..configuration_unext import UNeXtConfig
 from ..configuration_vasomim import VasoMIMConfig
-from ..data.frame_cache import FrameCache, FrameCacheDataset
+from ..data.frame_cache import FrameCacheDataset
 from ..data.transforms import normalize_frames
 from ..image_processing_vasomim import VasoMIMImageProcessor
 from ..masking_vasomim import patch_scores
@@ -23,8 +26,9 @@ from .step_plan import StepPlan
 from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
 
 
-# The same frames and masks in every picture of a run
-PICTURE_SEED = 0
+# The same frames and masks in every picture and every probe of a run
+FIXED_SEED = 0
+PROBE_BATCH_SIZE = 16
 
 
 def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> TrainingResult:
@@ -169,7 +173,8 @@ class PretrainTask:
         self.mean = list(image_processor.image_mean)
         self.std = list(image_processor.image_std)
         self.num_patches = config.patch_grid[0] * config.patch_grid[1]
-        self.picture_dataset = FrameCacheDataset(_some_frames(dataset, run.num_pictures), dataset.size, augment=False)
+        self.picture_dataset = _some_frames(dataset, run.num_pictures)
+        self.probe_dataset = _some_frames(dataset, run.probe_frames)
 
     def inputs(self, batch: dict[str, torch.Tensor], context: ForwardContext) -> dict[str, Any]:
         """Arguments of [`VasoMIMForPreTraining`]'s `forward`."""
@@ -194,29 +199,48 @@ class PretrainTask:
         }
 
     def epoch_values(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> dict[str, float]:
-        """What a uniform mask would hide of the vessels, and the share of hidden patches drawn where vessels are."""
+        """Where the guidance is, what a uniform mask would hide of the vessels, and the losses of the probe.
+
+        The losses of training rise when the guidance hides more of what is hard to guess. Those of the probe, whole
+        frames of the training set under the same uniform masks in every epoch, show what was learnt.
+        """
         num_visible = int(self.num_patches * (1 - self.config.mask_ratio))
         start, end = self.config.guidance_ratio_start, self.config.guidance_ratio_end
         return {
             "uniform_hidden_vessel_share": 1 - num_visible / self.num_patches,
             "guidance_ratio": start + progress * (end - start),
+            **self._probe(model),
         }
+
+    def _probe(self, model: VasoMIMForPreTraining) -> dict[str, float]:
+        if len(self.probe_dataset) == 0:
+            return {}
+        sums = torch.zeros(2)
+        context = self._fixed_context(model, progress=0.0)
+        model.eval()
+        for batch in DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE):
+            inputs = self.inputs({k: v.to(model.device) for k, v in batch.items()}, context)
+            with torch.no_grad(), _uniform_masks(self.config):
+                output = model(**inputs)
+            losses = torch.stack([output.reconstruction_loss, output.consistency_loss])
+            sums += losses.float().cpu() * len(batch["pixel"])
+        reconstruction_loss, consistency_loss = (sums / len(self.probe_dataset)).tolist()
+        return {"probe_reconstruction_loss": reconstruction_loss, "probe_consistency_loss": consistency_loss}
+
+    def _fixed_context(self, model: VasoMIMForPreTraining, progress: float) -> ForwardContext:
+        return ForwardContext(progress, torch.Generator(model.device).manual_seed(FIXED_SEED))
 
     def picture(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> Image.Image | None:
         """Frame, what is visible of it, reconstruction, and the vessels of each; every so many epochs."""
         every = self.run.picture_every_epochs
         if every == 0 or (epoch % every and epoch != self.run.epochs):
             return None
-        device = next(model.parameters()).device
-        batch = torch.utils.data.default_collate(
-            [self.picture_dataset[index] for index in range(len(self.picture_dataset))]
-        )
-        generator = torch.Generator(device).manual_seed(PICTURE_SEED)
-        inputs = self.inputs({k: v.to(device) for k, v in batch.items()}, ForwardContext(progress, generator))
+        batch = default_collate([self.picture_dataset[index] for index in range(len(self.picture_dataset))])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        inputs = self.inputs(batch, self._fixed_context(model, progress))
         model.eval()
         with torch.no_grad():
-            output = model(**inputs)
-            return self._draw(model, inputs, output)
+            return self._draw(model, inputs, model(**inputs))
 
     def _draw(
         self, model: VasoMIMForPreTraining, inputs: dict[str, Any], output: VasoMIMForPreTrainingOutput
@@ -230,7 +254,19 @@ class PretrainTask:
         return picture_grid(columns, COLUMNS[: len(columns)])
 
 
-def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCache:
-    """Frames from all over the cache."""
+def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCacheDataset:
+    """Whole frames from all over a dataset."""
     count = min(count, len(dataset))
-    return dataset.cache.select([i * len(dataset) // count for i in range(count)])
+    chosen = dataset.cache.select([i * len(dataset) // count for i in range(count)])
+    return FrameCacheDataset(chosen, dataset.size, augment=False)
+
+
+@contextmanager
+def _uniform_masks(config: VasoMIMConfig) -> Iterator[None]:
+    """Without guidance, for a while."""
+    start, end = config.guidance_ratio_start, config.guidance_ratio_end
+    config.guidance_ratio_start = config.guidance_ratio_end = 0.0
+    try:
+        yield
+    finally:
+        config.guidance_ratio_start, config.guidance_ratio_end = start, end

@@ -121,13 +121,14 @@ class PretrainRun(TrainingRun):
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass, to save memory")
     picture_every_epochs: int = _key(20, "epochs between pictures; 0 makes none")
     num_pictures: int = _key(6, "frames in a picture")
+    probe_frames: int = _key(32, "frames whose losses under fixed, uniform masks are logged each epoch; 0 logs none")
 
     def validate(self) -> None:
         """Refuse what cannot be run; see [`TrainingRun.validate`]."""
         super().validate()
         self._require_at_least(1, "epochs", "num_pictures")
         self._require_at_least(0, "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay")
-        self._require_at_least(0, "picture_every_epochs")
+        self._require_at_least(0, "picture_every_epochs", "probe_frames")
         if self.warmup_epochs > self.epochs:
             raise RunConfigError(
                 f"The warm-up of {self.warmup_epochs:g} epochs is longer than the {self.epochs} epochs of training. "

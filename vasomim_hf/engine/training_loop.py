@@ -42,7 +42,7 @@ FIXED_BY_CHECKPOINT = ("num_frames", "frames_per_step", "seed", "cache_key")
 # Keys of a run that change nothing in the weights
 FREE_ON_RESUME = (
     *("output_dir", "cache_dir", "resume", "save_every_epochs", "keep_checkpoints", "log_every_steps", "tensorboard"),
-    *("num_workers", "num_threads", "picture_every_epochs", "num_pictures"),
+    *("num_workers", "num_threads", "picture_every_epochs", "num_pictures", "probe_frames"),
 )
 
 
