@@ -90,7 +90,8 @@ def segmentor_values(frames, folder, **changes):
 
 def pretrain_values(frames, folder, segmentor=None, **changes):
     model = {**SIZES, **({} if segmentor else NO_SEGMENTOR), **changes.pop("model", {})}
-    values = {"preset": "tiny", "warmup_epochs": 0.5, "base_learning_rate": 0.05, "picture_every_epochs": 0}
+    values = {"preset": "tiny", "warmup_epochs": 0.5, "base_learning_rate": 0.05}
+    values |= {"picture_every_epochs": 0, "probe_frames": 0}
     if segmentor:
         values["segmentor"] = str(segmentor)
     return {**common(frames, folder), **values, "model": model, **changes}
@@ -196,7 +197,7 @@ def test_a_named_checkpoint_that_is_not_there_is_refused(frames, tmp_path):
 
 def test_losses_fall_and_more_vessels_are_hidden_than_by_a_uniform_mask(frames, segmentor, tmp_path):
     guidance = {"guidance_ratio_start": 1.0, "guidance_ratio_end": 1.0, "filter_weight": 1.0}
-    run_pretraining(frames, tmp_path, segmentor, epochs=12, model=guidance, save_every_epochs=12)
+    run_pretraining(frames, tmp_path, segmentor, epochs=12, model=guidance, save_every_epochs=12, probe_frames=20)
     epochs = read_log(tmp_path / "run", "epoch")
     assert epochs[-1]["reconstruction_loss"] < 0.9 * epochs[0]["reconstruction_loss"]
     assert epochs[-1]["consistency_loss"] < epochs[0]["consistency_loss"]
@@ -220,7 +221,7 @@ def test_the_probe_has_the_same_uniform_masks_in_every_epoch(frames, segmentor, 
     still = [[line[name] for name in names] for line in read_log(tmp_path / "still/run", "epoch")]
     plain = [[line[name] for name in names] for line in read_log(tmp_path / "plain/run", "epoch")]
     assert still[0] == still[1] == still[2] == plain[0] and min(plain[0]) > 0
-    run_pretraining(frames, tmp_path / "none", segmentor, epochs=1, probe_frames=0)
+    run_pretraining(frames, tmp_path / "none", segmentor, epochs=1)
     assert "probe_consistency_loss" not in read_log(tmp_path / "none/run", "epoch")[0]
     config = VasoMIMForPreTraining.from_pretrained(tmp_path / "still/run/final").config
     assert (config.guidance_ratio_start, config.guidance_ratio_end) == (1.0, 0.2)

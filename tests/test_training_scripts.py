@@ -1,5 +1,6 @@
 """The scripts as a user runs them: thin, helpful, stoppable from outside, and two processes that really are two."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -41,7 +42,7 @@ def write_run(folder, frames, **changes):
         **{"data": str(frames), "output_dir": str(folder / "run"), "cache_dir": str(frames.parent / "cache")},
         **{"preset": "tiny", "model": MODEL, "batch_size": 4, "epochs": 2, "warmup_epochs": 0, "num_workers": 0},
         **{"mixed_precision": "no", "log_every_steps": 1, "save_every_epochs": 1, "tensorboard": False},
-        **{"base_learning_rate": 0.05, "picture_every_epochs": 0},
+        **{"base_learning_rate": 0.05, "picture_every_epochs": 0, "probe_frames": 0},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}))
@@ -74,11 +75,29 @@ def test_scripts_are_thin(script):
     assert not any(line.startswith("import torch") for line in lines)
 
 
-def test_help_names_every_key_and_a_misspelt_one_is_answered_without_a_traceback(frames, tmp_path):
-    shown = execute(TRAINING / "train_segmentor.py", "--help")
-    assert shown.returncode == 0 and "torchrun" in shown.stdout and "validation_share" in shown.stdout
-    refused = execute(TRAINING / "pretrain.py", write_run(tmp_path, frames), "--epoch", "3")
-    assert refused.returncode != 0 and "Did you mean `epochs`" in refused.stderr and "Traceback" not in refused.stderr
+def main_of(script):
+    specification = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_names_the_command_and_every_key(script, capsys):
+    assert main_of(script)(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"torchrun --nproc_per_node 8 training/{script.name} CONFIG.yaml" in shown
+    assert "base_learning_rate" in shown or "validation_share" in shown
+    assert main_of(script)([]) == 2
+
+
+def test_a_mistake_is_answered_in_one_line(frames, tmp_path, capsys):
+    main = main_of(TRAINING / "pretrain.py")
+    path = str(write_run(tmp_path, frames))
+    assert main([path, "--epoch", "3"]) == 1 and "Did you mean `epochs`" in capsys.readouterr().err
+    assert main([path, "--data", str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: There is no folder")
+    assert main([str(tmp_path / "absent.yaml")]) == 1 and "There is no run file" in capsys.readouterr().err
 
 
 def test_a_run_stopped_from_outside_saves_where_it_is_and_ends_well(frames, tmp_path):
