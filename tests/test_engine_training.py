@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, AutoModel
 from vasomim_hf import UNeXtForVesselSegmentation, VasoMIMForPreTraining
 from vasomim_hf.engine import training_loop
 from vasomim_hf.engine.checkpoints import newest_checkpoint
-from vasomim_hf.engine.pretraining import PretrainTask, build_config, pretrain
+from vasomim_hf.engine.model_building import build_config
+from vasomim_hf.engine.pretraining import PretrainTask, pretrain
 from vasomim_hf.engine.run_config import PretrainRun, RunConfigError, SegmentorRun, load_run, make_run
 from vasomim_hf.engine.segmentor_training import SegmentorTask, dice_of_masks, split_frames, train_segmentor
 from vasomim_hf.engine.tracking import read_log

@@ -1,16 +1,12 @@
 """Pre-training: what a run file becomes, and what one step of it does."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, default_collate
 
-from ..configuration_unext import UNeXtConfig
 from ..configuration_vasomim import VasoMIMConfig
 from ..data.frame_cache import FrameCacheDataset
 from ..data.transforms import normalize_frames
@@ -18,9 +14,9 @@ from ..image_processing_vasomim import VasoMIMImageProcessor
 from ..masking_vasomim import patch_scores
 from ..modeling_vasomim_pretraining import VasoMIMForPreTraining, VasoMIMForPreTrainingOutput
 from ..optimization import absolute_learning_rate, cosine_learning_rate, parameter_groups
-from ..presets import load_config_file, load_preset
+from .model_building import build_model
 from .pictures import COLUMNS, hide_patches, picture_grid, to_grey
-from .run_config import PretrainRun, RunConfigError, save_run
+from .run_config import PretrainRun, save_run
 from .run_data import FinishHook, finish, open_run_cache
 from .step_plan import StepPlan
 from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
@@ -61,68 +57,6 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
         return finish(result, accelerator, model, image_processor, on_finished)
     finally:
         accelerator.end_training()
-
-
-def build_config(run: PretrainRun) -> VasoMIMConfig:
-    """Configuration of a run's model: a preset or a file, the keys under `model`, the sizes of the segmentor."""
-    overrides = dict(run.model)
-    if run.segmentor is not None and "segmentor_config" not in overrides:
-        overrides["segmentor_config"] = UNeXtConfig.from_pretrained(_existing(run.segmentor, "segmentor"))
-    if run.model_config is not None:
-        return load_config_file(run.model_config, **overrides)
-    return load_preset(str(run.preset), **overrides)
-
-
-def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
-    """Model of a run, with its segmentor's weights.
-
-    Raises:
-        FileNotFoundError: If a folder is not there.
-        ValueError: If the model needs a segmentor and gets none, or `init` does not fit the configuration.
-    """
-    config = build_config(run)
-    torch.manual_seed(run.seed)
-    model = VasoMIMForPreTraining(config) if run.init is None else _load_initial(_existing(run.init, "init"), config)
-    if run.segmentor is not None:
-        model.load_segmentor(run.segmentor)
-    elif config.has_segmentor and not (run.init is not None and _holds_segmentor(Path(run.init))):
-        raise RunConfigError(
-            "This model is guided by a trained vessel segmentor, and the run names none. Train one with "
-            "training/train_segmentor.py and give its folder with --segmentor, or leave it out: "
-            "--model.filter_weight 1 --model.consistency_loss_weight 0"
-        )
-    if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    return model
-
-
-def _existing(folder: str, key: str) -> str:
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"`{key}`: {folder} holds no model, there is no config.json in it.")
-    return folder
-
-
-def _load_initial(folder: str, config: VasoMIMConfig) -> VasoMIMForPreTraining:
-    model, info = VasoMIMForPreTraining.from_pretrained(
-        folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    # An encoder alone is a fair start; a half-filled encoder is a mistake
-    broken = [name for name in fresh if "vasomim." in name]
-    if broken:
-        raise RunConfigError(
-            f"`init`: {folder} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}"
-        )
-    return model
-
-
-def _holds_segmentor(folder: Path) -> bool:
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        if any(name.startswith("segmentor.") for name in header):
-            return True
-    return False
 
 
 def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: int) -> torch.optim.AdamW:
@@ -218,7 +152,7 @@ class PretrainTask:
         sums = torch.zeros(2)
         context = self._fixed_context(model, progress=0.0)
         model.eval()
-        for batch in DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE):
+        for batch in torch.utils.data.DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE):
             inputs = self.inputs({k: v.to(model.device) for k, v in batch.items()}, context)
             with torch.no_grad(), _uniform_masks(self.config):
                 output = model(**inputs)
@@ -235,7 +169,9 @@ class PretrainTask:
         every = self.run.picture_every_epochs
         if every == 0 or (epoch % every and epoch != self.run.epochs):
             return None
-        batch = default_collate([self.picture_dataset[index] for index in range(len(self.picture_dataset))])
+        batch = torch.utils.data.default_collate(
+            [self.picture_dataset[index] for index in range(len(self.picture_dataset))]
+        )
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         inputs = self.inputs(batch, self._fixed_context(model, progress))
         model.eval()
