@@ -33,8 +33,6 @@ MEDIAN_LINES, LINES_95TH, MOST_STATEMENTS = 12, 40, 60
 MOST_MODULE_LINES, MOST_PARAMETERS, MOST_SCRIPT_LINES = 700, 6, 150
 # Import statements at the top, without those of the standard library; DINOv3's model file has the most there.
 MOST_IMPORTS = 15
-# A module that only joins the parts of a run may name more of them.
-MORE_IMPORTS = {"engine/pretraining.py": 16}
 # Methods whose parameters transformers lays down.
 LAID_DOWN = {"forward", "preprocess", "_preprocess", "_preprocess_image_like_inputs"}
 ARRAY = re.compile(r"\b(Tensor|LongTensor|BoolTensor|FloatTensor|ndarray)\b")
@@ -167,9 +165,8 @@ def too_much(path: Path, text: str) -> Iterator[str]:
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top]
     outer = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
-    most = MORE_IMPORTS.get("/".join(path.parts[-2:]), MOST_IMPORTS)
-    if len(outer) > most:
-        yield f"{len(outer)} imports, at most {most}"
+    if len(outer) > MOST_IMPORTS:
+        yield f"{len(outer)} imports, at most {MOST_IMPORTS}"
     for function, owner in functions(tree):
         statements = sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1
         if statements > MOST_STATEMENTS:
