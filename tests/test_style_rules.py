@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "training").glob("*.py"))
 TEXTS = [
     path
-    for folder in ("vasomim_hf", "training", "tests", "benchmarks", "model_cards", ".ci", ".")
+    for folder in ("vasomim_hf", "training", "tests", "benchmarks", "model_cards", "docs", ".ci", ".")
     for pattern in ("*.py", "*.md", "*.yaml", "*.json", "*.toml", "*.cfg", "*.cff", "run", "Makefile")
     for path in sorted((ROOT / folder).glob(pattern) if folder == "." else (ROOT / folder).rglob(pattern))
 ]
