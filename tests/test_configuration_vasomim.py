@@ -85,7 +85,14 @@ def test_config_knows_when_no_segmentor_is_needed():
         ({"image_size": 8}, "divisible by patch_size=16"),
         ({"hidden_size": 770}, "`hidden_size` must be divisible by `num_attention_heads` and by 4"),
         ({"decoder_hidden_size": 500}, "`decoder_hidden_size` must be divisible by `decoder_num_attention_heads`"),
-        ({"num_hidden_layers": 0}, "must be at least 1"),
+        ({"num_hidden_layers": 0}, "`num_hidden_layers` must be at least 1, got 0"),
+        ({"intermediate_size": 0}, "`intermediate_size` must be at least 1"),
+        ({"decoder_num_hidden_layers": -1}, "`decoder_num_hidden_layers` must be at least 1"),
+        ({"attention_probs_dropout_prob": -1}, r"`attention_probs_dropout_prob` is a probability"),
+        ({"initializer_range": -1.0}, "must be > 0"),
+        ({"hidden_act": "gelou"}, "`hidden_act` must be one of .*gelu.*, got 'gelou'"),
+        ({"segmentor_config": {"num_labels": 2}}, "one logit for each pixel, got num_channels=3 and num_labels=2"),
+        ({"num_channels": 1, "segmentor_config": {"num_channels": 3}}, "must take the 1 channels of the frames"),
         ({"patch_size": 1, "num_channels": 1, "image_size": 8}, "`norm_pix_loss` needs at least two values"),
         ({"mask_ration": 0.5}, "has no `mask_ration`. Did you mean `mask_ratio`?"),
     ],
@@ -107,6 +114,17 @@ def test_config_refuses_what_cannot_be_built_or_trained(arguments, message):
 def test_segmentor_config_refuses_what_cannot_be_built(arguments, message):
     with pytest.raises(ValueError, match=message):
         UNeXtConfig(**arguments)
+
+
+def test_segmentor_takes_the_channels_of_the_frames():
+    assert VasoMIMConfig(num_channels=1).segmentor_config.num_channels == 1
+    assert VasoMIMConfig(num_channels=1, segmentor_config={"shift_size": 3}).segmentor_config.num_channels == 1
+
+
+@pytest.mark.parametrize("key", ["masking_ratio", "mask_rate", "guidance_end", "consistency_weight", "norm_pix"])
+def test_preset_refuses_overrides_that_are_no_keys(key):
+    with pytest.raises(ValueError, match=f"VasoMIMConfig has no `{key}`. Did you mean"):
+        load_preset("tiny", **{key: 0.5})
 
 
 def test_config_accepts_attributes_of_the_user_that_are_no_slip():

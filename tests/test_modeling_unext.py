@@ -86,6 +86,19 @@ def test_labels_of_another_size_are_refused(model):
         model(torch.rand(2, 3, 32, 32), labels=torch.zeros(2, 16, 16))
 
 
+@pytest.mark.parametrize("value", [255.0, -0.5, float("nan")])
+def test_labels_outside_0_and_1_are_refused_with_the_remedy(model, value):
+    labels = torch.zeros(2, 32, 32)
+    labels[0, 3, 3] = value
+    with pytest.raises(ValueError, match=r"`labels` must be in \[0, 1\]"):
+        model(torch.rand(2, 3, 32, 32), labels=labels)
+
+
+def test_misspelt_argument_is_refused_instead_of_giving_no_loss(model):
+    with pytest.raises(TypeError, match="has no argument 'label'"):
+        model(torch.rand(2, 3, 32, 32), label=torch.zeros(2, 32, 32))
+
+
 def test_grey_frames_are_refused_with_the_remedy(model):
     with pytest.raises(ValueError, match="image processor repeats grey frames"):
         model(torch.rand(2, 1, 32, 32))

@@ -143,6 +143,28 @@ def test_different_numbers_of_hidden_patches_are_refused():
         visible_patches(hidden)
 
 
+@pytest.mark.parametrize("num_flags", [8, 32])
+def test_wrong_number_of_flags_is_refused(model, num_flags):
+    with pytest.raises(
+        ValueError, match=rf"shape \(1, 16\), one flag for each patch of 4 × 4, got \(1, {num_flags}\)"
+    ):
+        model(torch.rand(1, 3, 64, 64), bool_masked_pos=torch.zeros(1, num_flags, dtype=torch.bool))
+
+
+def test_hidden_flags_and_kept_indices_together_are_refused(model):
+    with pytest.raises(ValueError, match="one of `bool_masked_pos` and `ids_keep`, got both"):
+        model(
+            torch.rand(1, 3, 64, 64),
+            bool_masked_pos=torch.zeros(1, 16, dtype=torch.bool),
+            ids_keep=torch.zeros(1, 2, dtype=torch.long),
+        )
+
+
+def test_misspelt_argument_is_refused(model):
+    with pytest.raises(TypeError, match="has no argument 'bool_mask_pos'"):
+        model(torch.rand(1, 3, 64, 64), bool_mask_pos=torch.zeros(1, 16))
+
+
 # --- the transformers contract ---------------------------------------------------------------------------------------
 
 

@@ -305,3 +305,16 @@ def test_vesselness_outside_0_and_1_is_refused(model, batch, value):
     batch["vesselness"][0, 0, 3, 3] = value
     with pytest.raises(ValueError, match=r"`vesselness` must be in \[0, 1\]"):
         model(**batch)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_not_finite_are_refused_by_name(model, batch, value):
+    batch["pixel_values"][1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match="`pixel_values` holds values that are not finite"):
+        model(**batch)
+
+
+def test_misspelt_argument_is_refused_instead_of_training_without_guidance(model, batch):
+    batch["vesselnes"] = batch.pop("vesselness")
+    with pytest.raises(TypeError, match="VasoMIMForPreTraining.forward\\(\\) has no argument 'vesselnes'"):
+        model(**batch)

@@ -2,7 +2,7 @@
 
 Each test fails when this package walks into one of them. Those of the image processor (deep images saturated by path
 loading, label maps resized with the image filter), of publishing (a map of Auto classes that names one class, files that
-are not copied) and of two processes on one machine stand with those parts; `test_every_trap_has_its_test` names them.
+are not copied) and of two processes on one machine stand with those parts; `TRAPS` names them all.
 """
 
 import ast
@@ -194,6 +194,11 @@ TRAPS = {
     6: "test_files_hold_the_names_of_this_package",
     7: "test_backbone_loads_from_a_local_folder_by_the_documented_route",
     8: "test_trainer_steps_the_same_with_and_without_gradient_accumulation",
+    9: "test_16_bit_files_keep_their_depth_where_the_library_saturates",
+    10: "test_segmentation_maps_are_resized_by_nearest_neighbour_with_ids_unchanged",
+    11: "test_auto_map_is_complete_whatever_class_was_saved",
+    12: "test_two_processes_on_one_machine_train_as_one",
+    13: "test_published_folder_loads_with_every_auto_class_in_a_clean_process",
 }
 
 
@@ -202,4 +207,5 @@ def test_every_trap_has_its_test():
     for path in Path(__file__).parent.glob("test_*.py"):
         tree = ast.parse(path.read_text())
         names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert set(TRAPS) == set(range(1, 14))
     assert not set(TRAPS.values()) - names

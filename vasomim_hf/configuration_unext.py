@@ -50,13 +50,16 @@ class UNeXtConfig(PreTrainedConfig):
         for name, length in (("conv_hidden_sizes", 3), ("token_hidden_sizes", 2)):
             sizes = getattr(self, name)
             if len(sizes) != length or min(sizes) < 1:
-                raise ValueError(f"`{name}` must be {length} positive integers, got {tuple(sizes)}.")
+                raise ValueError(
+                    f"`{name}` must be {length} positive integers, got {tuple(sizes)}. UNeXt-S has (8, 16, 32) and (64, 128)."
+                )
         if self.shift_size < 1 or self.shift_size % 2 == 0:
             raise ValueError(
-                f"`shift_size` must be a positive odd number, so that the shifts are symmetric, got {self.shift_size}."
+                f"`shift_size` must be a positive odd number, so that the shifts are symmetric, got {self.shift_size}. "
+                "The paper uses 5."
             )
         if self.num_channels < 1:
-            raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}.")
+            raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}. Frames are repeated to 3.")
 
 
 __all__ = ["UNeXtConfig"]

@@ -3,6 +3,7 @@
 import difflib
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -94,6 +95,10 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
+        if self.segmentor_config is None:
+            self.segmentor_config = UNeXtConfig(num_channels=self.num_channels)
+        elif isinstance(self.segmentor_config, dict):
+            self.segmentor_config = UNeXtConfig(**{"num_channels": self.num_channels, **self.segmentor_config})
         self.validate_architecture()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
@@ -138,11 +143,20 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"`{prefix}hidden_size` must be divisible by `{prefix}num_attention_heads` and by 4 (the sine-cosine "
                     f"positions take four equal parts), got {size} with {heads} heads. Change one of the two."
                 )
-        if self.patch_size < 1 or self.num_channels < 1 or self.num_hidden_layers < 1:
+        counts = ("patch_size", "num_channels", "num_hidden_layers", "intermediate_size")
+        for name in (*counts, "decoder_num_hidden_layers", "decoder_intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is a probability and must be in [0, 1), got {getattr(self, name)}.")
+        if not self.initializer_range > 0 or not self.layer_norm_eps > 0:
             raise ValueError(
-                "`patch_size`, `num_channels` and `num_hidden_layers` must be at least 1, got "
-                f"{self.patch_size}, {self.num_channels} and {self.num_hidden_layers}."
+                "`initializer_range` and `layer_norm_eps` must be > 0, got "
+                f"{self.initializer_range} and {self.layer_norm_eps}."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}.")
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
             raise ValueError(f"`image_size` must be a number or (height, width), got {self.image_size}.")
         height, width = self.image_height_width
@@ -165,6 +179,12 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"`consistency_loss_weight` must be a finite number >= 0, got {self.consistency_loss_weight}. "
                 "Use 0 to leave the consistency loss out."
+            )
+        segmentor = self.segmentor_config
+        if self.has_segmentor and (segmentor.num_channels != self.num_channels or segmentor.num_labels != 1):
+            raise ValueError(
+                f"The segmentor must take the {self.num_channels} channels of the frames and give one logit for each pixel, "
+                f"got num_channels={segmentor.num_channels} and num_labels={segmentor.num_labels} in `segmentor_config`."
             )
         if self.norm_pix_loss and self.patch_size**2 * self.num_channels < 2:
             raise ValueError(

@@ -9,9 +9,47 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_unext import UNeXtConfig
+
+
+def check_vesselness(name: str, vesselness: torch.Tensor) -> None:
+    """Refuse a vessel map with values outside [0, 1].
+
+    Args:
+        name (`str`): What the caller's argument is called.
+        vesselness (`torch.Tensor` of any shape): On an accelerator it is not looked at, since that would wait for it.
+
+    Raises:
+        ValueError: If a value is outside [0, 1] or not a number.
+    """
+    if vesselness.device.type != "cpu" or vesselness.numel() == 0 or torch.compiler.is_compiling():
+        return
+    # by numpy, so that no operation is added that would wait for a device
+    values = vesselness.detach().float().numpy()
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"`{name}` must be in [0, 1], got values from {values.min():.3g} to {values.max():.3g}. "
+            "Divide a 0/255 mask by 255."
+        )
+
+
+def refuse_unknown_arguments(model: nn.Module, arguments: dict[str, object]) -> None:
+    """Refuse keyword arguments that nothing would read, such as a misspelt one.
+
+    Args:
+        model (`nn.Module`): Whose `forward` got them.
+        arguments (`dict[str, object]`): Those it does not name itself.
+
+    Raises:
+        TypeError: If an argument is none that transformers passes through.
+    """
+    unknown = sorted(set(arguments) - set(TransformersKwargs.__annotations__))
+    if unknown:
+        raise TypeError(f"{type(model).__name__}.forward() has no argument {unknown[0]!r}.")
 
 
 def vessel_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -27,8 +65,9 @@ def vessel_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torc
         `torch.Tensor`: scalar, float32. The Dice part is taken over the whole batch at once, smoothed by 1e-5.
 
     Raises:
-        ValueError: If the sizes differ.
+        ValueError: If the sizes differ, or a label is outside [0, 1].
     """
+    check_vesselness("labels", labels)
     labels = labels.reshape(labels.shape[0], -1, *labels.shape[-2:]).to(torch.float32)
     if labels.shape != logits.shape:
         raise ValueError(
@@ -193,7 +232,7 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> SemanticSegmenterOutput:
         """Segment vessels.
 
@@ -210,6 +249,7 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
         Raises:
             ValueError: If the number of channels or the size of the labels does not fit.
         """
+        refuse_unknown_arguments(self, kwargs)
         height, width = pixel_values.shape[-2:]
         hidden_states = self._pad(pixel_values)
         hidden_states, skips = self._encode(hidden_states)

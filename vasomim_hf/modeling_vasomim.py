@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vasomim import VasoMIMConfig
+from .modeling_unext import refuse_unknown_arguments
 
 
 def sine_cosine_positions(grid: tuple[int, int], hidden_size: int) -> torch.Tensor:
@@ -292,14 +293,29 @@ class VasoMIMModel(VasoMIMPreTrainedModel):
 
         Raises:
             ValueError: If a shape does not fit.
+            TypeError: If an argument is unknown.
         """
-        if bool_masked_pos is not None and ids_keep is None:
-            ids_keep = visible_patches(bool_masked_pos)
+        refuse_unknown_arguments(self, kwargs)
+        if bool_masked_pos is not None:
+            ids_keep = self._visible_patches(pixel_values, bool_masked_pos, ids_keep)
         hidden_states = self.embeddings(pixel_values, ids_keep, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+    def _visible_patches(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, ids_keep: torch.Tensor | None
+    ) -> torch.Tensor:
+        if ids_keep is not None:
+            raise ValueError("Give one of `bool_masked_pos` and `ids_keep`, got both.")
+        rows, columns = grid_of(pixel_values, self.config.patch_size)
+        if bool_masked_pos.flatten(1).shape != (len(pixel_values), rows * columns):
+            raise ValueError(
+                f"`bool_masked_pos` must have shape ({len(pixel_values)}, {rows * columns}), one flag for each patch of "
+                f"{rows} × {columns}, got {tuple(bool_masked_pos.shape)}."
+            )
+        return visible_patches(bool_masked_pos)
 
 
 class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):

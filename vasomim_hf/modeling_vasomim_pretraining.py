@@ -5,6 +5,7 @@ Shapes: B batch size, N number of patches, P values in a patch (`patch_size**2 *
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -14,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vasomim import VasoMIMConfig
 from .masking_vasomim import guided_order, patch_scores
-from .modeling_unext import UNeXtForVesselSegmentation
+from .modeling_unext import UNeXtForVesselSegmentation, check_vesselness, refuse_unknown_arguments
 from .modeling_vasomim import (
     VasoMIMLayer,
     VasoMIMModel,
@@ -239,9 +240,11 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             [`VasoMIMForPreTrainingOutput`]
 
         Raises:
-            ValueError: If a shape does not fit, `progress` or `vesselness` is out of range. On an accelerator the
-                values of `vesselness` are not looked at, since that would wait for it.
+            ValueError: If a shape does not fit, `progress` or `vesselness` is out of range, or a pixel is not a finite
+                number. On an accelerator the values of tensors are not looked at, since that would wait for it.
+            TypeError: If an argument is unknown.
         """
+        refuse_unknown_arguments(self, kwargs)
         self._check_inputs(pixel_values, vesselness, progress)
         grid = grid_of(pixel_values, self.config.patch_size)
         vessel_logits = self.segment(pixel_values)
@@ -364,24 +367,26 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             )
         if not isinstance(progress, torch.Tensor) and not 0 <= progress <= 1:
             raise ValueError(f"`progress` is the share of the training done and must be in [0, 1], got {progress}.")
+        self._check_finite(pixel_values)
         if vesselness is None:
             return
-        if (
-            vesselness.shape[-2:] != pixel_values.shape[-2:]
-            or vesselness.numel() != len(pixel_values) * height * width
-        ):
+        num_pixels = len(pixel_values) * height * width
+        if vesselness.shape[-2:] != pixel_values.shape[-2:] or vesselness.numel() != num_pixels:
             raise ValueError(
                 f"`vesselness` must have shape ({len(pixel_values)}, 1, {height}, {width}), one map for each frame and of "
                 f"its size, got {tuple(vesselness.shape)}. Crop it together with the frame."
             )
-        if vesselness.device.type == "cpu" and not torch.compiler.is_compiling():
-            # by numpy, so that no operation is added that would wait for a device
-            values = vesselness.detach().float().numpy()
-            if not (values.min() >= 0 and values.max() <= 1):
-                raise ValueError(
-                    f"`vesselness` must be in [0, 1], got values from {values.min():.3g} to {values.max():.3g}. "
-                    "Divide a 0/255 mask by 255."
-                )
+        check_vesselness("vesselness", vesselness)
+
+    def _check_finite(self, pixel_values: torch.Tensor) -> None:
+        if pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        # by numpy, so that no operation is added that would wait for a device
+        if not np.isfinite(pixel_values.detach().float().numpy().sum(dtype=np.float64)):
+            raise ValueError(
+                "`pixel_values` holds values that are not finite numbers. Look for the frame in the data; the image "
+                "processor refuses such frames."
+            )
 
 
 __all__ = ["VasoMIMForPreTraining", "VasoMIMForPreTrainingOutput"]

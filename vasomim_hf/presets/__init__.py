@@ -1,5 +1,6 @@
 """Named sizes of VasoMIM, one JSON file each: tiny, small, base, large, huge."""
 
+import difflib
 from pathlib import Path
 
 from ..configuration_vasomim import VasoMIMConfig
@@ -40,5 +41,15 @@ def load_preset(name: str, **overrides: object) -> VasoMIMConfig:
 
 
 def load_config_file(path: str | Path, **overrides: object) -> VasoMIMConfig:
-    """Read a configuration from a JSON file, with values that replace those of the file."""
+    """Read a configuration from a JSON file, with values that replace those of the file.
+
+    Raises:
+        ValueError: If an override is no key of a configuration, or does not fit.
+    """
+    known = [name for name in VasoMIMConfig.__dataclass_fields__ if not name.startswith("_")]
+    for name in overrides:
+        if name not in known and not hasattr(VasoMIMConfig, name):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}."
+            raise ValueError(f"VasoMIMConfig has no `{name}`. {hint}")
     return VasoMIMConfig(**{**VasoMIMConfig._dict_from_json_file(path), **overrides})
