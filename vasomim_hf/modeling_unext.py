@@ -47,7 +47,8 @@ def refuse_unknown_arguments(model: nn.Module, arguments: dict[str, object]) -> 
     Raises:
         TypeError: If an argument is none that transformers passes through.
     """
-    unknown = sorted(set(arguments) - set(TransformersKwargs.__annotations__))
+    # `use_cache` is passed to models of every kind with activation checkpointing, and means nothing here
+    unknown = sorted(set(arguments) - set(TransformersKwargs.__annotations__) - {"use_cache"})
     if unknown:
         raise TypeError(f"{type(model).__name__}.forward() has no argument {unknown[0]!r}.")
 
