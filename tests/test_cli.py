@@ -134,11 +134,20 @@ def test_a_missing_extra_is_one_line_and_a_fault_of_the_program_keeps_its_traceb
         main(["demo", "--output", "folder"])
 
 
-def test_demo_hands_its_folder_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_hands_its_folder_on_and_says_where_its_results_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     seen = []
-    stand_in(monkeypatch, "demo", "run_demo", seen.append)
+
+    def run_demo(output: str) -> types.SimpleNamespace:
+        seen.append(output)
+        return types.SimpleNamespace(model=Path("out/model"), picture=Path("out/picture.png"), num_features=192)
+
+    stand_in(monkeypatch, "demo", "run_demo", run_demo)
     assert main(["demo", "--output", "folder"]) == 0
     assert seen == ["folder"]
+    line = "Model: out/model (192 features per frame)  Picture: out/picture.png\n"
+    assert capsys.readouterr().out == line
 
 
 def test_version_prints_the_version(capsys: pytest.CaptureFixture) -> None:
