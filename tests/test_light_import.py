@@ -112,7 +112,7 @@ def test_without_extras_and_network_the_package_works_and_a_missing_extra_answer
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["finite"] and told["loaded"] == []
-    assert "pip install 'vasomim-hf[data]'" in told["message"]
+    assert "pip install -e '.[data]'" in told["message"]
 
 
 def test_the_hiding_and_the_refusal_work():

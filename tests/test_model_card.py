@@ -82,6 +82,7 @@ def test_card_has_its_limits_licence_and_citation(encoder):
 def test_card_names_the_task_and_the_class_that_loads_the_model(model_class, task, auto_class):
     config = UNeXtConfig() if model_class is UNeXtForVesselSegmentation else load_preset("tiny", num_hidden_layers=1)
     text = model_card(model_class(config))
+    assert "pip install vasomim-hf" not in text and "`pip install -e .` in a checkout" in text
     assert ModelCard(text).data.pipeline_tag == task
     assert auto_class in text and "trust_remote_code=True" in text and "import vasomim_hf" in text
 
@@ -98,6 +99,7 @@ def test_card_of_a_pretraining_model_states_its_objective():
         ([{"task": "x"}], None, "Result is incomplete: .*'dataset'"),
         (None, {"epochs": 800}, "TrainingRecord has no epochs"),
         (None, {"data": [{"licence": "MIT"}]}, "TrainingData is incomplete: .*'name'"),
+        (None, "800 epochs", "Expected a TrainingRecord or a dictionary, got a str"),
     ],
 )
 def test_a_field_that_is_unknown_or_missing_is_named(encoder, results, training, message):

@@ -25,5 +25,5 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"`{module}` is needed here and is not installed. Install it with: pip install 'vasomim-hf[{extra}]'"
+            f"`{module}` is needed here and is not installed. Install it from a checkout: pip install -e '.[{extra}]'"
         ) from error

@@ -3,9 +3,9 @@
 Nothing is filled in that was not given: a section without facts says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers.modeling_utils import PreTrainedModel
@@ -34,21 +34,6 @@ _KINDS = {
         "AutoModelForSemanticSegmentation",
         "UNeXt, the small vessel segmentor that guides the pre-training of VasoMIM",
     ),
-    "SemanticSegmentation": (
-        "image-segmentation",
-        "AutoModelForSemanticSegmentation",
-        "a segmentation model on the VasoMIM encoder",
-    ),
-    "ObjectDetection": (
-        "object-detection",
-        "AutoModelForObjectDetection",
-        "a detector on the VasoMIM encoder",
-    ),
-    "ImageClassification": (
-        "image-classification",
-        "AutoModelForImageClassification",
-        "a classifier of frames on the VasoMIM encoder",
-    ),
 }
 
 _CITATION = """```bibtex
@@ -59,7 +44,7 @@ _CITATION = """```bibtex
 }
 ```"""
 
-_USE = """With the package (`pip install vasomim-hf`), whose import makes the Auto classes know the model:
+_USE = """With the package (`pip install -e .` in a checkout of it), whose import makes the Auto classes know the model:
 
 ```python
 import vasomim_hf
@@ -210,16 +195,16 @@ def model_card(
         ---
         library_name: transf
     """
-    results = [_read(Result, result) for result in results or ()]
-    training = _read(TrainingRecord, training or {})
-    front_matter = _front_matter(model, results, training, license=license, base_model=base_model, repo_id=repo_id)
+    measured = [_read(Result, result) for result in results or ()]
+    record = _read(TrainingRecord, training or {})
+    front_matter = _front_matter(model, measured, record, license=license, base_model=base_model, repo_id=repo_id)
     sections = {
         "Use": _use(model, repo_id),
         "Model": _model(model),
-        "Training": _training(training),
-        "Results": _results(results),
+        "Training": _training(record),
+        "Results": _results(measured),
         "Limits": _LIMITS,
-        "Licence": _licence(training, license),
+        "Licence": _licence(record, license),
         "Citation": f"The method, by its authors ({PAPER}):\n\n{_CITATION}",
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
@@ -237,13 +222,13 @@ def _front_matter(
     repo_id: str,
 ) -> str:
     task, _, _ = _kind(model)
-    extra = {"base_model_relation": "finetune"} if base_model else {}
+    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base_model else {}
     data = ModelCardData(
         library_name="transformers",
         license=license,
         pipeline_tag=task,
         tags=["vasomim", "medical-imaging", "x-ray-angiography", "coronary-angiography", "arxiv:2602.11536"],
-        datasets=[data.hub_id for data in training.data if data.hub_id] or None,
+        datasets=[data.hub_id for data in _data(training) if data.hub_id] or None,
         base_model=base_model,
         model_name=repo_id.rstrip("/").split("/")[-1] if results else None,
         eval_results=[result.to_eval_result() for result in results] or None,
@@ -269,12 +254,10 @@ def _introduction(model: PreTrainedModel) -> str:
 
 def _use(model: PreTrainedModel, repo_id: str) -> str:
     task, auto_class, _ = _kind(model)
-    if task == "image-feature-extraction":
-        meaning = "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch."
-    elif task == "image-segmentation":
+    if task == "image-segmentation":
         meaning = "`output.logits` has one channel for each class, at the size of the input."
     else:
-        meaning = "`output.logits` holds the scores of the classes."
+        meaning = "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch."
     if type(model).__name__.endswith("ForPreTraining"):
         meaning += " `AutoModelForPreTraining` loads the decoder and the segmentor too, to go on with pre-training."
     return _USE.format(auto_class=auto_class, repo_id=repo_id, meaning=meaning)
@@ -298,7 +281,7 @@ def _training(training: TrainingRecord) -> str:
     parts = [training.note] if training.note else []
     if training.data:
         header = ("data", "frames", "licence", "note")
-        rows = [(data.name, data.num_images, data.licence, data.note) for data in training.data]
+        rows = [(data.name, data.num_images, data.licence, data.note) for data in _data(training)]
         parts.append(_table(header, rows))
     if training.recipe:
         parts.append(_table(("setting", "value"), training.recipe.items()))
@@ -329,7 +312,9 @@ def _results(results: list[Result]) -> str:
 
 def _licence(training: TrainingRecord, license: str) -> str:
     text = f"Weights: `{license}`. Code in this repository: Apache-2.0."
-    restricted = [data.name for data in training.data if "NC" in data.licence.upper().replace("-", " ").split()]
+    restricted = [
+        data.name for data in _data(training) if "NC" in (data.licence or "").upper().replace("-", " ").split()
+    ]
     if restricted:
         text += (
             f" The training data {', '.join(restricted)} may not be used commercially. Whether that reaches the weights "
@@ -338,7 +323,7 @@ def _licence(training: TrainingRecord, license: str) -> str:
     return text
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
 
@@ -354,9 +339,15 @@ def _slug(text: str) -> str:
 Record = TypeVar("Record", TrainingData, TrainingRecord, Result)
 
 
-def _read(record: type[Record], value: Record | Mapping[str, object]) -> Record:
+def _data(training: TrainingRecord) -> list[TrainingData]:
+    return [_read(TrainingData, item) for item in training.data]
+
+
+def _read(record: type[Record], value: Record | Mapping[str, Any]) -> Record:
     if isinstance(value, record):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"Expected a {record.__name__} or a dictionary, got a {type(value).__name__}.")
     known = [item.name for item in fields(record)]
     unknown = sorted(set(value) - set(known))
     if unknown:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -49,7 +50,7 @@ def export(
 
     The folder loads with every Auto class, in a process that has imported this package and, with
     `trust_remote_code=True`, in one that has not. To leave the decoder and the segmentor out, export the encoder:
-    `export(model.vasomim, ...)`.
+    `export(model.vasomim, ...)`. [`push_to_hub`] uploads the folder.
 
     Args:
         model (`PreTrainedModel`):
@@ -148,6 +149,9 @@ def verify(folder: str | Path) -> None:
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, token: str | None = None) -> str:
     """Upload an exported folder, after its checksums were compared.
 
+    `hf upload OWNER/NAME FOLDER` uploads the same files without that; a repository that it creates is public unless
+    `--private` is given.
+
     Args:
         folder (`str` or `Path`): A folder written by [`export`].
         repo_id (`str`): Repository on the Hub, `"owner/name"`; it is created if it does not exist.
@@ -167,9 +171,9 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, token: s
 
 
 def _auto_map_of(model: PreTrainedModel) -> dict[str, str]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    auto_map = AUTO_CLASSES.get(model_type)
-    names = {reference.split(".")[1] for reference in (auto_map or {}).values()}
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    auto_map = AUTO_CLASSES.get(model_type, {})
+    names = {reference.split(".")[1] for reference in auto_map.values()}
     if type(model).__name__ not in names:
         raise ValueError(
             f"`model` must be one of the models of this package, got a {type(model).__name__}. Published can be "
@@ -188,7 +192,7 @@ def _publishable() -> list[str]:
     return sorted(reference.split(".")[1] for reference in references)
 
 
-def _set_auto_map(path: Path, auto_map: dict[str, object]) -> None:
+def _set_auto_map(path: Path, auto_map: Mapping[str, object]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     content["auto_map"] = auto_map
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
