@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +30,7 @@ from .presets import load_preset, preset_names
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, torch.Tensor]
-Settings = dict[str, object]
+Settings = dict[str, Any]
 
 SEGMENTOR_PREFIX = "seg_model."
 
@@ -168,7 +169,8 @@ def original_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     Returns:
         `dict[str, torch.Tensor]`: query, key and value are joined, as the original code has them.
     """
-    state, parts = {}, {}
+    state: Weights = {}
+    parts: dict[str, dict[int, torch.Tensor]] = {}
     for name, tensor in model.state_dict().items():
         original, part = original_name(name)
         if part is None:
@@ -194,8 +196,8 @@ def original_name(name: str) -> tuple[str, int | None]:
         >>> original_name("segmentor.conv_stages.2.norm.weight")
         ('seg_model.ebn3.weight', None)
     """
-    part = re.search(r"\.attention\.([qkv])_proj\.", name)
-    part = "qkv".index(part[1]) if part else None
+    match = re.search(r"\.attention\.([qkv])_proj\.", name)
+    part = "qkv".index(match[1]) if match else None
     if name.startswith("segmentor."):
         return SEGMENTOR_PREFIX + _renamed(name.removeprefix("segmentor.")), part
     if name == "decoder.mask_token":
@@ -222,7 +224,7 @@ def image_processor_for(model: PreTrainedModel) -> VasoMIMImageProcessor:
     return VasoMIMImageProcessor(size={"height": height, "width": width})
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, object], dict[str, object]]:
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], Settings]:
     """Read the tensors of a checkpoint without running code in it.
 
     Args:

@@ -104,6 +104,8 @@ class VasoMIMPatchEmbeddings(nn.Module):
 class VasoMIMEmbeddings(nn.Module):
     """Patch embeddings with positions and a class token in front; hidden patches are dropped."""
 
+    position_embeddings: torch.Tensor
+
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
         self.config = config

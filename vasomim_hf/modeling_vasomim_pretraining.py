@@ -117,6 +117,8 @@ class VasoMIMDecoderLayerConfig:
 class VasoMIMDecoder(nn.Module):
     """Puts mask tokens where patches were hidden and predicts the values of every patch."""
 
+    position_embeddings: torch.Tensor
+
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
         self.config = config
@@ -203,14 +205,15 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             raise ValueError(
                 "This model has no segmentor, since filter_weight=1 and consistency_loss_weight=0. Change one of them."
             )
-        if not isinstance(segmentor, nn.Module):
-            segmentor = UNeXtForVesselSegmentation.from_pretrained(segmentor)
+        trained = (
+            segmentor if isinstance(segmentor, nn.Module) else UNeXtForVesselSegmentation.from_pretrained(segmentor)
+        )
         try:
-            self.segmentor.load_state_dict(segmentor.state_dict())
+            self.segmentor.load_state_dict(trained.state_dict())
         except RuntimeError as error:
             raise ValueError(
                 "The segmentor does not have the sizes in `config.segmentor_config`. Build the model with "
-                f"segmentor_config={segmentor.config.to_diff_dict()}. ({error})"
+                f"segmentor_config={trained.config.to_diff_dict()}. ({error})"
             ) from error
         self._freeze_segmentor()
 
@@ -351,7 +354,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         Returns:
             `torch.Tensor`: scalar, float32; zero where the loss has no weight.
         """
-        if vessel_logits is None or self.config.consistency_loss_weight == 0:
+        if self.segmentor is None or vessel_logits is None or self.config.consistency_loss_weight == 0:
             return reconstruction.new_zeros(())
         seen = self.segmentor(reconstruction.contiguous(memory_format=torch.channels_last)).logits
         return nn.functional.binary_cross_entropy_with_logits(seen.float(), vessel_logits.float().sigmoid())

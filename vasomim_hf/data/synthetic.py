@@ -246,7 +246,8 @@ def _draw_arteries(rng: np.random.Generator, tree: CoronaryTree, scene: _Scene) 
             lesion[near.pixels[(vessel.lesion[nearest] == number) & (share >= 0.5)]] = True
         _mark_line(centre_line, line)
     fold = [lesion.reshape(scene.shape) for lesion in lesions]
-    return _Arteries(*(a.reshape(scene.shape) for a in (attenuation, covered, segment)), centre_line, fold)
+    attenuation, covered = attenuation.reshape(scene.shape), covered.reshape(scene.shape)
+    return _Arteries(attenuation, covered, segment.reshape(scene.shape), centre_line, fold)
 
 
 def _add_tube(shadow: np.ndarray, line: np.ndarray, radius: float, strength: float) -> None:
