@@ -2,13 +2,15 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from configparser import ConfigParser
-from importlib.metadata import Distribution, distributions, version
+from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,9 @@ PACKAGE = ROOT / "vasomim_hf"
 EXTRAS = {"data", "training", "eval", "dicom", "export", "demo", "dev"}
 BUILD_FILES = ["setup.cfg", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"]
 needs_source = pytest.mark.skipif(not (ROOT / "setup.cfg").is_file(), reason="the package's source is not here")
+needs_makefile = pytest.mark.skipif(
+    not (ROOT / "Makefile").is_file() or shutil.which("make") is None, reason="no Makefile here, or no make"
+)
 
 
 def installed() -> Distribution:
@@ -123,12 +128,88 @@ def test_metadata_has_one_home():
     assert not re.search(r"^\[project", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
 
 
+def lowest(bound: str) -> tuple[int, int]:
+    """Major and minor number of the version after `>=`."""
+    major, minor = re.search(r">=\s*(\d+)\.(\d+)", bound).groups()
+    return int(major), int(minor)
+
+
 @needs_source
-@pytest.mark.skipif(not (ROOT / "Makefile").is_file(), reason="no Makefile here")
+def test_the_lowest_python_is_one_that_transformers_runs_on(setup_cfg):
+    python = lowest(setup_cfg["options"]["python_requires"])
+    assert python >= lowest(distribution("transformers").metadata["Requires-Python"])
+    assert sys.version_info >= python
+    # what is not read from there says the same
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert settings["ruff"]["target-version"] == "py{}{}".format(*python)
+    assert settings["mypy"]["python_version"] == "{}.{}".format(*python)
+    if (ROOT / "Makefile").is_file():
+        assert "sys.version_info < ({}, {})".format(*python) in (ROOT / "Makefile").read_text()
+
+
+@needs_source
+@pytest.mark.parametrize("name", ["huggingface-hub", "numpy", "safetensors", "tqdm"])
+def test_no_lower_bound_is_below_what_transformers_needs(setup_cfg, name):
+    ours = re.search(rf"^{name}(.*)$", setup_cfg["options"]["install_requires"], flags=re.MULTILINE)[1]
+    theirs = next(text for text in distribution("transformers").requires if re.match(rf"{name}\b(?!.*extra)", text))
+    assert lowest(ours) >= lowest(theirs)
+
+
+@needs_makefile
 def test_the_makefile_pins_torch_and_nothing_asks_for_torchvision():
     text = (ROOT / "Makefile").read_text()
     assert re.search(r"^TORCH \?= torch==\d+\.\d+\.\d+$", text, flags=re.MULTILINE)
     assert "torchvision" not in text
+
+
+# Stands in for python: makes an "environment" whose pip writes down what it is asked for, and finds a CPU wheel in its
+# own sources or at the index given, or in neither.
+STAND_IN = """#!/bin/bash
+asked="$*"
+case "$asked" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *" pip "*) echo "${asked#*-qq }" >> "$CALLS"
+    case "$asked" in
+      *--index-url*) exit "$AT_INDEX" ;;
+      *+cpu*) exit "$IN_OWN_SOURCES" ;;
+    esac ;;
+esac
+"""
+FOUND, MISSING = "0", "1"
+
+
+@needs_makefile
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the default index has wheels for the CPU")
+@pytest.mark.parametrize(
+    ("own", "index", "settings", "routes"),
+    [
+        (FOUND, MISSING, [], ["own"]),
+        (MISSING, FOUND, [], ["own", "index"]),
+        (MISSING, MISSING, [], ["own", "index", "told"]),
+        (FOUND, FOUND, ["TORCH_CPU_INDEX="], []),
+    ],
+    ids=["own sources", "index of CPU wheels", "index out of reach", "GPU asked for"],
+)
+def test_the_makefile_takes_the_cpu_wheel_of_torch_where_there_is_one(own, index, settings, routes, tmp_path):
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH", "MAKE", "MFLAGS"))}
+    result = subprocess.run(
+        ["make", f"PYTHON={python}", f"VENV={tmp_path}/venv", *settings, f"{tmp_path}/venv/.torch"],
+        cwd=ROOT,
+        env=kept | {"CALLS": str(calls), "IN_OWN_SOURCES": own, "AT_INDEX": index},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    version = re.search(r"^TORCH \?= (\S+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
+    quickly = "--index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 0"
+    asked = {"own": f"{version}+cpu", "index": f"{version}+cpu {quickly}"}
+    # the last call changes nothing where a CPU wheel of the same version is there
+    assert calls.read_text().splitlines() == [*(asked[route] for route in routes if route in asked), version]
+    assert ("No CPU wheel of torch" in result.stdout) == ("told" in routes)
 
 
 @needs_source
