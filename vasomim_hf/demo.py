@@ -35,7 +35,7 @@ class DemoResult:
 
     Args:
         model (`Path`): Folder that `AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained` load.
-        picture (`Path`): PNG with frame, vesselness, mask and reconstruction of some frames.
+        picture (`Path`): PNG with frame, vesselness, visible patches, reconstruction and the vessels that the segmentor sees in it.
         num_features (`int`): Length of the feature vector that the loaded model gave for a frame.
     """
 
@@ -48,7 +48,7 @@ def run_demo(
     output: str | Path,
     num_frames: int = 96,
     size: int = 512,
-    epochs: tuple[int, int] = (20, 40),
+    epochs: tuple[int, int] = (20, 54),
     preset: str = "tiny",
 ) -> DemoResult:
     """Draw angiograms, train a segmentor on their vesselness, pre-train VasoMIM on them, load and show the result.
@@ -60,7 +60,7 @@ def run_demo(
             Number of synthetic angiograms.
         size (`int`, defaults to 512):
             Their side in pixels.
-        epochs (`tuple[int, int]`, defaults to `(20, 40)`):
+        epochs (`tuple[int, int]`, defaults to `(20, 54)`):
             Length of the segmentor's training and of the pre-training.
         preset (`str`, defaults to `"tiny"`):
             Size of the model.
@@ -115,7 +115,7 @@ def _pretrain(shared: dict[str, object], folder: Path, epochs: int, segmentor: P
         "epochs": epochs,
         "warmup_epochs": epochs / 20,
         "batch_size": 16,
-        "base_learning_rate": 4e-3,
+        "base_learning_rate": 16e-3,  # absolute peak rate 1e-3
         "save_every_epochs": epochs,
         "picture_every_epochs": 0,
     }
@@ -150,8 +150,9 @@ def _show(folder: Path, paths: list[Path], picture: Path) -> DemoResult:
     grey = to_grey(inputs["pixel_values"], *statistics)
     visible = hide_patches(grey, output.mask, model.config.patch_grid)
     reconstruction = to_grey(output.reconstruction, *statistics)
-    columns = [grey, inputs["vesselness"], visible, reconstruction]
-    _save(picture_grid(columns, ("frame", "vesselness", "visible", "reconstruction")), picture)
+    seen = model.segment(output.reconstruction).sigmoid()
+    columns = [grey, inputs["vesselness"], visible, reconstruction, seen]
+    _save(picture_grid(columns, ("frame", "vesselness", "visible", "reconstruction", "vessels in it")), picture)
     return DemoResult(model=folder, picture=picture, num_features=features.shape[1])
 
 
