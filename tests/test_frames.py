@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vasomim_hf.data.frames import FrameReadError, list_frames, read_frame, scale_to_8_bits, scan_folder
+from vasomim_hf.data.frames import FrameReadError, list_frames, read_frame, scan_folder, to_uint8
+from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessorPil
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,9 @@ def test_a_folder_without_frames_or_none_at_all_is_an_error(tmp_path: Path) -> N
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"holds no frame, but 1 other files.*\.png"):
         list_frames(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty` holds no frame, and no other file\..*\.png"):
+        list_frames(tmp_path / "empty")
     for path in (tmp_path / "nowhere", tmp_path / "notes.txt"):
         with pytest.raises(NotADirectoryError, match="is not a folder of frames"):
             list_frames(path)
@@ -136,11 +140,11 @@ def test_stated_bits_win_over_inferred_ones(tmp_path: Path) -> None:
 def test_the_inferred_depth_grows_with_the_first_level_it_does_not_hold() -> None:
     for largest, bits in ((255, 8), (256, 10), (1023, 10), (1024, 12), (4096, 14), (16384, 16), (65535, 16)):
         pixels = np.array([[0, largest]], dtype=np.uint16)
-        assert scale_to_8_bits(pixels)[0, 1] == round(255 * largest / (2**bits - 1))
+        assert to_uint8(pixels)[0, 1] == round(255 * largest / (2**bits - 1))
 
 
 def test_floats_just_beyond_the_unit_range_are_clipped_and_do_not_wrap() -> None:
-    assert scale_to_8_bits(np.array([[-0.001, 0.5, 1.005]], np.float32)).tolist() == [[0, 128, 255]]
+    assert to_uint8(np.array([[-0.001, 0.5, 1.005]], np.float32)).tolist() == [[0, 128, 255]]
 
 
 def test_an_inferred_depth_is_named_once_and_a_stated_one_never(
@@ -193,8 +197,29 @@ def test_colour_of_16_bits_is_read_where_the_upper_8_bits_hold_it_and_refused_el
         cv2.imwrite(str(tmp_path / name), np.dstack([ramp(levels)] * 3))
     assert np.array_equal(read_frame(tmp_path / "full.png"), ramp(65536) >> 8)
     for path, bits in ((tmp_path / "ten.png", None), (tmp_path / "full.png", 12)):
-        with pytest.raises(FrameReadError, match="16 bits per colour channel"):
+        with pytest.raises(FrameReadError, match=f"`{path}`: The image has 16 bits per colour channel"):
             read_frame(path, bits)
+
+
+def test_the_frame_of_a_file_is_what_the_image_processor_sees_in_it(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    processor = VasoMIMImageProcessorPil(do_resize=False, do_normalize=False)
+    cv2.imwrite(str(tmp_path / "full.png"), np.dstack([ramp(65536)] * 3))
+    cv2.imwrite(str(tmp_path / "ten.png"), np.dstack([ramp(1024)] * 3))
+    paths = [tmp_path / "full.png", tmp_path / "ten.png", save(tmp_path / "deep.tif", ramp(4096))]
+    paths += [save(tmp_path / "white.tif", ramp(4096), tiffinfo={262: 0}), save(tmp_path / "a.png", grey(), "LA")]
+    refused = set()
+    for path in paths:
+        try:
+            frame = read_frame(path)
+        except FrameReadError:
+            refused.add(path.name)
+            with pytest.raises(ValueError, match=path.name):
+                processor(path)
+        else:
+            levels = processor(path, return_tensors="np").pixel_values[0, 0] * 255
+            np.testing.assert_allclose(frame, levels, atol=0.5001)
+    assert refused == {"ten.png", "white.tif"}
 
 
 def test_real_deep_exports_use_their_ten_bits(shared_data: Path) -> None:
@@ -210,7 +235,7 @@ def test_real_deep_exports_use_their_ten_bits(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.zeros((2, 2), np.uint16), np.zeros((2, 2), np.float32)])
 def test_black_deep_frames_stay_black(value: np.ndarray) -> None:
-    assert not scale_to_8_bits(value).any()
+    assert not to_uint8(value).any()
 
 
 # Damage

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,13 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from vasomim_hf import image_processing_vasomim
+from vasomim_hf import image_processing_reading, image_processing_vasomim
+from vasomim_hf.image_processing_reading import scale_to_8_bit
 from vasomim_hf.image_processing_vasomim import (
     VasoMIMImageProcessor,
     VasoMIMImageProcessorKwargs,
     VasoMIMImageProcessorPil,
     polarity_skewness,
-    scale_to_8_bit,
 )
 
 
@@ -49,9 +51,11 @@ def pil() -> VasoMIMImageProcessorPil:
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the module warns of, each message as often as it is asked for."""
+    """What the modules warn of, each message as often as it is asked for."""
     caught: list[str] = []
-    monkeypatch.setattr(image_processing_vasomim.logger, "warning_once", caught.append)
+    for logger in (image_processing_vasomim.logger, image_processing_reading.logger):
+        monkeypatch.setattr(logger, "warning_once", caught.append)
+        monkeypatch.setattr(logger, "warning", caught.append)
     return caught
 
 
@@ -430,12 +434,12 @@ def test_a_truncated_file_is_refused_by_name(pil, rng, tmp_path):
     [
         (vessels() / 255, "Float frames in \\[0, 1\\]"),
         (vessels().astype(np.uint16) * 16, "12 bits are assumed"),
-        (np.full((64, 64), 100, dtype=np.uint8), "A frame is constant"),
-        (np.zeros((64, 64), dtype=np.uint8), "A frame is constant"),
-        (vessels() // 20, "nearly black"),
+        (np.full((64, 64), 100, dtype=np.uint8), "Frame 0 of 1 looks constant"),
+        (np.zeros((64, 64), dtype=np.uint8), "Frame 0 of 1 looks constant"),
+        (vessels() // 20, "Frame 0 of 1 looks nearly black"),
         (np.stack([vessels(0), vessels(1), vessels(2)]), "channels that differ"),
-        (255 - vessels(), "look inverted"),
-        (255 - np.stack([vessels(seed) for seed in range(20)]), "look inverted"),
+        (255 - vessels(), "Frame 0 of 1 looks inverted"),
+        (255 - np.stack([vessels(seed) for seed in range(20)]), "Frames 0-19 of 20 look inverted"),
     ],
 )
 def test_suspicious_input_is_named_and_the_switch_turns_it_off(processor, messages, image, message):
@@ -461,17 +465,117 @@ def test_12_bit_pixels_declared_as_16_are_said_to_be_nearly_black(processor, mes
     assert len(messages) == 1 and "nearly black" in messages[0]
 
 
-def test_a_warning_is_given_once_for_each_kind(pil, caplog):
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What reaches the log, as in a process that has said nothing yet."""
     transformers_logging.enable_propagation()
     image_processing_vasomim.logger.warning_once.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            for _ in range(3):
-                pil([255 - vessels(), np.zeros((64, 64), dtype=np.uint8)], do_check_input=True)
-                pil(255 - vessels())
-    finally:
-        transformers_logging.disable_propagation()
-    assert sum("look inverted" in record.message for record in caplog.records) == 1
+    with caplog.at_level(logging.WARNING):
+        yield caplog
+    transformers_logging.disable_propagation()
+
+
+def test_suspicious_frames_are_named_in_each_call_and_assumptions_once_per_process(pil, said):
+    first = [vessels()] * 40
+    first[3] = first[7] = 255 - vessels()
+    first[10:13] = [np.zeros((64, 64), dtype=np.uint8)] * 3
+    second = [vessels().astype(np.uint16) * 16, vessels() / 255, 255 - vessels()]
+    for images in (first, second, second):
+        pil(images)
+    texts = [record.message for record in said.records]
+    assert [text for text in texts if "look" in text and "inverted" in text] == [
+        text for text in texts if text.startswith(("Frames 3, 7 of 40 look inverted,", "Frame 2 of 3 looks inverted,"))
+    ]
+    assert sum(text.startswith("Frames 3, 7 of 40 look inverted,") for text in texts) == 1
+    assert sum(text.startswith("Frame 2 of 3 looks inverted,") for text in texts) == 2
+    assert sum(text.startswith("Frames 10-12 of 40 look constant,") for text in texts) == 1
+    assert sum("12 bits are assumed" in text for text in texts) == 1
+    assert sum("Float frames in [0, 1]" in text for text in texts) == 1
+    assert len(texts) == 6
+
+
+def test_every_inverted_frame_of_a_cine_is_named(pil, messages):
+    cine = np.stack([vessels()] * 40)
+    cine[[3, 7]] = 255 - vessels()
+    pil(cine)
+    assert len(messages) == 1 and messages[0].startswith("Frames 3, 7 of 40 look inverted")
+
+
+def test_frames_that_look_normalised_are_named_by_their_numbers(processor, rng):
+    raw, normalised = frame_of(rng).astype(np.float32), rng.normal(size=(64, 48)).astype(np.float32)
+    cine = np.stack([raw, normalised, raw, normalised, normalised])
+    with pytest.raises(ValueError, match="^Frames 2, 4, 5 of 7 look already normalised: float pixels with minimum -"):
+        processor([raw, cine, frame_of(rng)])
+    with pytest.raises(ValueError, match="^Frame 0 of 1 looks already normalised"):
+        processor(normalised, do_rescale=False)
+
+
+def test_an_error_names_the_image_where_a_call_has_several(pil, rng):
+    with pytest.raises(ValueError, match="^Image 1 of 2: Pixels must be finite"):
+        pil([frame_of(rng), np.full((64, 48), np.nan)])
+    with pytest.raises(ValueError, match="^Image 0 of 2: A frame must be at least 2 x 2"):
+        pil([np.zeros((1, 1), np.uint8), frame_of(rng)])
+
+
+# What Pillow reads wrongly
+
+
+def save_deep_colour(path: Path, levels: np.ndarray) -> None:
+    """Write a PNG of 16 bits per colour channel, which Pillow cannot."""
+    rows, columns = levels.shape
+    lines = b"".join(b"\0" + row.astype(">u2").repeat(3).tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", columns, rows, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_deep_tiff_with_white_as_0_is_refused(pil, rng, tmp_path, check):
+    path = tmp_path / "white.tif"
+    Image.fromarray(frame_of(rng).astype(np.uint16) * 16).save(path, tiffinfo={262: 0})
+    with pytest.raises(ValueError, match="white.tif': The image stores white as 0"):
+        pil(path, do_check_input=check, bits_stored=12)
+    with Image.open(path) as image, pytest.raises(ValueError, match="stores white as 0"):
+        pil(image, do_check_input=check, bits_stored=12)
+    Image.fromarray(frame_of(rng).astype(np.uint16) * 16).save(path)
+    pil(path, do_check_input=check, bits_stored=12)
+
+
+def test_a_later_page_with_white_as_0_is_refused(pil, rng, tmp_path):
+    page = Image.fromarray(frame_of(rng).astype(np.uint16) * 16)
+    white = page.copy()
+    white.encoderinfo = {"tiffinfo": {262: 0}}
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[white])
+    with pytest.raises(ValueError, match="stores white as 0"):
+        pil(tmp_path / "pages.tif", bits_stored=12)
+
+
+@pytest.mark.parametrize(("highest", "bits_stored"), [(4095, None), (4095, 12), (4095, 16), (65535, 12)])
+def test_colour_of_16_bits_is_refused_where_the_upper_8_do_not_hold_it(pil, tmp_path, highest, bits_stored):
+    path = tmp_path / "colour.png"
+    save_deep_colour(path, np.linspace(0, highest, 64 * 48).reshape(64, 48).astype(np.uint16))
+    with pytest.raises(ValueError, match="colour.png': The image has 16 bits per colour channel"):
+        pil(path, bits_stored=bits_stored)
+    with Image.open(path) as image, pytest.raises(ValueError, match="16 bits per colour channel"):
+        pil(image, bits_stored=bits_stored)
+
+
+@pytest.mark.parametrize("bits_stored", [None, 16])
+def test_colour_of_16_bits_that_uses_them_is_read(pil, tmp_path, bits_stored):
+    levels = np.linspace(0, 65535, 64 * 48).reshape(64, 48).astype(np.uint16)
+    save_deep_colour(tmp_path / "colour.png", levels)
+    wanted = pixels(pil, (levels >> 8).astype(np.uint8))
+    assert torch.equal(pixels(pil, tmp_path / "colour.png", bits_stored=bits_stored), wanted)
+
+
+def test_a_label_map_of_16_bit_colour_is_refused_instead_of_read_as_background(pil, rng, tmp_path):
+    save_deep_colour(tmp_path / "ids.png", (frame_of(rng) < 100).astype(np.uint16) * 7)
+    with pytest.raises(ValueError, match="ids.png': The image has 16 bits per colour channel"):
+        pil(frame_of(rng), segmentation_maps=tmp_path / "ids.png")
 
 
 def test_normalised_floats_pass_when_the_guard_is_off(processor):
@@ -698,8 +802,9 @@ def test_a_published_folder_loads_by_its_auto_map_where_the_package_cannot_be_im
         }
     }
     processor.save_pretrained(tmp_path / "published")
-    source = Path(image_processing_vasomim.__file__)
-    (tmp_path / "published" / source.name).write_text(source.read_text())
+    for module in (image_processing_vasomim, image_processing_reading):
+        source = Path(module.__file__)
+        (tmp_path / "published" / source.name).write_text(source.read_text())
     result = subprocess.run(
         [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE, str(tmp_path / "published")],
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},

@@ -19,7 +19,8 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 PACKAGE = Path(__file__).parents[1] / "vasomim_hf"
 # From the lowest to the highest; the first pattern that fits counts. A new module needs a place here.
 LAYERS = [
-    ["version", "import_utils", "folders", "optimization", "configuration_unext", "masking_vasomim"],
+    ["version", "import_utils", "folders", "optimization"],
+    ["configuration_unext", "masking_vasomim", "image_processing_reading"],
     ["configuration_vasomim", "modeling_unext", "image_processing_vasomim"],
     ["modeling_vasomim", "presets"],
     ["modeling_vasomim_pretraining", "modeling_vasomim_heads"],

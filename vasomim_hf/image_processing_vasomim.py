@@ -1,18 +1,18 @@
 """Image processor of VasoMIM: frames of any bit depth in, `pixel_values` out.
 
 Pixel statistics (mean, standard deviation, scale, size) live in this file and in the `preprocessor_config.json` that it
-writes, nowhere else. The file stands alone: it travels to the Hub next to the weights, and needs Pillow only. Where
-torchvision is installed, a second backend does the same work on tensors.
+writes, nowhere else. The file travels to the Hub next to the weights, with the one that reads the images, and needs
+Pillow only. Where torchvision is installed, a second backend does the same work on tensors.
 """
 
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageFilter
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -20,243 +20,47 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
-    ChannelDimension,
     PILImageResampling,
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available, logging
 
+from .image_processing_reading import (
+    ImagesLike,
+    check_floats,
+    flatten,
+    looks_normalised,
+    normalised_message,
+    read_frames,
+    scale_to_8_bit,
+)
+
 
 logger = logging.get_logger(__name__)
 
-ImageLike = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike[str]
-ImagesLike = ImageLike | list[Any] | tuple[Any, ...]
-
-CHANNELS = (1, 3, 4)
-BIT_DEPTHS = (8, 10, 12, 14, 16)
-SHORTEST_CINE_SIDE = 16  # below this, an axis of a (T, H, W) array is more likely a wrong number of channels
 IGNORED_LABEL = 255
-TOLERANCE = 0.01  # of the range: what resampling and rounding leave outside [0, 1] or [0, 255]
 
-# The guard looks at so many frames of a call, evenly spread, and at each through a thumbnail of so many pixels a side.
-CHECKED_FRAMES = 16
+# The guard looks at each frame through a thumbnail of so many pixels a side.
 THUMBNAIL = 128
 NEARLY_BLACK = 16.0  # of 255; 12-bit pixels read as 16-bit ones reach 15.9
 COLOUR_DIFFERENCE = 2.0  # of 255, mean absolute difference between channels
 INVERTED_SKEWNESS = 0.2
 
-WARNINGS = {
-    "unit": "Float frames in [0, 1] are multiplied by 255 before `rescale_factor` is applied. Pass frames in 0..255, or "
-    "`do_rescale=False` to have floats taken as they are.",
-    "colour": "A frame has channels that differ, while angiograms are grey and the model expects one channel repeated. "
-    "If the axis of 3 or 4 is time, pass the cine as (T, H, W, 1) or as a list of frames.",
-    "constant": "A frame is constant, expected something to see in it. Check how it was read or windowed.",
-    "black": "A frame is nearly black, with no pixel brighter than a sixteenth of the range. Check how it was read; for "
-    "images deeper than 8 bits, pass the true depth as `bits_stored`.",
-    "inverted": "Frames look inverted, with bright vessels where dark ones are expected. Pass the inverse (DICOM: "
-    "MONOCHROME1), or `do_check_input=False` if they are right.",
-    "mask": "A segmentation map holds 0 and 255 only; ids are not changed, and 255 is commonly the id that a loss "
-    "ignores. Pass `mask > 0` if it is a binary mask.",
+# What the guard says of frames, behind "Frames 3, 7 of 40 look".
+SUSPICIONS = {
+    "coloured": "with channels that differ, while angiograms are grey and the model expects one channel repeated. If the "
+    "axis of 3 or 4 is time, pass the cine as (T, H, W, 1) or as a list of frames.",
+    "constant": "with nothing to see. Check how it was read or windowed.",
+    "nearly black": "with no pixel brighter than a sixteenth of the range. Check how it was read; for images deeper than "
+    "8 bits, pass the true depth as `bits_stored`.",
+    "inverted": "with bright vessels where dark ones are expected. Pass the inverse (DICOM: MONOCHROME1), or "
+    "`do_check_input=False` if it is right.",
 }
-
-
-def _warn(kind: str) -> None:
-    logger.warning_once(WARNINGS[kind])
-
-
-def _depth(highest: int, bits_stored: int | None, do_check_input: bool) -> int:
-    """Bits of each pixel: as stated where they hold the maximum, else inferred, with a warning."""
-    bits = bits_stored or next((bits for bits in BIT_DEPTHS if not highest >> bits), BIT_DEPTHS[-1])
-    if highest >> bits:
-        raise ValueError(
-            f"Pixels reach {highest}, which {bits} bits cannot hold (at most {(1 << bits) - 1}). "
-            "Pass the true depth as `bits_stored`."
-        )
-    if bits_stored is None and do_check_input:
-        logger.warning_once(
-            f"Bit depth unknown: {bits} bits are assumed, the smallest of {BIT_DEPTHS} that hold the pixels. "
-            "Pass the true depth as `bits_stored` (DICOM: Bits Stored)."
-        )
-    return bits
-
-
-def _scale_integers(array: np.ndarray, bits_stored: int | None, do_check_input: bool) -> np.ndarray:
-    lowest, highest = int(array.min()), int(array.max())
-    if lowest < 0:
-        raise ValueError(
-            f"Pixels must be >= 0, got a minimum of {lowest} in {array.dtype}. Add the offset of signed pixels first "
-            "(DICOM: modality transformation); do not pass an image that is already normalised."
-        )
-    bits = _depth(highest, bits_stored, do_check_input)
-    return array.astype(np.uint8) if bits == 8 else array.astype(np.float32) * np.float32(255 / ((1 << bits) - 1))
-
-
-def _check_floats(array: np.ndarray, may_be_negative: bool) -> float:
-    """The maximum of an array that is finite and not negative beyond rounding."""
-    lowest, highest = float(array.min()), float(array.max())
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise ValueError(
-            f"Pixels must be finite, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite of {array.size}. "
-            "Replace them first."
-        )
-    if lowest < -TOLERANCE * max(highest, 0.0) and not may_be_negative:
-        raise ValueError(
-            f"The image looks already normalised: float pixels with minimum {lowest:.3g}, mean {array.mean():.3g} and "
-            f"standard deviation {array.std():.3g}. Expected raw pixels >= 0. Pass the frame itself, or "
-            "`do_rescale=False, do_normalize=False` to have it only resized."
-        )
-    return highest
-
-
-def _scale_floats(array: np.ndarray, bits_stored: int | None, do_check_input: bool) -> np.ndarray:
-    highest = _check_floats(array, may_be_negative=not do_check_input)
-    if highest <= 1 + TOLERANCE:
-        if do_check_input:
-            _warn("unit")
-        factor = 255.0
-    elif bits_stored is None and highest <= 255 * (1 + TOLERANCE):
-        factor = 1.0
-    else:
-        factor = 255 / ((1 << _depth(math.ceil(highest), bits_stored, do_check_input)) - 1)
-    return array.astype(np.float32) * np.float32(factor)
-
-
-def scale_to_8_bit(array: np.ndarray, bits_stored: int | None = None, do_check_input: bool = True) -> np.ndarray:
-    """Bring pixels of any type to the range 0..255, without clipping and without rounding to 8 bits.
-
-    Args:
-        array (`np.ndarray` of any shape):
-            Pixels of one image or one run, so that all of its frames are scaled alike. `uint8` is returned as it is;
-            `bool` becomes 0 and 255; integers are unsigned in meaning, with `bits_stored` bits. Floats up to 1 are read
-            as [0, 1], others up to 255 as 0..255, and above as integers held in floats.
-        bits_stored (`int`, *optional*):
-            Bits that are used of each pixel, 8 to 32 (DICOM: Bits Stored). `None` infers the smallest of 8, 10, 12, 14
-            and 16 that holds the maximum, and says so. Ignored for `uint8`, `bool` and floats in [0, 1].
-        do_check_input (`bool`, *optional*, defaults to `True`):
-            Whether to warn of assumptions, and to refuse floats that look already normalised.
-
-    Returns:
-        `np.ndarray` of the same shape: `uint8` where the pixels have 8 bits, else `float32`, in 0..255.
-
-    Raises:
-        ValueError: If pixels are negative, not finite, not numbers, or do not fit in `bits_stored`.
-
-    Example:
-        >>> scale_to_8_bit(np.array([[0, 4095]], dtype=np.uint16), bits_stored=12)
-        array([[  0., 255.]], dtype=float32)
-    """
-    if bits_stored is not None and not 8 <= bits_stored <= 32:
-        raise ValueError(f"`bits_stored` must be in 8..32, or None to infer it, got {bits_stored}.")
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "f":
-        return _scale_floats(array, bits_stored, do_check_input)
-    if array.dtype.kind in "iu":
-        return _scale_integers(array, bits_stored, do_check_input)
-    raise ValueError(f"Pixels must be bool, integers or floats, got {array.dtype}. Convert the array first.")
-
-
-def _flatten(images: ImagesLike) -> Iterator[ImageLike]:
-    if isinstance(images, list | tuple):
-        for image in images:
-            yield from _flatten(image)
-    else:
-        yield images
-
-
-def _pil_to_array(image: Image.Image, keep_ids: bool) -> np.ndarray:
-    """Pixels of a Pillow image, (H, W) or (H, W, C), with no bit lost; of a palette, the ids where `keep_ids`."""
-    if image.mode in ("LA", "La"):
-        image = image.getchannel(0)
-    elif image.mode in ("P", "PA"):
-        # Through RGBA, since Pillow warns of a palette with transparency otherwise.
-        image = image.getchannel(0) if keep_ids else image.convert("RGBA").convert("RGB")
-    elif image.mode not in ("1", "L", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
-        image = image.convert("RGB")
-    return np.asarray(image)
-
-
-def _stack_pages(pages: list[np.ndarray], source: str) -> np.ndarray:
-    shapes = {page.shape for page in pages}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"{source} has pages of different shapes, {sorted(shapes)}. Pass the pages you want as a list."
-        )
-    array = np.stack(pages) if len(pages) > 1 else pages[0][None]
-    return np.moveaxis(array, -1, 1) if array.ndim == 4 else array[:, None]
-
-
-def _read_file(path: str, keep_ids: bool) -> np.ndarray:
-    # Not `transformers.image_utils.load_image`: it converts to 8-bit RGB, which saturates deeper images.
-    if "://" in path:
-        raise ValueError(f"Expected a local path, got the address {path!r}. Download the image first.")
-    try:
-        with Image.open(path) as image:
-            pages = [_pil_to_array(page, keep_ids).copy() for page in ImageSequence.Iterator(image)]
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{path!r} is no image that Pillow opens. Expected PNG, TIFF, JPEG and the like; read DICOM files with a DICOM "
-            "reader and pass the pixel array."
-        ) from error
-    except OSError as error:
-        raise type(error)(f"{path!r} cannot be read: {error}. Pass the path of a whole image file.") from error
-    return _stack_pages(pages, repr(path))
-
-
-def _to_frame_axes(array: np.ndarray, data_format: str | None, first: tuple[int, ...]) -> np.ndarray:
-    """(H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C) to (T, C, H, W), as a view."""
-    if array.ndim not in (2, 3, 4):
-        raise ValueError(
-            f"An image must have 2 to 4 axes, got shape {array.shape}. Pass (H, W), (C, H, W), (T, H, W), (T, C, H, W), "
-            "or a list of these."
-        )
-    if array.ndim == 2:
-        return array[None, None]
-    if data_format is not None:
-        channels_first = ChannelDimension(data_format) == ChannelDimension.FIRST
-    else:
-        channels_first = True if array.shape[-3] in first else False if array.shape[-1] in CHANNELS else None
-    if channels_first is None and array.ndim == 3 and min(array.shape[1:]) >= SHORTEST_CINE_SIDE:
-        return array[:, None]
-    frames = array if array.ndim == 4 else array[None]
-    frames = np.moveaxis(frames, -1, 1) if channels_first is False else frames
-    if channels_first is None or frames.shape[1] not in CHANNELS:
-        raise ValueError(
-            f"A frame must have 1, 3 or 4 channels on its first or last axis, got shape {array.shape} with "
-            f"input_data_format={data_format}. Pass a grey or RGB(A) image, or a cine as (T, H, W, 1)."
-        )
-    return frames
-
-
-def _to_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(image, torch.Tensor):
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)
-    if not isinstance(image, np.ndarray):
-        raise TypeError(
-            f"An image must be a PIL image, a numpy array, a torch tensor or a path, got {type(image).__name__}. "
-            "Convert it, for example with `numpy.asarray`."
-        )
-    return image
-
-
-def _read(image: ImageLike, data_format: str | None = None, keep_ids: bool = False) -> np.ndarray:
-    """Read one item, whatever it is, as frames of shape (T, C, H, W) in its own data type."""
-    if isinstance(image, str | os.PathLike):
-        frames = _read_file(os.fspath(image), keep_ids)
-    elif isinstance(image, Image.Image):
-        frames = _stack_pages([_pil_to_array(image, keep_ids)], "The image")
-    else:
-        # Label maps have no colour: an array (3, H, W) of them is three maps, while (H, W, 3) is a picture of one.
-        frames = _to_frame_axes(_to_array(image), data_format, first=(1,) if keep_ids else CHANNELS)
-    if frames.size == 0 or min(frames.shape[-2:]) < 2:
-        raise ValueError(
-            f"A frame must be at least 2 x 2 pixels, got {frames.shape[-2]} x {frames.shape[-1]} "
-            f"({frames.shape[0]} frames). Check how it was read or cropped."
-        )
-    return frames
+BINARY_MASK = (
+    "A segmentation map holds 0 and 255 only; ids are not changed, and 255 is commonly the id that a loss ignores. Pass "
+    "`mask > 0` if it is a binary mask."
+)
 
 
 def polarity_skewness(thumbnail: np.ndarray) -> float | None:
@@ -287,29 +91,73 @@ def polarity_skewness(thumbnail: np.ndarray) -> float | None:
     if detail.size < THUMBNAIL * THUMBNAIL // 16:
         return None
     detail -= detail.mean()
-    variance = float(np.mean(detail**2))
-    return float(np.mean(detail**3)) / variance**1.5 if variance > 0 else None
+    squared = detail * detail
+    variance = float(squared.mean())
+    # not `detail**3`: numpy takes five times as long for the whole function with it
+    return float(np.mean(squared * detail)) / variance**1.5 if variance > 0 else None
 
 
-def _check_frame(frame: np.ndarray) -> bool | None:
-    """Warn of one frame (C, H, W) in 0..255; whether it looks inverted, `None` where that cannot be told."""
+def _suspicions(frame: np.ndarray) -> list[str]:
+    """What one frame (C, H, W) in 0..255 looks like that it should not, as keys of `SUSPICIONS`."""
     sample = frame[:3, ::8, ::8].astype(np.float32)
-    if np.abs(sample - sample[:1]).mean(axis=(1, 2)).max() > COLOUR_DIFFERENCE:
-        _warn("colour")
+    found = ["coloured"] if np.abs(sample - sample[:1]).mean(axis=(1, 2)).max() > COLOUR_DIFFERENCE else []
+    if frame.min() == frame.max():
+        return [*found, "constant"]
     plane = Image.fromarray(np.ascontiguousarray(frame[len(frame) // 2]))
     thumbnail = np.asarray(plane.resize((THUMBNAIL, THUMBNAIL), PILImageResampling.BOX)).astype(np.float32)
-    if frame.min() == frame.max() or thumbnail.max() < NEARLY_BLACK:
-        _warn("constant" if frame.min() == frame.max() else "black")
-        return None
+    if thumbnail.max() < NEARLY_BLACK:
+        return [*found, "nearly black"]
     skewness = polarity_skewness(thumbnail)
-    return None if skewness is None else skewness < -INVERTED_SKEWNESS
+    return [*found, "inverted"] if skewness is not None and skewness < -INVERTED_SKEWNESS else found
 
 
 def _check_frames(frames: list[np.ndarray]) -> None:
-    step = math.ceil(len(frames) / CHECKED_FRAMES)
-    inverted = [verdict for verdict in map(_check_frame, frames[::step]) if verdict is not None]
-    if inverted and 2 * sum(inverted) > len(inverted):
-        _warn("inverted")
+    """Warn of suspicious frames, in each call again: the next patient's frames are other frames."""
+    suspects: dict[str, list[int]] = {}
+    for number, frame in enumerate(frames):
+        for suspicion in _suspicions(frame):
+            suspects.setdefault(suspicion, []).append(number)
+    for suspicion, numbers in suspects.items():
+        logger.warning(f"{_who_looks(numbers, len(frames))} {suspicion}, {SUSPICIONS[suspicion]}")
+
+
+def _who_looks(numbers: list[int], total: int) -> str:
+    """Subject and verb, such as "Frames 3, 7-9 of 40 look", counted from 0."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    named = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return f"Frames {named} of {total} look" if len(numbers) > 1 else f"Frame {named} of {total} looks"
+
+
+def _refuse_normalised(items: list[np.ndarray]) -> None:
+    """Refuse floats below zero, and name all frames of a call that have them; items are (T, C, H, W)."""
+    suspects = [looks_normalised(item) for item in items]
+    if any(suspects):
+        verdicts = [
+            is_suspect and bool(frame.min() < 0)
+            for item, is_suspect in zip(items, suspects, strict=True)
+            for frame in item
+        ]
+        numbers = [number for number, verdict in enumerate(verdicts) if verdict]
+        first = items[suspects.index(True)]
+        raise ValueError(normalised_message(_who_looks(numbers, len(verdicts)), first))
+
+
+def _each(function: Callable[[Any], np.ndarray], items: list[Any]) -> list[np.ndarray]:
+    """Apply a function to all images of a call; its errors name the image where there are several."""
+    results = []
+    for number, item in enumerate(items):
+        try:
+            results.append(function(item))
+        except ValueError as error:
+            if len(items) == 1:
+                raise
+            raise ValueError(f"Image {number} of {len(items)}: {error}") from error
+    return results
 
 
 def _to_ids(frames: np.ndarray) -> np.ndarray:
@@ -456,31 +304,33 @@ class _VasoMIMImageProcessing:
         data = {"pixel_values": self._preprocess(frames, **kwargs)}
         targets = [pixels.shape[-2:] for pixels in data["pixel_values"]]
         if segmentation_maps is not None:
-            maps = [_to_ids(_read(item, keep_ids=True)) for item in _flatten(segmentation_maps)]
+            maps = [_to_ids(read_frames(item, keep_ids=True)) for item in flatten(segmentation_maps)]
             if kwargs["do_check_input"] and any(_is_binary_mask(ids) for ids in maps):
-                _warn("mask")
+                logger.warning_once(BINARY_MASK)
             planes = self._follow_frames("segmentation_maps", maps, frames, kwargs)
             data["labels"] = [_pad(*pair, np.int64(IGNORED_LABEL)) for pair in zip(planes, targets, strict=True)]
         if vesselness is not None:
-            maps = [_to_vesselness(_read(item, keep_ids=True)) for item in _flatten(vesselness)]
+            maps = [_to_vesselness(read_frames(item, keep_ids=True)) for item in flatten(vesselness)]
             planes = self._follow_frames("vesselness", maps, frames, kwargs)
             data["vesselness"] = [_pad(*pair, np.float32(0))[None] for pair in zip(planes, targets, strict=True)]
         return BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
 
     def _read_frames(self, images: ImagesLike, options: dict[str, Any]) -> list[np.ndarray]:
         """All frames of a call, each (C, H, W), `uint8` or `float32` in 0..255."""
-        frames: list[np.ndarray] = []
-        for image in _flatten(images):
-            item = self._scale(_read(image, options["input_data_format"]), options)
-            frames.extend(item[:, :3] if options["do_convert_rgb"] else item)
-        if not frames:
+        items = list(flatten(images))
+        if not items:
             raise ValueError("Expected at least one image, got an empty list. Pass a frame, a cine or a list of them.")
-        return frames
+        read = partial(read_frames, data_format=options["input_data_format"], bits_stored=options["bits_stored"])
+        arrays = _each(read, items)
+        if options["do_check_input"] and (options["do_rescale"] or options["do_normalize"]):
+            _refuse_normalised(arrays)
+        scaled = _each(partial(self._scale, options=options), arrays)
+        return [frame for item in scaled for frame in (item[:, :3] if options["do_convert_rgb"] else item)]
 
     def _scale(self, item: np.ndarray, options: dict[str, Any]) -> np.ndarray:
         if item.dtype.kind == "f" and not options["do_rescale"]:
             # The caller says that the floats are scaled already, as in all processors of the library.
-            _check_floats(item, may_be_negative=not (options["do_normalize"] and options["do_check_input"]))
+            check_floats(item, may_be_negative=not (options["do_normalize"] and options["do_check_input"]))
             return item.astype(np.float32, copy=False)
         return scale_to_8_bit(item, options["bits_stored"], bool(options["do_check_input"]))
 
@@ -612,10 +462,12 @@ class VasoMIMImageProcessorPil(_VasoMIMImageProcessing, PilBackend):
     An alpha channel is dropped.
 
     The guard (`do_check_input`) raises an error for input that can only be a mistake (floats that look normalised), and
-    warns once for each kind of suspicion: unknown bit depth, floats in [0, 1], constant, nearly black, colour, inverted
-    polarity, binary masks of 255. It looks at no more than 16 frames of a call. Polarity is judged by the skewness of
-    fine detail and said when most frames of a call look inverted: 1 false alarm on 200 real frames, 191 of the same 200
-    found when inverted (see `polarity_skewness`). With `do_rescale=False` the range is unknown, and only errors remain.
+    warns in each call of the frames that look constant, nearly black, coloured or inverted, by their numbers in the
+    batch, from 0. Polarity is judged by the skewness of fine detail: 1 false alarm on 200 real frames, 191 of the same
+    200 found when inverted (see `polarity_skewness`). Of an assumed bit depth, floats in [0, 1] and binary masks of 255
+    it warns once per process. With `do_rescale=False` the range is unknown, and only errors remain. Files are refused
+    with or without it where Pillow reads other levels than they mean: white as 0 above 8 bits, and 16-bit colour whose
+    upper 8 bits do not hold the levels.
 
     Settings are those of every image processor of the library (defaults: 224 x 224, bicubic, 1/255, ImageNet statistics,
     RGB) and those of `VasoMIMImageProcessorKwargs`.

@@ -99,7 +99,7 @@ def code_files(model_type: str) -> list[Path]:
 
     Example:
         >>> [path.name for path in code_files("vasomim_unext")]
-        ['configuration_unext.py', 'image_processing_vasomim.py', 'modeling_unext.py']
+        ['configuration_unext.py', 'image_processing_reading.py', 'image_processing_vasomim.py', 'modeling_unext.py']
     """
     references = [*AUTO_CLASSES[model_type].values(), *IMAGE_PROCESSOR_CLASSES["AutoImageProcessor"].values()]
     package = Path(__file__).parent

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..import_utils import require
-from .frames import list_frames, read_frame, scale_to_8_bits
+from .frames import list_frames, read_frame, to_uint8
 
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class DatasetSource:
         """Decode a frame."""
         image = self.dataset[index][self.image_column]
         if image.mode.startswith(("I", "F")):
-            return scale_to_8_bits(np.asarray(image), self.bits_stored)
+            return to_uint8(np.asarray(image), self.bits_stored)
         return np.array(image.convert("L"))
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:

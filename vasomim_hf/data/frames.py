@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..image_processing_vasomim import scale_to_8_bit
+from ..image_processing_reading import check_levels, has_deep_colour, scale_to_8_bit
 
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 # Pillow raises any of these on a damaged file, depending on the format and on where the damage is.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
-_MIN_IS_WHITE_TAG = 262
 
 
 class FrameReadError(ValueError):
@@ -85,7 +84,7 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
     others = len(scan.strays) + len(scan.hidden)
     if not scan.frames:
         raise ValueError(
-            f"`{folder}` holds no frame, but {others} other files. "
+            f"`{folder}` holds no frame, {f'but {others} other files' if others else 'and no other file'}. "
             f"Expected files that end in {', '.join(FRAME_SUFFIXES)}, also in sub-folders."
         )
     if scan.strays:
@@ -99,7 +98,7 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
     """Read one grey frame of 8 bits from an image file.
 
     Colour becomes grey as in Pillow's `convert("L")` (a grey picture saved as colour keeps its exact levels), alpha is
-    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`scale_to_8_bits`].
+    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`to_uint8`].
 
     Args:
         path (`str` or `os.PathLike`): Image file with one frame.
@@ -111,14 +110,14 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
         `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
     Raises:
-        FrameReadError: If the file is damaged, holds several frames or cannot be scaled.
+        FrameReadError: If the file is damaged, holds several frames or cannot be scaled, or if Pillow reads other levels
+            than it means, see [`~image_processing_reading.check_levels`].
     """
     try:
         with Image.open(path) as image:
-            # what the decoder is told, e.g. "RGB;16B": the only trace of 16-bit colour, gone after loading
-            has_deep_colour = ";16" in str([tile.args for tile in image.tile])
+            is_deep_colour = has_deep_colour(image)
             image.load()
-            return _grey(image, Path(path), bits_stored, has_deep_colour)
+            return _grey(image, Path(path), bits_stored, is_deep_colour)
     except FrameReadError:
         raise
     except _DAMAGE as error:
@@ -127,38 +126,19 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
         ) from error
 
 
-def _grey(image: Image.Image, path: Path, bits_stored: int | None, has_deep_colour: bool) -> np.ndarray:
+def _grey(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colour: bool) -> np.ndarray:
     number = getattr(image, "n_frames", 1)
     if number != 1:
         raise FrameReadError(f"`{path}` holds {number} frames, expected one. Save each frame as a file of its own.")
-    if image.mode.startswith(("I", "F")):
-        return _deep_grey(image, path, bits_stored)
-    grey = np.array(image.convert("L"))
-    if has_deep_colour:
-        _check_deep_colour(grey, path, bits_stored)
-    return grey
-
-
-def _deep_grey(image: Image.Image, path: Path, bits_stored: int | None) -> np.ndarray:
-    if getattr(image, "tag_v2", {}).get(_MIN_IS_WHITE_TAG) == 0:
-        # Pillow turns these round at 8 bits but not above, and a frame with bright vessels has no vesselness
-        raise FrameReadError(f"`{path}` stores white as 0, which is not read above 8 bits. Save it with black as 0.")
     try:
-        return scale_to_8_bits(np.asarray(image), bits_stored)
+        check_levels(image, is_deep_colour, bits_stored)
+        is_deep = image.mode.startswith(("I", "F"))
+        return to_uint8(np.asarray(image), bits_stored) if is_deep else np.array(image.convert("L"))
     except ValueError as error:
         raise FrameReadError(f"`{path}`: {error}") from error
 
 
-def _check_deep_colour(grey: np.ndarray, path: Path, bits_stored: int | None) -> None:
-    """Pillow keeps the upper 8 of 16 bits per channel: right for 16 bits stored, nearly black for fewer."""
-    if bits_stored not in (None, 16) or grey.max() < 64:
-        raise FrameReadError(
-            f"`{path}` has 16 bits per colour channel, of which only the upper 8 can be read "
-            f"(largest level {grey.max()}, bits_stored={bits_stored}). Save it as 16-bit grey or as 8-bit."
-        )
-
-
-def scale_to_8_bits(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:
+def to_uint8(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:
     """Scale grey levels to whole numbers of 0..255, by the image processor's rule and with its warnings.
 
     Without `bits_stored` the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest level, and
@@ -175,7 +155,7 @@ def scale_to_8_bits(pixels: np.ndarray, bits_stored: int | None = None) -> np.nd
         ValueError: If a level is negative, not finite or above the bit depth.
 
     Example:
-        >>> scale_to_8_bits(np.array([[0, 512, 1023]], dtype=np.uint16), bits_stored=10)
+        >>> to_uint8(np.array([[0, 512, 1023]], dtype=np.uint16), bits_stored=10)
         array([[  0, 128, 255]], dtype=uint8)
     """
     # floats may lie beyond the range by what resampling left

@@ -1,0 +1,290 @@
+"""Images of any kind as frames, and their pixels in the range 0..255 whatever their bit depth.
+
+What the image processor and the readers of files share: one rule of bit depth, and one of what Pillow reads wrongly.
+The file travels to the Hub beside the image processor, and needs Pillow only.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence, UnidentifiedImageError
+from transformers.image_utils import ChannelDimension
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+ImageLike = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike[str]
+ImagesLike = ImageLike | list[Any] | tuple[Any, ...]
+
+CHANNELS = (1, 3, 4)
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+SHORTEST_CINE_SIDE = 16  # below this, an axis of a (T, H, W) array is more likely a wrong number of channels
+TOLERANCE = 0.01  # of the range: what resampling and rounding leave outside [0, 1] or [0, 255]
+PHOTOMETRIC_TAG = 262  # of a TIFF; 0 is MinIsWhite
+DARKEST_COLOUR = 64  # of 255; 14-bit pixels read as 16-bit ones stay below
+
+
+def _depth(highest: int, bits_stored: int | None, do_check_input: bool) -> int:
+    """Bits of each pixel: as stated where they hold the maximum, else inferred, with a warning."""
+    bits = bits_stored or next((bits for bits in BIT_DEPTHS if not highest >> bits), BIT_DEPTHS[-1])
+    if highest >> bits:
+        raise ValueError(
+            f"Pixels reach {highest}, which {bits} bits cannot hold (at most {(1 << bits) - 1}). "
+            "Pass the true depth as `bits_stored`."
+        )
+    if bits_stored is None and do_check_input:
+        logger.warning_once(
+            f"Bit depth unknown: {bits} bits are assumed, the smallest of {BIT_DEPTHS} that hold the pixels. "
+            "Pass the true depth as `bits_stored` (DICOM: Bits Stored)."
+        )
+    return bits
+
+
+def _scale_integers(array: np.ndarray, bits_stored: int | None, do_check_input: bool) -> np.ndarray:
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0:
+        raise ValueError(
+            f"Pixels must be >= 0, got a minimum of {lowest} in {array.dtype}. Add the offset of signed pixels first "
+            "(DICOM: modality transformation); do not pass an image that is already normalised."
+        )
+    bits = _depth(highest, bits_stored, do_check_input)
+    return array.astype(np.uint8) if bits == 8 else array.astype(np.float32) * np.float32(255 / ((1 << bits) - 1))
+
+
+def looks_normalised(array: np.ndarray) -> bool:
+    """Whether floats (of any shape) lie below zero by more than rounding; not where any is NaN."""
+    return array.dtype.kind == "f" and bool(array.min() < -TOLERANCE * max(float(array.max()), 0.0))
+
+
+def normalised_message(subject: str, array: np.ndarray) -> str:
+    """The error for floats (of any shape) of which `subject`, with its verb, is said to be normalised already."""
+    return (
+        f"{subject} already normalised: float pixels with minimum {array.min():.3g}, mean {array.mean():.3g} and "
+        f"standard deviation {array.std():.3g}. Expected raw pixels >= 0. Pass the frame itself, or `do_rescale=False, "
+        "do_normalize=False` to have it only resized."
+    )
+
+
+def check_floats(array: np.ndarray, may_be_negative: bool) -> float:
+    """The maximum of an array (any shape) that is finite and not negative beyond rounding."""
+    lowest, highest = float(array.min()), float(array.max())
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ValueError(
+            f"Pixels must be finite, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite of {array.size}. "
+            "Replace them first."
+        )
+    if not may_be_negative and looks_normalised(array):
+        raise ValueError(normalised_message("The image looks", array))
+    return highest
+
+
+def _scale_floats(array: np.ndarray, bits_stored: int | None, do_check_input: bool) -> np.ndarray:
+    highest = check_floats(array, may_be_negative=not do_check_input)
+    if highest <= 1 + TOLERANCE:
+        if do_check_input:
+            logger.warning_once(
+                "Float frames in [0, 1] are multiplied by 255 before `rescale_factor` is applied. Pass frames in 0..255, "
+                "or `do_rescale=False` to have floats taken as they are."
+            )
+        factor = 255.0
+    elif bits_stored is None and highest <= 255 * (1 + TOLERANCE):
+        factor = 1.0
+    else:
+        factor = 255 / ((1 << _depth(math.ceil(highest), bits_stored, do_check_input)) - 1)
+    return array.astype(np.float32) * np.float32(factor)
+
+
+def scale_to_8_bit(array: np.ndarray, bits_stored: int | None = None, do_check_input: bool = True) -> np.ndarray:
+    """Bring pixels of any type to the range 0..255, without clipping and without rounding to 8 bits.
+
+    Args:
+        array (`np.ndarray` of any shape):
+            Pixels of one image or one run, so that all of its frames are scaled alike. `uint8` is returned as it is;
+            `bool` becomes 0 and 255; integers are unsigned in meaning, with `bits_stored` bits. Floats up to 1 are read
+            as [0, 1], others up to 255 as 0..255, and above as integers held in floats.
+        bits_stored (`int`, *optional*):
+            Bits that are used of each pixel, 8 to 32 (DICOM: Bits Stored). `None` infers the smallest of 8, 10, 12, 14
+            and 16 that holds the maximum, and says so. Ignored for `uint8`, `bool` and floats in [0, 1].
+        do_check_input (`bool`, *optional*, defaults to `True`):
+            Whether to warn of assumptions, and to refuse floats that look already normalised.
+
+    Returns:
+        `np.ndarray` of the same shape: `uint8` where the pixels have 8 bits, else `float32`, in 0..255.
+
+    Raises:
+        ValueError: If pixels are negative, not finite, not numbers, or do not fit in `bits_stored`.
+
+    Example:
+        >>> scale_to_8_bit(np.array([[0, 4095]], dtype=np.uint16), bits_stored=12)
+        array([[  0., 255.]], dtype=float32)
+    """
+    if bits_stored is not None and not 8 <= bits_stored <= 32:
+        raise ValueError(f"`bits_stored` must be in 8..32, or None to infer it, got {bits_stored}.")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "f":
+        return _scale_floats(array, bits_stored, do_check_input)
+    if array.dtype.kind in "iu":
+        return _scale_integers(array, bits_stored, do_check_input)
+    raise ValueError(f"Pixels must be bool, integers or floats, got {array.dtype}. Convert the array first.")
+
+
+def flatten(images: ImagesLike) -> Iterator[ImageLike]:
+    """The images in lists of lists, one after another; an array, whatever its shape, is one image."""
+    if isinstance(images, list | tuple):
+        for image in images:
+            yield from flatten(image)
+    else:
+        yield images
+
+
+def has_deep_colour(image: Image.Image) -> bool:
+    """Whether an image that is open and not loaded yet has 16 bits per colour channel."""
+    # What the decoder is told, such as "RGB;16B", is the only trace of them; it is gone after loading.
+    return not image.mode.startswith(("I", "F")) and ";16" in str([tile[3] for tile in getattr(image, "tile", [])])
+
+
+def check_levels(image: Image.Image, is_deep_colour: bool, bits_stored: int | None = None) -> None:
+    """Refuse an image that Pillow reads with other levels than the file means, without a word.
+
+    Args:
+        image (`PIL.Image.Image`): The image, loaded or not.
+        is_deep_colour (`bool`): What [`has_deep_colour`] said before the image was loaded.
+        bits_stored (`int`, *optional*): Bits that are used of each pixel, as stated by the user.
+
+    Raises:
+        ValueError: If it is deeper than 8 bits and white is stored as 0 (TIFF's MinIsWhite), which Pillow turns round
+            at 8 bits only; or if its colour has 16 bits per channel, of which Pillow keeps the upper 8, and these do not
+            hold the levels: other `bits_stored` than 16, or no level above a quarter of the range.
+    """
+    if image.mode.startswith(("I", "F")) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0:
+        raise ValueError(
+            "The image stores white as 0 (MinIsWhite), which is not read above 8 bits. Save it with black as 0."
+        )
+    if is_deep_colour:
+        highest = max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != "A")
+        if bits_stored not in (None, 16) or highest < DARKEST_COLOUR:
+            raise ValueError(
+                "The image has 16 bits per colour channel, of which only the upper 8 can be read (largest level "
+                f"{highest} of 255, bits_stored={bits_stored}). Save it as 16-bit grey or as 8-bit."
+            )
+
+
+def _pil_to_array(image: Image.Image, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
+    """Pixels of a Pillow image, (H, W) or (H, W, C), with no bit lost; of a palette, the ids where `keep_ids`."""
+    check_levels(image, has_deep_colour(image), bits_stored)
+    if image.mode in ("LA", "La"):
+        image = image.getchannel(0)
+    elif image.mode in ("P", "PA"):
+        # Through RGBA, since Pillow warns of a palette with transparency otherwise.
+        image = image.getchannel(0) if keep_ids else image.convert("RGBA").convert("RGB")
+    elif image.mode not in ("1", "L", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _stack_pages(pages: list[np.ndarray], source: str) -> np.ndarray:
+    shapes = {page.shape for page in pages}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{source} has pages of different shapes, {sorted(shapes)}. Pass the pages you want as a list."
+        )
+    array = np.stack(pages) if len(pages) > 1 else pages[0][None]
+    return np.moveaxis(array, -1, 1) if array.ndim == 4 else array[:, None]
+
+
+def _read_file(path: str, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
+    # Not `transformers.image_utils.load_image`: it converts to 8-bit RGB, which saturates deeper images.
+    if "://" in path:
+        raise ValueError(f"Expected a local path, got the address {path!r}. Download the image first.")
+    try:
+        with Image.open(path) as image:
+            pages = [_pil_to_array(page, keep_ids, bits_stored).copy() for page in ImageSequence.Iterator(image)]
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{path!r} is no image that Pillow opens. Expected PNG, TIFF, JPEG and the like; read DICOM files with a DICOM "
+            "reader and pass the pixel array."
+        ) from error
+    except OSError as error:
+        raise type(error)(f"{path!r} cannot be read: {error}. Pass the path of a whole image file.") from error
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{path!r}: {error}") from error
+    return _stack_pages(pages, repr(path))
+
+
+def _to_frame_axes(array: np.ndarray, data_format: str | None, first: tuple[int, ...]) -> np.ndarray:
+    """(H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C) to (T, C, H, W), as a view."""
+    if array.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"An image must have 2 to 4 axes, got shape {array.shape}. Pass (H, W), (C, H, W), (T, H, W), (T, C, H, W), "
+            "or a list of these."
+        )
+    if array.ndim == 2:
+        return array[None, None]
+    if data_format is not None:
+        channels_first = ChannelDimension(data_format) == ChannelDimension.FIRST
+    else:
+        channels_first = True if array.shape[-3] in first else False if array.shape[-1] in CHANNELS else None
+    if channels_first is None and array.ndim == 3 and min(array.shape[1:]) >= SHORTEST_CINE_SIDE:
+        return array[:, None]
+    frames = array if array.ndim == 4 else array[None]
+    frames = np.moveaxis(frames, -1, 1) if channels_first is False else frames
+    if channels_first is None or frames.shape[1] not in CHANNELS:
+        raise ValueError(
+            f"A frame must have 1, 3 or 4 channels on its first or last axis, got shape {array.shape} with "
+            f"input_data_format={data_format}. Pass a grey or RGB(A) image, or a cine as (T, H, W, 1)."
+        )
+    return frames
+
+
+def _to_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(image, torch.Tensor):
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"An image must be a PIL image, a numpy array, a torch tensor or a path, got {type(image).__name__}. "
+            "Convert it, for example with `numpy.asarray`."
+        )
+    return image
+
+
+def read_frames(
+    image: ImageLike, data_format: str | None = None, keep_ids: bool = False, bits_stored: int | None = None
+) -> np.ndarray:
+    """Read one item, whatever it is, as frames in its own data type.
+
+    Args:
+        image (PIL image, `np.ndarray`, `torch.Tensor` or local path):
+            An image or a cine; arrays of shape (H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C).
+        data_format (`str`, *optional*): Where the channels of an array are, `"channels_first"` or `"channels_last"`.
+        keep_ids (`bool`, *optional*, defaults to `False`): Whether it is a label map, whose palette has no meaning.
+        bits_stored (`int`, *optional*): Bits that are used of each pixel; levels are not scaled here.
+
+    Returns:
+        `np.ndarray` of shape (T, C, H, W).
+
+    Raises:
+        TypeError: If it is no image.
+        ValueError: If it has wrong axes or channels, is below 2 x 2 pixels, or see [`check_levels`].
+        OSError: If a file cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        frames = _read_file(os.fspath(image), keep_ids, bits_stored)
+    elif isinstance(image, Image.Image):
+        frames = _stack_pages([_pil_to_array(image, keep_ids, bits_stored)], "The image")
+    else:
+        # Label maps have no colour: an array (3, H, W) of them is three maps, while (H, W, 3) is a picture of one.
+        frames = _to_frame_axes(_to_array(image), data_format, first=(1,) if keep_ids else CHANNELS)
+    if frames.size == 0 or min(frames.shape[-2:]) < 2:
+        raise ValueError(
+            f"A frame must be at least 2 x 2 pixels, got {frames.shape[-2]} x {frames.shape[-1]} "
+            f"({frames.shape[0]} frames). Check how it was read or cropped."
+        )
+    return frames
