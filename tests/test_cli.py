@@ -1,5 +1,6 @@
 """The command line: what it parses, what it hands on, and how it ends."""
 
+import inspect
 import subprocess
 import sys
 import types
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import vasomim_hf
+from vasomim_hf import cli
 from vasomim_hf.cli import main
 
 
@@ -43,21 +45,63 @@ def test_vesselness_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.Mon
 
     seen = {}
 
-    def record(inputs: list, output: str, options: object, **others: object) -> vesselness.VesselnessReport:
-        seen.update(inputs=inputs, output=output, options=options, **others)
+    def record(inputs: list, output: str, **others: object) -> vesselness.VesselnessReport:
+        seen.update(inputs=inputs, output=output, **others)
         return vesselness.VesselnessReport()
 
     monkeypatch.setattr(vesselness, "vesselness_files", record)
-    arguments = "vesselness a b --output c --border 3 --region largest --bits-stored 10 --workers 2 --overwrite"
-    assert main(arguments.split()) == 0
+    arguments = "vesselness a b --output c --border 0 --region largest --bits-stored 10 --workers 2 --overwrite"
+    assert main([*arguments.split(), *["--sigmas", "1.5", "3", "--percentile", "90", "--no-floor", "--response"]]) == 0
     assert seen == {
         "inputs": ["a", "b"],
         "output": "c",
-        "options": vesselness.VesselnessOptions(border=3, region="largest"),
+        "kind": "response",
+        "border": 0,
+        "region": "largest",
+        "sigmas": [1.5, 3.0],
+        "percentile": 90.0,
+        "floor": False,
         "bits_stored": 10,
         "workers": 2,
         "overwrite": True,
     }
+    seen.clear()
+    assert main(["vesselness", "a", "--output", "c"]) == 0
+    others = {"kind": "mask", "bits_stored": None, "workers": None, "overwrite": False}
+    assert seen == {"inputs": ["a"], "output": "c", **others}
+
+
+def test_vesselness_names_the_defaults_that_hold() -> None:
+    from vasomim_hf.data.vesselness import VesselnessOptions
+
+    options = VesselnessOptions()
+    sigmas = " ".join(f"{sigma:g}" for sigma in options.sigmas)
+    assert (
+        options.floor
+        and (
+            f"--border {options.border} --sigmas {sigmas} --percentile {options.percentile:g} --region {options.region}, "
+            "with the floor"
+        )
+        == cli._METHOD
+    )
+
+
+def test_vesselness_writes_masks_and_responses_by_its_flags(tmp_path: Path) -> None:
+    from vasomim_hf.data.vesselness import vessel_mask, vesselness_response
+
+    path = frame(tmp_path / "1.png")
+    with Image.open(path) as image:
+        pixels = np.array(image)
+    flags = ["--border", "3", "--sigmas", "2", "3"]
+    masks, maps = tmp_path / "masks", tmp_path / "maps"
+    mask_flags = ["--percentile", "80", "--no-floor", "--region", "all"]
+    assert main(["vesselness", str(path), "--output", str(masks), *flags, *mask_flags]) == 0
+    assert main(["vesselness", str(path), "--output", str(maps), *flags, "--response"]) == 0
+    with Image.open(masks / "1.png") as mask, Image.open(maps / "1.png") as response:
+        wanted = vessel_mask(pixels, 3, sigmas=(2, 3), percentile=80, floor=False, region="all")
+        assert np.array_equal(np.array(mask), wanted * np.uint8(255))
+        wanted = np.rint(vesselness_response(pixels, 3, sigmas=(2, 3)) * 255)
+        assert np.array_equal(np.array(response), wanted) and (wanted % 255 > 0).sum() > 0
 
 
 def test_vesselness_does_the_rest_and_ends_with_1_when_a_frame_is_damaged(
@@ -73,13 +117,48 @@ def test_vesselness_does_the_rest_and_ends_with_1_when_a_frame_is_damaged(
     assert "1 masks written, 0 there already, 1 frames failed" in printed.out
 
 
-@pytest.mark.parametrize("options", [[], ["--border", "-1"]])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "x` holds no frame, and no other file."),
+        (["--border", "-1"], "`border` must be a whole number"),
+        (["--percentile", "nan"], "`percentile` must be in [0, 100], got nan."),
+        (["--sigmas", "1", "0"], "`sigmas` must hold at least one scale in pixels, each > 0, got (1.0, 0.0)."),
+        (["--response", "--region", "all"], "`region` says how a response becomes a mask"),
+    ],
+)
 def test_a_users_error_is_one_line_and_ends_with_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
 ) -> None:
-    assert main(["vesselness", str(tmp_path), "--output", str(tmp_path / "masks"), *options]) == 2
+    (tmp_path / "x").mkdir()
+    assert main(["vesselness", str(tmp_path / "x"), "--output", str(tmp_path / "masks"), *options]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("vasomim: error: ") and printed.count("\n") == 1
+    assert printed.startswith("vasomim: error: ") and printed.count("\n") == 1 and message in printed
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "vasomim_hf.cli", *arguments], capture_output=True, text=True)
+
+
+def test_a_folder_with_stray_files_and_a_broken_one_is_a_line_for_each_and_the_rest_is_done(tmp_path: Path) -> None:
+    frames, output = tmp_path / "frames", tmp_path / "masks"
+    frame(frames / "good.png")
+    (frames / "notes.txt").write_text("stray")
+    (frames / ".DS_Store").write_text("hidden")
+    result = run("vesselness", str(frames), "--output", str(output))
+    assert (result.returncode, result.stdout) == (0, f"1 masks written, 0 there already, 0 frames failed: {output}\n")
+    assert result.stderr == f"{frames}: left out 2 files that are no frames, e.g. notes.txt\n"
+    bad = frames / "bad.png"
+    bad.write_text("no image")
+    result = run("vesselness", str(frames), "--output", str(output))
+    assert (result.returncode, result.stdout) == (1, f"0 masks written, 1 there already, 1 frames failed: {output}\n")
+    assert result.stderr.count("\n") == 2 and f"vasomim: failed: {bad}: `{bad}` cannot be read" in result.stderr
+    (frames / "good.png").unlink()
+    bad.unlink()
+    result = run("vesselness", str(frames), "--output", str(output))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"vasomim: error: `{frames}` holds no frame, but 2 other files.")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_missing_input_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -106,7 +185,35 @@ def test_convert_hands_settings_on_in_their_types(monkeypatch: pytest.MonkeyPatc
         "x": "none=1",
         "mask_ratio": 0.75,
         "y": [1, 2],
+        "segmentor": None,
+        "ignore_unexpected": False,
+        "overwrite": False,
     }
+
+
+def test_convert_has_a_flag_for_each_parameter_that_its_errors_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vasomim_hf.convert_vasomim_to_hf import convert
+
+    named = [
+        name
+        for name, parameter in inspect.signature(convert).parameters.items()
+        if parameter.kind != parameter.VAR_KEYWORD
+    ]
+    assert named == list(cli._CONVERT_ARGUMENTS)
+    seen = {}
+    stand_in(monkeypatch, "convert_vasomim_to_hf", "convert", lambda *paths, **others: seen.update(others))
+    assert main(["convert", "a.pth", "folder", "--segmentor", "unext", "--ignore-unexpected", "--overwrite"]) == 0
+    assert seen == {"segmentor": "unext", "ignore_unexpected": True, "overwrite": True}
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "output_dir", "segmentor", "ignore_unexpected", "overwrite"])
+def test_convert_refuses_its_own_parameters_among_the_settings_of_the_model(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    stand_in(monkeypatch, "convert_vasomim_to_hf", "convert", lambda *paths, **others: pytest.fail("was called"))
+    assert main(["convert", "a.pth", "folder", "--config", f"{name}=true"]) == 2
+    message = f"vasomim: error: `{name}` is no setting of a model. Give it as {cli._CONVERT_ARGUMENTS[name]}, "
+    assert capsys.readouterr().err == message + "not under --config.\n"
 
 
 @pytest.mark.parametrize("setting", ["heads", "=4", "two words=4"])

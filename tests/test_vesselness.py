@@ -16,6 +16,7 @@ from vasomim_hf.data.vesselness import (
     vesselness_files,
     vesselness_response,
 )
+from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessorPil
 
 
 sato = pytest.importorskip("skimage.filters").sato
@@ -362,9 +363,33 @@ def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: py
 
 def test_options_reach_the_files(tmp_path: Path) -> None:
     frame = save(tmp_path / "1.png", vessels())
-    vesselness_files([frame], tmp_path / "masks", VesselnessOptions(region="largest"))
+    vesselness_files([frame], tmp_path / "masks", region="largest")
     with Image.open(tmp_path / "masks/1.png") as image:
         assert np.array_equal(np.array(image) > 0, vessel_mask(vessels(), region="largest"))
+
+
+def test_a_response_is_written_in_256_steps_that_the_image_processor_reads_back(tmp_path: Path) -> None:
+    frame, options = save(tmp_path / "1.png", vessels()), {"border": 3, "sigmas": [1.5, 2.5]}
+    report = vesselness_files(frame, tmp_path / "maps", kind="response", **options)
+    assert str(report) == "1 responses written, 0 there already, 0 frames failed"
+    with Image.open(tmp_path / "maps/1.png") as image:
+        assert image.mode == "L" and image.getextrema() == (0, 255)
+    processor = VasoMIMImageProcessorPil(do_resize=False)
+    read = processor(frame, vesselness=tmp_path / "maps/1.png", return_tensors="np").vesselness[0, 0]
+    np.testing.assert_allclose(read, vesselness_response(vessels(), **options), atol=1 / 510 + 1e-6)
+    assert len(np.unique(read)) > 100
+
+
+def test_options_that_a_response_would_ignore_and_other_kinds_are_refused(tmp_path: Path) -> None:
+    frame = save(tmp_path / "1.png", vessels())
+    for option in ({"region": "all"}, {"percentile": 90}, {"floor": False}):
+        with pytest.raises(ValueError, match=f"`{next(iter(option))}` says how a response becomes a mask"):
+            vesselness_files(frame, tmp_path / "maps", kind="response", **option)
+    with pytest.raises(ValueError, match="`kind` must be one of mask, response, got 'float'"):
+        vesselness_files(frame, tmp_path / "maps", kind="float")
+    with pytest.raises(ValueError, match="`border` must be a whole number"):
+        vesselness_files(frame, tmp_path / "maps", kind="response", border=-1)
+    assert not (tmp_path / "maps").exists()
 
 
 def test_frames_that_would_share_a_mask_are_reported_and_none_is_written(tmp_path: Path) -> None:

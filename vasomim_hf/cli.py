@@ -13,6 +13,15 @@ from typing import Any
 
 # what a user's input or installation can cause; anything else is a fault of the program and keeps its traceback
 _USER_ERRORS = (ValueError, OSError, ImportError)
+_METHOD = "--border 20 --sigmas 1 2 3 4 --percentile 92 --region brightest, with the floor"
+# parameters of `convert` that are no settings of the model, and where the command takes them
+_CONVERT_ARGUMENTS = {
+    "checkpoint": "CHECKPOINT",
+    "output_dir": "OUTPUT",
+    "segmentor": "--segmentor",
+    "ignore_unexpected": "--ignore-unexpected",
+    "overwrite": "--overwrite",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,34 +60,58 @@ def _add_vesselness(commands: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
         help="write the vessel masks of frames",
         description="Write a mask of the vessels (PNG, 0 and 255) for each frame, under the frame's own stem.",
+        epilog=f"Defaults of the filter are the method's: {_METHOD}.",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a frame, or a folder of frames")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the masks")
-    parser.add_argument("--border", type=int, default=20, metavar="PIXELS", help="edge without vessels (default 20)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the files")
     parser.add_argument(
-        "--region",
-        choices=("brightest", "largest", "all"),
-        default="brightest",
-        help="connected regions to keep: the one of the strongest response (default), the largest, or all",
+        "--response",
+        action="store_const",
+        const="response",
+        default="mask",
+        dest="kind",
+        help="write the filter's response instead: 8-bit PNG, 255 at the frame's own largest value",
     )
+    _add_filter_options(parser)
     parser.add_argument(
         "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit frames (default: inferred)"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: by the number of frames)")
-    parser.add_argument("--overwrite", action="store_true", help="make masks again that exist")
+    parser.add_argument("--overwrite", action="store_true", help="make files again that exist")
     parser.set_defaults(run=_vesselness)
 
 
-def _vesselness(arguments: argparse.Namespace) -> int:
-    from .data.vesselness import VesselnessOptions, vesselness_files
+def _add_filter_options(parser: argparse.ArgumentParser) -> None:
+    """Flags named as the fields of `VesselnessOptions`; one that is not given stays `None`, so that its default holds."""
+    parser.add_argument("--border", type=int, metavar="PIXELS", help="width of the edge without vessels")
+    parser.add_argument("--sigmas", type=float, nargs="+", metavar="PIXELS", help="scales of the filter")
+    parser.add_argument("--percentile", type=float, metavar="PERCENT", help="threshold of the mask")
+    parser.add_argument(
+        "--region",
+        choices=("brightest", "largest", "all"),
+        help="connected regions to keep: the one of the strongest response, the largest, or all",
+    )
+    parser.add_argument(
+        "--no-floor",
+        action="store_const",
+        const=False,
+        dest="floor",
+        help="do not cut the response to whole grey levels before the threshold",
+    )
 
+
+def _vesselness(arguments: argparse.Namespace) -> int:
+    from .data.vesselness import vesselness_files
+
+    options = {name: getattr(arguments, name) for name in ("border", "sigmas", "percentile", "region", "floor")}
     report = vesselness_files(
         arguments.inputs,
         arguments.output,
-        VesselnessOptions(border=arguments.border, region=arguments.region),
+        kind=arguments.kind,
         bits_stored=arguments.bits_stored,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        **{name: value for name, value in options.items() if value is not None},
     )
     for path, reason in report.failed.items():
         print(f"vasomim: failed: {path}: {reason}", file=sys.stderr)
@@ -104,6 +137,13 @@ def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="what the weights cannot tell, such as num_attention_heads=4 norm_pix_loss=true",
     )
+    parser.add_argument(
+        "--segmentor", metavar="PATH", help="folder or checkpoint of a segmentor to put into the model"
+    )
+    parser.add_argument(
+        "--ignore-unexpected", action="store_true", help="leave out weights that the model has no place for"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there already")
     parser.set_defaults(run=_convert)
 
 
@@ -122,7 +162,18 @@ def _setting(text: str) -> tuple[str, Any]:
 def _convert(arguments: argparse.Namespace) -> int:
     from .convert_vasomim_to_hf import convert
 
-    convert(arguments.checkpoint, arguments.output, **dict(arguments.config))
+    settings = dict(arguments.config)
+    for name, flag in _CONVERT_ARGUMENTS.items():
+        if name in settings:
+            raise ValueError(f"`{name}` is no setting of a model. Give it as {flag}, not under --config.")
+    convert(
+        arguments.checkpoint,
+        arguments.output,
+        segmentor=arguments.segmentor,
+        ignore_unexpected=arguments.ignore_unexpected,
+        overwrite=arguments.overwrite,
+        **settings,
+    )
     print(f"converted: {arguments.output}")
     return 0
 

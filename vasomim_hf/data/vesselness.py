@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ from .frames import FrameReadError, list_frames, read_frame
 
 
 Region = Literal["brightest", "largest", "all"]
+Kind = Literal["mask", "response"]
 
 SIGMAS = (1.0, 2.0, 3.0, 4.0)
 REGIONS = ("brightest", "largest", "all")
@@ -433,61 +434,72 @@ def _region(response: np.ndarray, threshold: float, region: Region) -> np.ndarra
 
 @dataclass
 class VesselnessReport:
-    """What became of many files: masks written, masks that were there already, frames that failed and why."""
+    """What became of many files: written, there already, and frames that failed and why."""
 
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    kind: Kind = "mask"
 
     def __str__(self) -> str:
         return (
-            f"{len(self.written)} masks written, {len(self.skipped)} there already, {len(self.failed)} frames failed"
+            f"{len(self.written)} {self.kind}s written, {len(self.skipped)} there already, "
+            f"{len(self.failed)} frames failed"
         )
 
 
 def vesselness_files(
     inputs: str | os.PathLike | Iterable[str | os.PathLike],
     output: str | os.PathLike,
-    options: VesselnessOptions | None = None,
     *,
+    kind: Kind = "mask",
     bits_stored: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    **options: Any,
 ) -> VesselnessReport:
-    """Write the vessel masks of many frames, with a progress bar on a terminal.
+    """Write the vessel masks, or the responses, of many frames, with a progress bar on a terminal.
 
-    A mask is an 8-bit grey PNG, 0 and 255, under its frame's own stem; sub-folders of an input folder are kept. It
-    appears under its name only when it is complete. Frames that cannot be read, and frames whose masks would have the
-    same name (`a.png` beside `a.jpg`), are left out and reported. With more than one worker a script must guard its
-    entry with `if __name__ == "__main__":`, as processes are started afresh.
+    A mask is an 8-bit grey PNG, 0 and 255, under its frame's own stem; sub-folders of an input folder are kept. A
+    response is one too: [`vesselness_response`] times 255, rounded, so that 255 is the frame's own largest response and
+    the image processor reads it back as `vesselness` in [0, 1], within 1/510. A file appears under its name only when
+    it is complete. Frames that cannot be read, and frames whose files would have the same name (`a.png` beside
+    `a.jpg`), are left out and reported. With more than one worker a script must guard its entry with
+    `if __name__ == "__main__":`, as processes are started afresh.
 
     Args:
         inputs (path or `Iterable` of paths): Frames, and folders that are searched for frames.
-        output (`str` or `os.PathLike`): Folder for the masks; made where it is missing.
-        options ([`VesselnessOptions`], *optional*): How masks are made; the method's way by default.
+        output (`str` or `os.PathLike`): Folder for the files; made where it is missing.
+        kind (`str`, *optional*, defaults to `"mask"`): What is written of each frame, its `"mask"` or its `"response"`.
         bits_stored (`int`, *optional*): Bit depth of deep frames, see [`~data.frames.read_frame`].
         workers (`int`, *optional*): Processes; by default one per 300 frames, at most one per core.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether masks that exist are made again.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether files that exist are made again.
+        options:
+            Fields of [`VesselnessOptions`], such as `border=3`; the method's by default. A response has `border` and
+            `sigmas` only.
 
     Returns:
         [`VesselnessReport`]: Paths written, skipped and failed, in the order of the inputs.
 
     Raises:
-        ValueError: If there is no frame, a mask would replace a frame, or `workers` is below 1.
-        OSError: If an input does not exist or a mask cannot be written.
+        ValueError: If there is no frame, a file would replace a frame, `workers` is below 1, or an option is out of its
+            range or has no meaning for the kind.
+        OSError: If an input does not exist or a file cannot be written.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"`workers` must be at least 1, got {workers}.")
+    checked = _options_of(kind, options)
     require("cv2", extra="data")
     output = Path(output)
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     jobs, report = _plan([Path(path) for path in paths], output)
+    report.kind = kind
     if not overwrite:
         report.skipped += [target for _, target in jobs if target.exists()]
         jobs = [(source, target) for source, target in jobs if not target.exists()]
     for folder in {target.parent for _, target in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_write_mask, options=options or VesselnessOptions(), bits_stored=bits_stored)
+    work = partial(_write_file, options=checked, kind=kind, bits_stored=bits_stored)
     results = tqdm(_run(work, jobs, workers), total=len(jobs), unit="frame", desc="vesselness", disable=None)
     for (source, target), reason in zip(jobs, results, strict=True):
         if reason is None:
@@ -497,11 +509,22 @@ def vesselness_files(
     return report
 
 
+def _options_of(kind: str, options: dict[str, Any]) -> VesselnessOptions:
+    if kind not in get_args(Kind):
+        raise ValueError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
+    unused = sorted(options.keys() & {"region", "percentile", "floor"})
+    if kind == "response" and unused:
+        raise ValueError(
+            f"`{unused[0]}` says how a response becomes a mask, and would be ignored. Leave it out, or write masks."
+        )
+    return VesselnessOptions(**options)
+
+
 Job = tuple[Path, Path]
 
 
 def _plan(inputs: list[Path], output: Path) -> tuple[list[Job], VesselnessReport]:
-    """Pair each frame with its mask's path; frames that would share one go to the report instead."""
+    """Pair each frame with its file's path; frames that would share one go to the report instead."""
     sources: dict[Path, list[Path]] = defaultdict(list)
     for source, target in _pairs(inputs, output):
         if source not in sources[target]:
@@ -514,11 +537,11 @@ def _plan(inputs: list[Path], output: Path) -> tuple[list[Job], VesselnessReport
     jobs, report = [], VesselnessReport()
     for target, group in sources.items():
         if resolve(target.parent) / target.name in frames:
-            raise ValueError(f"the mask `{target}` would replace a frame. Choose another output folder.")
+            raise ValueError(f"`{target}` would replace a frame. Choose another output folder.")
         if len(group) == 1:
             jobs.append((group[0], target))
         else:
-            report.failed |= dict.fromkeys(group, f"its mask `{target}` is also that of another frame. Rename one.")
+            report.failed |= dict.fromkeys(group, f"its `{target}` is also that of another frame. Rename one.")
     return jobs, report
 
 
@@ -536,10 +559,10 @@ def _pairs(inputs: list[Path], output: Path) -> Iterator[Job]:
 def _pairs_of_folder(folder: Path, output: Path, own: Path) -> Iterator[Job]:
     root = folder.resolve()
     if root == own:
-        raise ValueError(f"`{output}` is also an input. Choose another output folder: its masks would become frames.")
+        raise ValueError(f"`{output}` is also an input. Choose another output folder: its files would become frames.")
     for frame in list_frames(folder):
         relative = frame.relative_to(folder)
-        # masks of an earlier run are no frames
+        # what an earlier run wrote is no frame
         if not (root / relative).is_relative_to(own):
             yield frame, (output / relative).with_suffix(".png")
 
@@ -561,17 +584,24 @@ def _use_one_thread() -> None:
     require("cv2", extra="data").setNumThreads(1)
 
 
-def _write_mask(job: Job, options: VesselnessOptions, bits_stored: int | None) -> str | None:
-    """Make one mask; returns why not, where the frame cannot be read."""
+def _picture(frame: np.ndarray, options: VesselnessOptions, kind: Kind) -> Image.Image:
+    if kind == "mask":
+        return Image.fromarray(_mask(frame, options).view(np.uint8) * np.uint8(255))
+    response = vesselness_response(frame, options.border, sigmas=options.sigmas)
+    return Image.fromarray(np.rint(response * 255).astype(np.uint8))
+
+
+def _write_file(job: Job, options: VesselnessOptions, kind: Kind, bits_stored: int | None) -> str | None:
+    """Make one file; returns why not, where the frame cannot be read."""
     source, target = job
     try:
         frame = read_frame(source, bits_stored)
     except FrameReadError as error:
         return str(error)
-    mask = Image.fromarray(_mask(frame, options).view(np.uint8) * np.uint8(255))
+    picture = _picture(frame, options, kind)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        mask.save(part, format="PNG")
+        picture.save(part, format="PNG")
         os.replace(part, target)
     except BaseException:
         with suppress(FileNotFoundError):
