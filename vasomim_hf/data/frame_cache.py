@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from ..import_utils import require
 from .frame_sources import FrameSource
@@ -264,9 +265,8 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
 
 
 def _show(results: Iterator, total: int, show_progress: bool) -> Iterator:
-    tqdm = require("tqdm", "training")
     # `None` shows the bar on terminals only
-    return tqdm.tqdm(results, total=total, desc="vesselness", unit="frame", disable=None if show_progress else True)
+    return tqdm(results, total=total, desc="vesselness", unit="frame", disable=None if show_progress else True)
 
 
 def _write_frames(folder: Path, source: FrameSource, results: Iterator) -> dict:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, default_collate
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.frame_cache import FrameCache, FrameCacheDataset
@@ -295,7 +296,6 @@ class TrainingLoop:
     # Log
 
     def _progress_bar(self) -> Any:
-        tqdm = require("tqdm", "training").tqdm
         is_hidden = None if self.accelerator.is_main_process else True
         return tqdm(total=self.plan.num_steps, initial=self.step, unit="step", disable=is_hidden, dynamic_ncols=True)
 
