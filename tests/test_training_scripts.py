@@ -100,6 +100,40 @@ def test_a_mistake_is_answered_in_one_line(frames, tmp_path, capsys):
     assert main([str(tmp_path / "absent.yaml")]) == 1 and "There is no run file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--batch_size", "17"), "there are only 16. Lower batch_size"),
+        (("--model.mask_ratio", "2"), "`mask_ratio` must be in (0, 1), got 2"),
+        (("--model.hidden_size", "abc"), "expected int"),
+        (("--base_learning_rate", "1e30"), "Lower base_learning_rate"),
+    ],
+)
+def test_what_a_user_can_cause_is_answered_in_one_line(frames, tmp_path, capsys, arguments, message):
+    assert main_of(TRAINING / "pretrain.py")([str(write_run(tmp_path, frames)), *arguments]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+def test_a_missing_extra_is_answered_with_the_line_that_installs_it(frames, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert main_of(TRAINING / "pretrain.py")([str(write_run(tmp_path, frames))]) == 1
+    assert "pip install -e '.[training]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_empty_folder_is_answered_without_a_traceback(tmp_path, script):
+    (tmp_path / "empty").mkdir()
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"data": str(tmp_path / "empty"), "output_dir": str(tmp_path / "run")}))
+    arguments = ("--mixed_precision", "no", "--cache_dir", tmp_path / "cache")
+    if script.stem == "pretrain":
+        arguments += ("--preset", "tiny", "--model.filter_weight", "1", "--model.consistency_loss_weight", "0")
+    result = execute(script, path, *arguments)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"error: `{tmp_path / 'empty'}` holds no frame")
+
+
 def test_a_run_stopped_from_outside_saves_where_it_is_and_ends_well(frames, tmp_path):
     path = write_run(tmp_path, frames)
     process = subprocess.Popen(

@@ -4,41 +4,22 @@
     torchrun --nproc_per_node 8 training/pretrain.py CONFIG.yaml [--key value ...]
 
 Without an accelerator, two processes are started the same way: torchrun --nproc_per_node 2 ...
+Not with `accelerate launch --cpu --num_processes 2`: that starts a single process, without a word. The first line of the
+log names the processes that train together.
 A stopped run goes on with the same command and `--resume auto`; the losses are those of a run that was not stopped.
 The result is OUTPUT_DIR/final, for `AutoModel.from_pretrained`.
 """
 
-import logging
 import sys
 
-from transformers.utils.logging import disable_progress_bar
-
 from vasomim_hf.engine.pretraining import pretrain
-from vasomim_hf.engine.run_config import PretrainRun, RunConfigError, describe_keys, load_run
-from vasomim_hf.engine.training_loop import TrainingDivergedError
+from vasomim_hf.engine.run_config import PretrainRun
+from vasomim_hf.engine.script import run_script
 
 
 def main(arguments: list[str]) -> int:
-    """Read the run file, run it, say where the result is."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nKeys of the run file, with their defaults:\n{describe_keys(PretrainRun)}")
-        return 0 if arguments else 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    disable_progress_bar()
-    try:
-        result = pretrain(load_run(PretrainRun, arguments[0], arguments[1:]))
-    except (RunConfigError, TrainingDivergedError, FileNotFoundError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if not result.is_main_process:
-        return 0
-    if result.finished:
-        print(f"The pre-trained model is in {result.folder}")
-    else:
-        print(
-            f"Stopped after {result.step} steps, saved {result.folder}. Go on with the same command and --resume auto"
-        )
-    return 0
+    """Pre-train as the arguments say; the exit code."""
+    return run_script(__doc__, PretrainRun, pretrain, "The pre-trained model is in", arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""What a script in `training/` does with its arguments, so that a script holds no more than its own text."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils.logging import disable_progress_bar
+
+from .run_config import TrainingRun, describe_keys, load_run
+from .training_loop import TrainingDivergedError, TrainingResult
+
+
+logger = logging.getLogger(__name__)
+
+# What a run file, the data or an installation can cause; anything else is a fault of the program and keeps its traceback
+USER_ERRORS = (ValueError, OSError, ImportError, StrictDataclassError, TrainingDivergedError)
+
+Run = TypeVar("Run", bound=TrainingRun)
+
+
+def run_script(
+    doc: str, kind: type[Run], train: Callable[[Run], TrainingResult], sentence: str, arguments: list[str]
+) -> int:
+    """Read the run file, run it, say where the result is.
+
+    Args:
+        doc (`str`): Head of the script, shown by `--help`.
+        kind (`type`): Kind of run that its files describe.
+        train (`Callable`): Runs it.
+        sentence (`str`): Said at the end, before the result's folder.
+        arguments (`list[str]`): Of the command line, without the script's name: run file, then `--key value` ...
+
+    Returns:
+        `int`: Exit code: 0 if all went well or the run was stopped, 1 after an error, 2 if there are no arguments.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"{doc}\nKeys of the run file, with their defaults:\n{describe_keys(kind)}\n")
+        return 0 if arguments else 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    disable_progress_bar()
+    try:
+        result = train(load_run(kind, arguments[0], arguments[1:]))
+    except USER_ERRORS as error:
+        logger.debug("where it went wrong", exc_info=True)
+        sys.stderr.write(f"error: {' '.join(str(error).split()) or type(error).__name__}\n")
+        return 1
+    if result.is_main_process:
+        sys.stdout.write(f"{_ending(result, sentence)}\n")
+    return 0
+
+
+def _ending(result: TrainingResult, sentence: str) -> str:
+    if result.finished:
+        return f"{sentence} {result.folder}"
+    return f"Stopped after {result.step} steps, saved {result.folder}. Go on with the same command and --resume auto"
