@@ -186,7 +186,7 @@ def test_convert_hands_settings_on_in_their_types(monkeypatch: pytest.MonkeyPatc
         "mask_ratio": 0.75,
         "y": [1, 2],
         "segmentor": None,
-        "ignore_unexpected": False,
+        "strict": False,
         "overwrite": False,
     }
 
@@ -202,11 +202,11 @@ def test_convert_has_a_flag_for_each_parameter_that_its_errors_name(monkeypatch:
     assert named == list(cli._CONVERT_ARGUMENTS)
     seen = {}
     stand_in(monkeypatch, "convert_vasomim_to_hf", "convert", lambda *paths, **others: seen.update(others))
-    assert main(["convert", "a.pth", "folder", "--segmentor", "unext", "--ignore-unexpected", "--overwrite"]) == 0
-    assert seen == {"segmentor": "unext", "ignore_unexpected": True, "overwrite": True}
+    assert main(["convert", "a.pth", "folder", "--segmentor", "unext", "--strict", "--overwrite"]) == 0
+    assert seen == {"segmentor": "unext", "strict": True, "overwrite": True}
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "output_dir", "segmentor", "ignore_unexpected", "overwrite"])
+@pytest.mark.parametrize("name", ["checkpoint", "output_dir", "segmentor", "strict", "overwrite"])
 def test_convert_refuses_its_own_parameters_among_the_settings_of_the_model(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ _CONVERT_ARGUMENTS = {
     "checkpoint": "CHECKPOINT",
     "output_dir": "OUTPUT",
     "segmentor": "--segmentor",
-    "ignore_unexpected": "--ignore-unexpected",
+    "strict": "--strict",
     "overwrite": "--overwrite",
 }
 
@@ -141,7 +141,7 @@ def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--segmentor", metavar="PATH", help="folder or checkpoint of a segmentor to put into the model"
     )
     parser.add_argument(
-        "--ignore-unexpected", action="store_true", help="leave out weights that the model has no place for"
+        "--strict", action="store_true", help="refuse weights that the model has no place for, instead of naming them"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there already")
     parser.set_defaults(run=_convert)
@@ -170,7 +170,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.output,
         segmentor=arguments.segmentor,
-        ignore_unexpected=arguments.ignore_unexpected,
+        strict=arguments.strict,
         overwrite=arguments.overwrite,
         **settings,
     )

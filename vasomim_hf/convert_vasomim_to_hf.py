@@ -70,7 +70,7 @@ def convert(
     output_dir: str | Path,
     *,
     segmentor: UNeXtForVesselSegmentation | str | Path | None = None,
-    ignore_unexpected: bool = False,
+    strict: bool = False,
     overwrite: bool = False,
     **config_overrides: object,
 ) -> PreTrainedModel:
@@ -83,8 +83,9 @@ def convert(
             Folder for `config.json`, `model.safetensors` and `preprocessor_config.json`. It appears when all is written.
         segmentor (`UNeXtForVesselSegmentation`, `str` or `Path`, *optional*):
             Segmentor to put into the pre-training model, as in [`load_original`].
-        ignore_unexpected (`bool`, defaults to `False`):
-            Whether tensors that the model has no place for are listed in a warning and left out, instead of an error.
+        strict (`bool`, defaults to `False`):
+            Whether tensors that the model has no place for, such as the head of a fine-tuned model, are an error. By
+            default a warning names them, as `from_pretrained` does, and they are left out.
         overwrite (`bool`, defaults to `False`):
             Whether a model folder that is there already is replaced.
         config_overrides:
@@ -103,7 +104,7 @@ def convert(
     if overwrite and output_dir.resolve() in checkpoint.resolve().parents:
         raise ValueError(f"{output_dir} would be replaced, and the checkpoint in it lost. Name another folder.")
     with new_folder(output_dir, overwrite) as folder:
-        model = load_original(checkpoint, segmentor=segmentor, ignore_unexpected=ignore_unexpected, **config_overrides)
+        model = load_original(checkpoint, segmentor=segmentor, strict=strict, **config_overrides)
         model.save_pretrained(folder)
         image_processor_for(model).save_pretrained(folder)
     return model
@@ -113,7 +114,7 @@ def load_original(
     checkpoint: str | Path,
     *,
     segmentor: UNeXtForVesselSegmentation | str | Path | None = None,
-    ignore_unexpected: bool = False,
+    strict: bool = False,
     **config_overrides: object,
 ) -> PreTrainedModel:
     """Read a checkpoint of the original code.
@@ -133,7 +134,7 @@ def load_original(
             Replaces the segmentor of a pre-training checkpoint, or adds one: a model, its folder, or a checkpoint of the
             original code. That code draws part of its segmentor anew when it builds the model, so that the one inside a
             pre-training checkpoint is not the one that was trained.
-        ignore_unexpected (`bool`, defaults to `False`):
+        strict (`bool`, defaults to `False`):
             As in [`convert`].
         config_overrides:
             As in [`convert`].
@@ -155,7 +156,7 @@ def load_original(
         if segmentor is not None:
             raise ValueError(f"{checkpoint} is no pre-training checkpoint, so that `segmentor` has no place in it.")
         model, weights = build(weights, config_overrides)
-    _fill(model, weights, ignore_unexpected)
+    _fill(model, weights, strict)
     _report_positions(model)
     return model.eval()
 
@@ -322,17 +323,12 @@ def _encoder(weights: Weights, overrides: Settings) -> tuple[VasoMIMModel, Weigh
     sizes = _encoder_sizes(weights, overrides)
     config = _configure(VasoMIMConfig, sizes, overrides)
     if "norm.weight" not in weights and "fc_norm.weight" in weights:
-        weights = _with_neutral_norm(weights, config.hidden_size)
+        # fc_norm follows the mean over the patches and cannot stand in for the norm of each patch
+        raise ValueError(
+            "The checkpoint was fine-tuned with mean pooling: it has fc_norm, after the mean, and no norm of the patches. "
+            "Convert the checkpoint that it was fine-tuned from."
+        )
     return _build(VasoMIMModel, config), weights
-
-
-def _with_neutral_norm(weights: Weights, size: int) -> Weights:
-    # fc_norm follows the mean over the patches and cannot stand in for the norm of each patch
-    logger.warning(
-        "The checkpoint was fine-tuned with mean pooling: it has fc_norm, after the mean, and no norm of the patches. "
-        "The encoder gets a norm without weights instead; its features are not those that fc_norm was trained on."
-    )
-    return {**weights, "norm.weight": torch.ones(size), "norm.bias": torch.zeros(size)}
 
 
 def _pretraining_model(weights: Weights, overrides: Settings) -> tuple[VasoMIMForPreTraining, Weights]:
@@ -481,7 +477,7 @@ def _build(model_class: type[PreTrainedModel], config: VasoMIMConfig | UNeXtConf
         return model_class(config)
 
 
-def _fill(model: PreTrainedModel, weights: Weights, ignore_unexpected: bool) -> None:
+def _fill(model: PreTrainedModel, weights: Weights, strict: bool) -> None:
     state, used, missing = {}, set(), []
     for name, wanted in model.state_dict().items():
         original, part = original_name(name)
@@ -498,7 +494,7 @@ def _fill(model: PreTrainedModel, weights: Weights, ignore_unexpected: bool) -> 
             )
     if missing:
         raise ValueError(f"The checkpoint lacks {_all_names(missing)}. Is the file complete?")
-    _refuse_unexpected(sorted(set(weights) - used), ignore_unexpected)
+    _name_unexpected(sorted(set(weights) - used), strict)
     float32 = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     model.load_state_dict(float32, assign=True)
 
@@ -508,15 +504,13 @@ def _third(value: torch.Tensor, part: int) -> torch.Tensor:
     return value[part * size : (part + 1) * size]
 
 
-def _refuse_unexpected(unexpected: list[str], ignore_unexpected: bool) -> None:
+def _name_unexpected(unexpected: list[str], strict: bool) -> None:
     if not unexpected:
         return
-    if not ignore_unexpected:
-        raise ValueError(
-            f"The model has no place for {_all_names(unexpected)}. If they are not wanted, such as the head of a "
-            "fine-tuned model, pass ignore_unexpected=True."
-        )
-    logger.warning("Left out of the converted model: %s", ", ".join(unexpected))
+    message = f"The model has no place for {_all_names(unexpected)}."
+    if strict:
+        raise ValueError(f"{message} Without strict=True they are left out.")
+    logger.warning("%s They are left out.", message)
 
 
 def _all_names(names: list[str]) -> str:
