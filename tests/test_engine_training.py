@@ -1,6 +1,7 @@
 """Both kinds of training on tiny models: exact resume, frozen segmentor, bad losses, what is logged and what loads."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vasomim_hf.engine.checkpoints import newest_checkpoint
 from vasomim_hf.engine.model_building import build_config
 from vasomim_hf.engine.pretraining import PretrainTask, pretrain
 from vasomim_hf.engine.run_config import PretrainRun, RunConfigError, SegmentorRun, load_run, make_run
+from vasomim_hf.engine.run_data import open_run_cache
 from vasomim_hf.engine.segmentor_training import SegmentorTask, dice_of_masks, split_frames, train_segmentor
 from vasomim_hf.engine.tracking import read_log
 from vasomim_hf.engine.training_loop import TrainingDivergedError
@@ -158,6 +160,25 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(frames, tmp_path, monkeyp
     assert newest_checkpoint(tmp_path / "parts/run").name == "step_00000005"
     run_pretraining(frames, tmp_path / "parts", epochs=3, resume="auto")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_the_pictures_of_a_run_inside_its_data_do_not_become_frames(frames, tmp_path):
+    shutil.copytree(frames, tmp_path / "frames")
+    places = {"data": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "picture_every_epochs": 1}
+    for epochs in (1, 2):
+        result = run_pretraining(frames, tmp_path, epochs=epochs, resume="auto", num_pictures=1, **places)
+    assert result.step == 10 and len(list((tmp_path / "run/pictures").iterdir())) == 2
+    # Also where the data's folder is the run's
+    Image.fromarray(synthetic_frame(0)).save(tmp_path / "run/1.png")
+    run = make_run(PretrainRun, pretrain_values(frames, tmp_path, **{**places, "data": str(tmp_path / "run")}))
+    assert len(open_run_cache(run, accelerate.Accelerator(cpu=True))) == 1
+
+
+def test_frames_copied_to_another_place_are_the_same_frames(frames, tmp_path):
+    run_pretraining(frames, tmp_path, epochs=1)
+    shutil.copytree(frames, tmp_path / "copy", copy_function=shutil.copy)
+    run_pretraining(frames, tmp_path, epochs=2, resume="auto", data=str(tmp_path / "copy"), cache_dir=str(tmp_path))
+    assert len(losses(tmp_path)) == 10
 
 
 def test_auto_begins_where_there_is_nothing_and_ends_at_once_where_all_is_done(frames, tmp_path):

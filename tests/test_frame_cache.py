@@ -13,7 +13,7 @@ from PIL import Image
 
 from vasomim_hf.data import frame_cache as module
 from vasomim_hf.data.frame_cache import FrameCache, FrameCacheDataset, build_frame_cache
-from vasomim_hf.data.frame_sources import DatasetSource, FolderSource, open_source, read_frame_list
+from vasomim_hf.data.frame_sources import DatasetSource, FolderSource, SourceOptions, open_source, read_frame_list
 from vasomim_hf.data.vesselness import vessel_mask
 
 
@@ -77,10 +77,24 @@ def test_an_option_at_its_default_is_the_same_as_none(folder, tmp_path):
     assert build(folder, tmp_path).key == build(folder, tmp_path, vesselness_options={"border": 20}).key
 
 
-def test_a_touched_file_makes_another_cache(folder, tmp_path):
+def test_a_copy_with_other_times_takes_the_same_cache(folder, tmp_path):
     first = build(folder, tmp_path).key
     os.utime(folder / "a/0.png", ns=(1, 1))
-    assert build(folder, tmp_path).key != first
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy)
+    assert build(folder, tmp_path).key == build(tmp_path / "copy", tmp_path).key == first
+
+
+@pytest.mark.parametrize("place", [150, 100_000, -1])
+def test_a_frame_changed_in_place_makes_another_cache(tmp_path, place):
+    (tmp_path / "frames").mkdir()
+    path = tmp_path / "frames" / "0.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
+    keys = []
+    for value in (10, 11):
+        pixels.flat[place] = value
+        Image.fromarray(pixels).save(path, compress_level=0)
+        keys.append((path.stat().st_size, json.dumps(FolderSource(tmp_path / "frames").signature())))
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
 
 
 def test_unreadable_frames_are_reported_and_left_out(folder, tmp_path, caplog):
@@ -90,6 +104,16 @@ def test_unreadable_frames_are_reported_and_left_out(folder, tmp_path, caplog):
     assert len(cache) == 4 and list(cache.skipped) == ["a/1.png"]
     assert "1 of 5 frames cannot be read and are left out: a/1.png" in caplog.text
     np.testing.assert_array_equal(cache.frame(1), np.asarray(Image.open(folder / "a/2.png")))
+
+
+def test_a_damaged_mask_is_named_as_a_mask_and_its_frame_left_out(folder, tmp_path, caplog):
+    write_masks(folder, tmp_path / "masks")
+    for name, size in (("a/0.png", 60), ("a/1.png", 5)):
+        (tmp_path / "masks" / name).write_bytes((tmp_path / "masks" / name).read_bytes()[:size])
+    cache = build_frame_cache(FolderSource(folder, masks=tmp_path / "masks"), tmp_path / "cache")
+    assert cache.names == ["a/2.png", "b/images/3.png", "b/images/4.png"]
+    assert all(f"the mask {tmp_path / 'masks' / name} cannot be read" in cache.skipped[name] for name in cache.skipped)
+    assert "2 of 5 frames cannot be read and are left out: a/0.png: OSError: the mask" in caplog.text
 
 
 def test_a_folder_of_nothing_but_unreadable_frames_is_refused(folder, tmp_path):
@@ -192,6 +216,16 @@ def test_masks_that_do_not_fit_are_refused_by_name(folder, tmp_path):
         FolderSource(folder, masks=masks)
 
 
+def test_files_that_runs_write_are_no_frames(folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for name in ("runs/one/pictures/epoch_0001.png", "runs/cache/x/y.png"):
+        (folder / name).parent.mkdir(parents=True)
+        Image.fromarray(frame(1)).save(folder / name)
+    assert len(FolderSource(folder)) == 7
+    source = FolderSource(folder, leave_out=[folder / "runs/one", folder / "runs/../runs/cache", folder, tmp_path])
+    assert len(source) == 5 and "2 pictures in" in caplog.text and "are not taken as frames" in caplog.text
+
+
 # Lists of frames
 
 
@@ -273,7 +307,7 @@ def test_a_saved_dataset_is_recognised_and_its_masks_are_used(folder, tmp_path):
     again = build_frame_cache(open_source(str(tmp_path / "saved")), tmp_path / "cache")
     assert again.key == cache.key
     with pytest.raises(ValueError, match="go with a folder of frames"):
-        open_source(str(tmp_path / "saved"), masks="somewhere")
+        open_source(str(tmp_path / "saved"), SourceOptions(masks="somewhere"))
 
 
 def test_a_split_of_a_saved_dataset_is_chosen_by_name(folder, tmp_path):
@@ -281,7 +315,7 @@ def test_a_split_of_a_saved_dataset_is_chosen_by_name(folder, tmp_path):
     datasets.DatasetDict({"train": make_dataset(folder)}).save_to_disk(tmp_path / "saved")
     assert len(open_source(str(tmp_path / "saved"))) == 5
     with pytest.raises(ValueError, match=r"has no split 'val', but \['train'\]"):
-        open_source(str(tmp_path / "saved"), split="val")
+        open_source(str(tmp_path / "saved"), SourceOptions(split="val"))
 
 
 def test_parquet_files_are_read(folder, tmp_path, monkeypatch):
@@ -291,6 +325,52 @@ def test_parquet_files_are_read(folder, tmp_path, monkeypatch):
     make_dataset(folder).to_parquet(tmp_path / "parquet" / "train-00000.parquet")
     source = open_source(str(tmp_path / "parquet"))
     np.testing.assert_array_equal(source.frame(0), np.asarray(Image.open(folder / "a/0.png")))
+
+
+def test_a_table_beside_frames_does_not_make_a_dataset_of_them(folder):
+    (folder / "labels.parquet").write_bytes(b"PAR1")
+    assert len(open_source(str(folder))) == 5
+
+
+def test_pictures_of_runs_do_not_make_a_folder_of_a_dataset(folder, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "data/runs").mkdir(parents=True)
+    make_dataset(folder).to_parquet(tmp_path / "data" / "train-00000.parquet")
+    Image.fromarray(frame(1)).save(tmp_path / "data/runs/epoch.png")
+    options = SourceOptions(leave_out=(str(tmp_path / "data/runs"),))
+    assert isinstance(open_source(str(tmp_path / "data"), options), DatasetSource)
+
+
+def test_bad_rows_of_a_dataset_are_reported_and_left_out(folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    whole = [path.read_bytes() for path in sorted(folder.rglob("*.png"))]
+    images = [whole[0], None, whole[2][:200], b"no picture", whole[4]]
+    masks = [None, *[png(np.zeros((90, 77)) > 0)] * 3, png(np.asarray(Image.open(folder / "b/images/4.png")) < 100)]
+    features = datasets.Features({"frame": datasets.Image(), "vessels": datasets.Image()})
+    columns = {"frame": images, "vessels": masks}
+    columns = {name: [data and {"path": None, "bytes": data} for data in rows] for name, rows in columns.items()}
+    source = DatasetSource(datasets.Dataset.from_dict(columns, features=features), "frame", "vessels")
+    cache = build_frame_cache(source, tmp_path / "cache")
+    assert cache.names == ["4"] and list(cache.skipped) == ["0", "1", "2", "3"]
+    assert "the mask in row 0 of dataset cannot be read" in cache.skipped["0"]
+    assert "row 1 has no image in the column `frame`" in cache.skipped["1"]
+    np.testing.assert_array_equal(cache.vesselness(0), cache.frame(0) < 100)
+
+
+@pytest.mark.parametrize("error", [EOFError("end"), Image.DecompressionBombError("too large")])
+def test_whatever_a_damaged_row_raises_it_is_left_out(folder, tmp_path, error, monkeypatch):
+    source = FolderSource(folder)
+    read = source.frame
+
+    def frame_or_error(index):
+        if index == 1:
+            raise error
+        return read(index)
+
+    monkeypatch.setattr(source, "frame", frame_or_error)
+    cache = build_frame_cache(source, tmp_path / "cache")
+    assert cache.skipped == {"a/1.png": f"{type(error).__name__}: {error}"}
 
 
 def test_a_dataset_without_the_image_column_is_refused(folder):

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..import_utils import require
 from .frame_sources import FrameSource
+from .frames import UNREADABLE
 from .transforms import CROP_SCALE, Crop, crop_frame, crop_vesselness, random_crop
 from .vesselness import VesselnessOptions, vessel_mask
 
@@ -246,7 +247,7 @@ def build_frame_cache(
 
 
 def cache_key(source: FrameSource, vesselness_options: dict) -> str:
-    """Name of the cache folder: a digest of the frames' names, sizes and times of change, and of the filter options."""
+    """Name of the cache folder: a digest of the frames' names, sizes and samples of content, and of the filter's options."""
     what = {"format": CACHE_FORMAT, "source": source.signature(), "vesselness": vesselness_options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -328,10 +329,12 @@ def _read_one(source: FrameSource, options: dict, index: int) -> tuple[np.ndarra
     """A frame and its packed mask, or why it cannot be read."""
     try:
         frame = source.frame(index)
-    except (OSError, ValueError, SyntaxError) as error:
-        # Pillow reports broken PNG chunks as SyntaxError
+    except UNREADABLE as error:
         return f"{type(error).__name__}: {error}"
-    vesselness = source.vesselness(index, frame.shape)
+    try:
+        vesselness = source.vesselness(index, frame.shape)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
     if vesselness is None:
         vesselness = vessel_mask(frame, **options)
     return np.ascontiguousarray(frame), np.packbits(vesselness, axis=1).tobytes()

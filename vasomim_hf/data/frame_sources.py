@@ -1,6 +1,11 @@
 """Where the frames of a run come from: a folder of files, a list of them, or a `datasets` dataset."""
 
+import hashlib
 import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -8,17 +13,21 @@ import numpy as np
 from PIL import Image
 
 from ..import_utils import require
-from .frames import list_frames, read_frame, to_uint8
+from .frames import UNREADABLE, list_frames, read_frame, scan_folder, to_uint8
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+logger = logging.getLogger(__name__)
+
 HUB_PREFIX = "hf://datasets/"
 # Folder names that a list of frames may leave out: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
 SILENT_FOLDERS = ("images",)
 MASK_VALUES = {0, 1, 255}
+# Bytes that are read of a file to tell it from another one of the same name and size
+SAMPLE_SIZE = 4096
 
 
 class FrameSource(Protocol):
@@ -34,11 +43,14 @@ class FrameSource(Protocol):
         ...
 
     def frame(self, index: int) -> np.ndarray:
-        """A frame of shape `(height, width)`, `uint8`; raises `OSError` or `ValueError` if it cannot be read."""
+        """A frame of shape `(height, width)`, `uint8`; raises one of `UNREADABLE` if it cannot be read."""
         ...
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
-        """Ready mask of shape `size`, `bool`, or `None` where the filter has to make it."""
+        """Ready mask of shape `size`, `bool`, or `None` where the filter has to make it.
+
+        Raises `OSError` if it cannot be read, and `ValueError` if it does not fit.
+        """
         ...
 
 
@@ -52,6 +64,8 @@ class FolderSource:
         masks (`str` or `Path`, *optional*): Folder of ready vessel masks: PNG files under the frames' relative paths.
             May lie inside `folder`; its files are then no frames.
         bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        leave_out (sequence of paths, *optional*): Folders inside `folder` whose files are no frames, such as those that
+            runs write to.
 
     Raises:
         ValueError: If a listed frame or a mask is missing.
@@ -64,14 +78,15 @@ class FolderSource:
         frame_list_key: str | None = None,
         masks: str | Path | None = None,
         bits_stored: int | None = None,
+        leave_out: Sequence[str | Path] = (),
     ):
         self.folder = Path(folder)
         self.description = f"folder {folder}"
         self.masks = None if masks is None else Path(masks)
         self.bits_stored = bits_stored
-        paths = list_frames(self.folder)
-        if self.masks is not None and self.masks.is_relative_to(self.folder):
-            paths = [path for path in paths if not path.is_relative_to(self.masks)]
+        paths = _without(self.folder, list_frames(self.folder), leave_out)
+        if self.masks is not None:
+            paths = _without(self.folder, paths, [self.masks])
         if frame_list is not None:
             paths = _choose(self.folder, paths, read_frame_list(frame_list, frame_list_key), str(frame_list))
         self.names = [path.relative_to(self.folder).as_posix() for path in paths]
@@ -82,11 +97,11 @@ class FolderSource:
         return len(self.names)
 
     def signature(self) -> list:
-        """Name, size in bytes and time of change of every file."""
+        """Name, size in bytes and a sample of the content of every file; no times, which a copy changes."""
         files: list = [["bits_stored", self.bits_stored]]
-        files += [[name, *_size_and_time(self.folder / name)] for name in self.names]
+        files += [[name, *_size_and_sample(self.folder / name)] for name in self.names]
         if self.masks is not None:
-            files += [["mask", *_size_and_time(self._mask_path(name))] for name in self.names]
+            files += [["mask", *_size_and_sample(self._mask_path(name))] for name in self.names]
         return files
 
     def frame(self, index: int) -> np.ndarray:
@@ -98,8 +113,12 @@ class FolderSource:
         if self.masks is None:
             return None
         path = self._mask_path(self.names[index])
-        with Image.open(path) as image:
-            return mask_from_image(image, size, str(path))
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except UNREADABLE as error:
+            raise _unreadable_mask(str(path), error) from error
+        return mask_from_image(image, size, str(path))
 
     def _mask_path(self, name: str) -> Path:
         return (self.masks / name).with_suffix(".png")
@@ -142,6 +161,9 @@ class DatasetSource:
         self.dataset = dataset
         self.image_column = image_column
         self.vesselness_column = vesselness_column if vesselness_column in dataset.column_names else None
+        # A row is decoded as a whole, and what is broken in another column is no fault of the frame
+        self._frames = dataset.select_columns([image_column])
+        self._masks = dataset.select_columns([vesselness_column]) if self.vesselness_column else None
         self.bits_stored = bits_stored
         self.description = description
         self.names = [str(index) for index in range(len(dataset))]
@@ -155,35 +177,56 @@ class DatasetSource:
 
     def frame(self, index: int) -> np.ndarray:
         """Decode a frame."""
-        image = self.dataset[index][self.image_column]
+        image = self._frames[index][self.image_column]
+        if image is None:
+            raise ValueError(f"row {index} has no image in the column `{self.image_column}`")
         if image.mode.startswith(("I", "F")):
             return to_uint8(np.asarray(image), self.bits_stored)
         return np.array(image.convert("L"))
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         """Decode the ready mask, if there is a column of them."""
-        if self.vesselness_column is None:
+        if self._masks is None:
             return None
-        return mask_from_image(self.dataset[index][self.vesselness_column], size, f"row {index} of {self.description}")
+        name = f"in row {index} of {self.description}"
+        try:
+            mask = self._masks[index][self.vesselness_column]
+        except UNREADABLE as error:
+            raise _unreadable_mask(name, error) from error
+        if mask is None:
+            raise _unreadable_mask(name, f"the column `{self.vesselness_column}` is empty there")
+        return mask_from_image(mask, size, name)
 
 
-def open_source(
-    data: str,
-    *,
-    split: str = "train",
-    frame_list: str | None = None,
-    frame_list_key: str | None = None,
-    masks: str | None = None,
-    bits_stored: int | None = None,
-) -> FrameSource:
+@dataclass(frozen=True)
+class SourceOptions:
+    """What may be said about frames besides where they are.
+
+    Args:
+        split (`str`, defaults to `"train"`): Split, where a dataset has several.
+        image_column, vesselness_column (`str`): Columns of a dataset, see [`DatasetSource`].
+        frame_list, frame_list_key, masks, leave_out (*optional*): For a folder, see [`FolderSource`].
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+    """
+
+    split: str = "train"
+    image_column: str = "image"
+    vesselness_column: str = "vesselness"
+    frame_list: str | None = None
+    frame_list_key: str | None = None
+    masks: str | None = None
+    leave_out: tuple[str, ...] = ()
+    bits_stored: int | None = None
+
+
+def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
     """Find out what a `data:` line means.
 
     Args:
         data (`str`):
-            A folder of frames; a folder with a saved dataset or with Parquet files; or `hf://datasets/owner/name`,
-            with `@revision` behind it or not, for a dataset on the Hub.
-        split (`str`, defaults to `"train"`): Split, where a dataset has several.
-        frame_list, frame_list_key, masks, bits_stored (*optional*): See [`FolderSource`].
+            A folder of frames; a folder with a saved dataset or, without any frame, with Parquet files; or
+            `hf://datasets/owner/name`, with `@revision` behind it or not, for a dataset on the Hub.
+        options (`SourceOptions`, *optional*): What else is known.
 
     Returns:
         `FrameSource`: The frames.
@@ -192,33 +235,51 @@ def open_source(
         FileNotFoundError: If there is no such folder.
         ValueError: If an option does not fit the kind of source.
     """
+    options = options or SourceOptions()
     folder = Path(data)
     is_hub = data.startswith(HUB_PREFIX)
     if not is_hub and not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
-    if not is_hub and not _dataset_kind(folder):
-        return FolderSource(folder, frame_list, frame_list_key, masks, bits_stored)
-    if frame_list is not None or masks is not None:
+    kind = "hub" if is_hub else _dataset_kind(folder, options.leave_out)
+    if kind is None:
+        listed = (options.frame_list, options.frame_list_key)
+        return FolderSource(folder, *listed, options.masks, options.bits_stored, options.leave_out)
+    if options.frame_list is not None or options.masks is not None:
         raise ValueError(
             f"`frame_list` and `masks` go with a folder of frames, and {data} is a dataset. Filter it before, "
-            "and give masks as a column `vesselness`."
+            f"and give masks as a column `{options.vesselness_column}`."
         )
-    return DatasetSource(_load_dataset(data, split), bits_stored=bits_stored, description=data)
+    columns = (options.image_column, options.vesselness_column)
+    return DatasetSource(_load_dataset(data, kind, options.split), *columns, options.bits_stored, data)
 
 
-def _dataset_kind(folder: Path) -> str | None:
-    for name in ("dataset_dict.json", "dataset_info.json"):
-        if (folder / name).is_file():
-            return "saved"
-    return "parquet" if next(folder.rglob("*.parquet"), None) is not None else None
+def _dataset_kind(folder: Path, leave_out: Sequence[str]) -> str | None:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return "saved"
+    if next(folder.rglob("*.parquet"), None) is None:
+        return None
+    # Beside frames it is a table about them
+    return None if _without(folder, scan_folder(folder).frames, leave_out) else "parquet"
 
 
-def _load_dataset(data: str, split: str) -> "Dataset":
+def _without(folder: Path, paths: Sequence[Path], leave_out: Sequence[str | Path]) -> list[Path]:
+    """Paths below a folder, but not those in some other folders inside it; a log line counts what is left out."""
+    root = folder.resolve()
+    inside = [path for path in (Path(other).resolve() for other in leave_out) if root in path.parents]
+    prefixes = [folder / path.relative_to(root) for path in inside]
+    kept = [path for path in paths if not any(path.is_relative_to(prefix) for prefix in prefixes)]
+    if len(kept) < len(paths):
+        names = ", ".join(str(prefix) for prefix in prefixes)
+        logger.info("%d pictures in %s are not taken as frames", len(paths) - len(kept), names)
+    return kept
+
+
+def _load_dataset(data: str, kind: str, split: str) -> "Dataset":
     datasets = require("datasets", "data")
-    if data.startswith(HUB_PREFIX):
+    if kind == "hub":
         name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
         return datasets.load_dataset(name, split=split, revision=revision or None)
-    if _dataset_kind(Path(data)) == "parquet":
+    if kind == "parquet":
         return datasets.load_dataset(data, split=split)
     dataset = datasets.load_from_disk(data)
     if isinstance(dataset, datasets.Dataset):
@@ -319,6 +380,15 @@ def mask_from_image(image: Image.Image, size: tuple[int, int], name: str) -> np.
     return values > 0
 
 
-def _size_and_time(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def _unreadable_mask(name: str, reason: object) -> OSError:
+    return OSError(f"the mask {name} cannot be read: {reason}")
+
+
+def _size_and_sample(path: Path) -> tuple[int, str]:
+    """Size and digest of some bytes in the middle and at the end, where a PNG holds the check sum of its pixels."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(size // 2)
+        middle = file.read(SAMPLE_SIZE)
+        file.seek(max(0, size - SAMPLE_SIZE))
+        return size, hashlib.sha256(middle + file.read()).hexdigest()[:16]

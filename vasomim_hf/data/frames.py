@@ -19,7 +19,16 @@ logger = logging.getLogger(__name__)
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 # Pillow raises any of these on a damaged file, depending on the format and on where the damage is.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    Image.DecompressionBombError,
+)
 
 
 class FrameReadError(ValueError):
@@ -120,7 +129,7 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
             return _grey(image, Path(path), bits_stored, is_deep_colour)
     except FrameReadError:
         raise
-    except _DAMAGE as error:
+    except UNREADABLE as error:
         raise FrameReadError(
             f"`{path}` cannot be read as an image ({type(error).__name__}: {error}). Restore or remove the file."
         ) from error

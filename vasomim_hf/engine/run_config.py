@@ -42,6 +42,8 @@ class TrainingRun:
     data: str = _key("", "folder of frames, folder of a saved dataset or Parquet files, or hf://datasets/OWNER/NAME")
     output_dir: str = _key("", "where run.yaml, log, pictures, checkpoints and the final model go")
     data_split: str = _key("train", "split of a dataset")
+    image_column: str = _key("image", "column of the frames in a dataset")
+    vesselness_column: str = _key("vesselness", "column of ready vessel masks in a dataset; need not be there")
     frame_list: str | None = _key(
         None, "text or JSON file that names the frames to use, as paths below the data folder"
     )

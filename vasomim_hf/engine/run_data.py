@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from ..data.frame_cache import FrameCache, build_frame_cache
-from ..data.frame_sources import open_source
+from ..data.frame_sources import SourceOptions, open_source
 from ..image_processing_vasomim import VasoMIMImageProcessor
 from .checkpoints import new_folder
 from .run_config import TrainingRun
-from .training_loop import TrainingResult
+from .training_loop import PICTURES_NAME, TrainingResult
 
 
 if TYPE_CHECKING:
@@ -32,14 +32,7 @@ FinishHook = Callable[[Path], None]
 def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
     """Build or open the frame cache of a run; one process builds, the others wait."""
     with accelerator.main_process_first():
-        source = open_source(
-            run.data,
-            split=run.data_split,
-            frame_list=run.frame_list,
-            frame_list_key=run.frame_list_key,
-            masks=run.masks,
-            bits_stored=run.bits_stored,
-        )
+        source = open_source(run.data, _source_options(run))
         cache = build_frame_cache(
             source,
             run.cache_dir,
@@ -52,6 +45,20 @@ def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
     if run.max_frames is not None:
         cache = cache.select(list(range(min(run.max_frames, len(cache)))))
     return cache
+
+
+def _source_options(run: TrainingRun) -> SourceOptions:
+    return SourceOptions(
+        split=run.data_split,
+        image_column=run.image_column,
+        vesselness_column=run.vesselness_column,
+        frame_list=run.frame_list,
+        frame_list_key=run.frame_list_key,
+        masks=run.masks,
+        # Pictures of earlier runs are no frames
+        leave_out=(run.output_dir, run.cache_dir, str(Path(run.output_dir) / PICTURES_NAME)),
+        bits_stored=run.bits_stored,
+    )
 
 
 def finish(

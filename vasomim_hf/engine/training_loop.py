@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PICTURES_NAME = "pictures"
 # What a checkpoint cannot be resumed without: they decide which frames a step sees
 FIXED_BY_CHECKPOINT = ("num_frames", "frames_per_step", "seed", "cache_key")
 # Keys of a run that change nothing in the weights
@@ -349,7 +350,7 @@ class TrainingLoop:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.info("epoch %d of %d: %s", epoch, self.plan.num_epochs, shown)
         if picture is not None:
-            folder = self.output_dir / "pictures"
+            folder = self.output_dir / PICTURES_NAME
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"epoch_{epoch:04d}.png")
             self.log.picture("reconstruction", self.step, picture)
