@@ -53,7 +53,8 @@ def test_the_cache_returns_every_frame_and_its_vesselness(folder, tmp_path):
         np.testing.assert_array_equal(cache.vesselness(index), vessel_mask(expected))
         np.testing.assert_array_equal(cache.vesselness(index, 30, 7), vessel_mask(expected)[30:37])
     assert any(cache.vesselness(index).any() for index in range(5))
-    assert cache.folder.stat().st_mode == cache.folder.parent.stat().st_mode
+    # decoded frames of patients are for their owner alone
+    assert cache.folder.stat().st_mode & 0o077 == 0
     assert cache.size(2) == (70, 101) and not cache.skipped
 
 

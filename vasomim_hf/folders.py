@@ -9,19 +9,20 @@ from pathlib import Path
 
 
 @contextmanager
-def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(folder: str | Path, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
     """Fill a hidden folder beside `folder`, and give it its name when the block ends without an error.
 
     Args:
         folder (`str` or `Path`): The folder to write. Parents are made.
-        overwrite (`bool`): Whether a model folder that is there already is replaced as a whole.
+        overwrite (`bool`): Whether a folder of the same kind that is there already is replaced as a whole.
+        marker (`str`, defaults to `"config.json"`): The file by which a folder of that kind is known.
 
     Yields:
         `Path`: Where to write.
 
     Raises:
         FileExistsError: If `folder` is a file, or a folder with files that may not be replaced: without `overwrite`, or
-            without a `config.json` in it, since such a folder holds something else than a model.
+            without `marker` in it, since such a folder holds something else.
 
     Example:
         >>> import tempfile
@@ -32,12 +33,13 @@ def new_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
         ['config.json']
     """
     folder = Path(folder).resolve()
-    _refuse_occupied(folder, overwrite)
+    _refuse_occupied(folder, overwrite, marker)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(folder)
     temporary.mkdir()
     try:
         yield temporary
+        _flush(temporary)
         _put(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -47,18 +49,26 @@ def _beside(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
 
-def _refuse_occupied(folder: Path, overwrite: bool) -> None:
+def _refuse_occupied(folder: Path, overwrite: bool, marker: str) -> None:
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file. Name a folder to write.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise FileExistsError(f"{folder} has files in it. Name another folder, or pass overwrite=True to replace it.")
-    if not (folder / "config.json").is_file():
+    if not (folder / marker).is_file():
         raise FileExistsError(
-            f"{folder} has files in it but no config.json, so that it is not a model's folder and is not replaced, "
-            "although overwrite=True. Name another folder."
+            f"{folder} has files in it but no {marker}, so that it is something else and is not replaced, although "
+            "overwrite=True. Name another folder."
         )
+
+
+def _flush(folder: Path) -> None:
+    # Otherwise the new name may reach the disk before the content
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _put(temporary: Path, folder: Path) -> None:

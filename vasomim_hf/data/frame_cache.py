@@ -232,9 +232,8 @@ def build_frame_cache(
     if (folder / INDEX_NAME).is_file():
         return FrameCache(folder)
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    # private, and stays so: it holds decoded frames of patients
     temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{key}-"))
-    # mkdtemp makes it private; the cache is for everybody whom its parent is for
-    temporary.chmod(Path(cache_dir).stat().st_mode & 0o777)
     try:
         results = _show(_read_all(source, options, num_workers), len(source), show_progress)
         index = _write_frames(temporary, source, results)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -157,6 +158,15 @@ def normalize_frames(
             f"Expected grey frames of shape (batch_size, 1, height, width), uint8, got {tuple(pixels.shape)}, "
             f"{pixels.dtype}. Give them before normalisation."
         )
-    scale = pixels.new_tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(1, -1, 1, 1)
-    shift = pixels.new_tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(1, -1, 1, 1)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
     return pixels * scale - shift
+
+
+@lru_cache(maxsize=8)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Kept, since numbers that are brought to an accelerator in each step make the step wait for it
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
+    return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)

@@ -5,40 +5,21 @@
 """
 
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from ..folders import new_folder
+
 
 CHECKPOINTS_NAME = "checkpoints"
 STATE_NAME, OPTIMIZER_NAME, MODEL_NAME = "state.json", "optimizer.safetensors", "model"
 CHECKPOINT_FORMAT = 1
 _STEP_NAME = re.compile(r"step_(\d{8,})")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under a hidden name; it gets its own name when the block has ended well, replacing an older one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    # mkdtemp makes it private; a model folder is for everybody whom the parent is for
-    temporary.chmod(folder.parent.stat().st_mode & 0o777)
-    try:
-        yield temporary
-        _flush(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_checkpoint(output_dir: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict) -> Path:
@@ -55,7 +36,7 @@ def save_checkpoint(output_dir: Path, model: PreTrainedModel, optimizer: torch.o
         `Path`: The checkpoint's folder.
     """
     folder = output_dir / CHECKPOINTS_NAME / f"step_{state['step']:08d}"
-    with new_folder(folder) as temporary:
+    with new_folder(folder, overwrite=True, marker=STATE_NAME) as temporary:
         model.save_pretrained(temporary / MODEL_NAME)
         save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER_NAME)
         sizes = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in _files(temporary)}
@@ -121,13 +102,6 @@ def _by_step(output_dir: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _flush(folder: Path) -> None:
-    # Otherwise the rename may reach the disk before the content
-    for path in _files(folder):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _load_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,5 @@
 """Pre-training: what a run file becomes, and what one step of it does."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -136,7 +134,8 @@ class PretrainTask:
         """Where the guidance is, what a uniform mask would hide of the vessels, and the losses of the probe.
 
         The losses of training rise when the guidance hides more of what is hard to guess. Those of the probe, whole
-        frames of the training set under the same uniform masks in every epoch, show what was learnt.
+        frames of the training set under the same masks in every epoch, show what was learnt. These masks are drawn as at
+        the start of the schedule: uniformly, with the paper's.
         """
         num_visible = int(self.num_patches * (1 - self.config.mask_ratio))
         start, end = self.config.guidance_ratio_start, self.config.guidance_ratio_end
@@ -154,7 +153,7 @@ class PretrainTask:
         model.eval()
         for batch in torch.utils.data.DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE):
             inputs = self.inputs({k: v.to(model.device) for k, v in batch.items()}, context)
-            with torch.no_grad(), _uniform_masks(self.config):
+            with torch.no_grad():
                 output = model(**inputs)
             losses = torch.stack([output.reconstruction_loss, output.consistency_loss])
             sums += losses.float().cpu() * len(batch["pixel"])
@@ -195,14 +194,3 @@ def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCacheDataset:
     count = min(count, len(dataset))
     chosen = dataset.cache.select([i * len(dataset) // count for i in range(count)])
     return FrameCacheDataset(chosen, dataset.size, augment=False)
-
-
-@contextmanager
-def _uniform_masks(config: VasoMIMConfig) -> Iterator[None]:
-    """Without guidance, for a while."""
-    start, end = config.guidance_ratio_start, config.guidance_ratio_end
-    config.guidance_ratio_start = config.guidance_ratio_end = 0.0
-    try:
-        yield
-    finally:
-        config.guidance_ratio_start, config.guidance_ratio_end = start, end

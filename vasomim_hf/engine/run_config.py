@@ -123,7 +123,7 @@ class PretrainRun(TrainingRun):
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass, to save memory")
     picture_every_epochs: int = _key(20, "epochs between pictures; 0 makes none")
     num_pictures: int = _key(6, "frames in a picture")
-    probe_frames: int = _key(32, "frames whose losses under fixed, uniform masks are logged each epoch; 0 logs none")
+    probe_frames: int = _key(32, "frames whose losses under the same masks are logged each epoch; 0 logs none")
 
     def validate(self) -> None:
         """Refuse what cannot be run; see [`TrainingRun.validate`]."""

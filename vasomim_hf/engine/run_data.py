@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ..data.frame_cache import FrameCache, build_frame_cache
 from ..data.frame_sources import SourceOptions, open_source
+from ..folders import new_folder
 from ..image_processing_vasomim import VasoMIMImageProcessor
-from .checkpoints import new_folder
 from .run_config import TrainingRun
 from .training_loop import PICTURES_NAME, TrainingResult
 
@@ -86,7 +86,7 @@ def finish(
     if accelerator.is_main_process:
         # Without the autocast wrapper that accelerate puts around `forward`
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        with new_folder(folder) as temporary:
+        with new_folder(folder, overwrite=True) as temporary:
             model.save_pretrained(temporary)
             image_processor.save_pretrained(temporary)
             if on_finished is not None:

@@ -114,8 +114,12 @@ class RunningMeans:
     def add(self, values: dict[str, tuple[torch.Tensor, torch.Tensor | float]]) -> None:
         """Add a sum and its weight for every name; scalars, a mean is its own sum with weight 1."""
         sums = torch.stack([values[name][0].detach().float() for name in self.names])
-        weights = [torch.as_tensor(values[name][1], device=self.sums.device).float() for name in self.names]
+        weights = [self._on_device(values[name][1]) for name in self.names]
         self.sums += torch.stack([sums, torch.stack(weights)])
+
+    def _on_device(self, weight: torch.Tensor | float) -> torch.Tensor:
+        # `full` writes on the device; `as_tensor` would copy from the CPU and wait for it
+        return weight.float() if isinstance(weight, torch.Tensor) else torch.full((), weight, device=self.sums.device)
 
     def read(self, sums: torch.Tensor) -> dict[str, float]:
         """Means of `sums`, of shape (2, names), which may be added up over processes; one without weight is left out."""
