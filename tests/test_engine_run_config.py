@@ -49,6 +49,8 @@ def test_defaults_are_the_papers_recipe(tmp_path):
         ("epochs: true", "`epochs` must be a whole number, got True"),
         ("base_learning_rate: fast", "`base_learning_rate` must be a number, got 'fast'"),
         ("base_learning_rate: .nan", "`base_learning_rate` must be a number, got nan"),
+        ("base_learning_rate: .inf", "`base_learning_rate` must be a number, got inf"),
+        ("flip_probability: 50", r"`flip_probability` must be in [0, 1], got 50"),
         ("betas: 0.9", "`betas` must be a list of numbers"),
         ("betas: [0.9, 1.0]", "two numbers in"),
         ("tensorboard: maybe", "`tensorboard` must be true or false"),
@@ -140,6 +142,12 @@ def test_runs_do_not_share_their_defaults():
     first.betas.append(1.0)
     assert make_run(PretrainRun, {"data": "a", "output_dir": "b"}).model == {}
     assert PretrainRun().betas == [0.9, 0.95]
+
+
+def test_numbers_of_the_model_that_are_given_as_text_keep_their_kind(tmp_path):
+    run = load(tmp_path, 'model: {num_hidden_layers: "3", mask_ratio: "5e-1", hidden_act: gelu}')
+    assert run.model == {"num_hidden_layers": 3, "mask_ratio": 0.5, "hidden_act": "gelu"}
+    assert isinstance(run.model["num_hidden_layers"], int)
 
 
 @pytest.mark.parametrize("kind", [PretrainRun, SegmentorRun])

@@ -6,6 +6,7 @@ configuration, reached under `model`.
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -88,6 +89,8 @@ class TrainingRun:
         counts = ("batch_size", "gradient_accumulation_steps", "save_every_epochs", "log_every_steps")
         self._require_at_least(1, *counts, "num_threads", "max_frames")
         self._require_at_least(0, "num_workers", "keep_checkpoints", "seed", "flip_probability")
+        if self.flip_probability > 1:
+            raise RunConfigError(f"`flip_probability` must be in [0, 1], got {self.flip_probability}.")
         if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
             raise RunConfigError(f"`crop_scale` must be two shares, 0 < from <= to <= 1, got {self.crop_scale}.")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
@@ -294,10 +297,8 @@ def _check_nested(name: str, values: dict, kind: type) -> None:
 def _number_if_it_looks_like_one(value: object) -> object:
     # YAML 1.1 reads 1e-3 as text, since it has no dot
     if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+        number = _to_float(value)
+        return value if number is None else int(number) if value.strip().lstrip("+-").isdigit() else number
     return value
 
 
@@ -352,7 +353,7 @@ def _to_float(value: object) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if number == number else None
+    return number if math.isfinite(number) else None
 
 
 def _to_int(value: object) -> int | None:

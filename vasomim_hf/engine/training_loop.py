@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -136,12 +137,15 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
     plugin = accelerate.utils.GradientAccumulationPlugin(
         num_steps=run.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
     )
+    # One process builds the frame cache while the others wait, which takes hours for a large data set
+    patience = accelerate.utils.InitProcessGroupKwargs(timeout=timedelta(hours=12))
     # Without cpu=True, processes that torchrun starts on a machine without accelerator each train alone
     accelerator = accelerate.Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,
         gradient_accumulation_plugin=plugin,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[patience],
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
