@@ -320,6 +320,20 @@ def test_training_may_begin_from_an_earlier_result(frames, segmentor, tmp_path):
     assert losses(tmp_path / "b")[0] < 0.8 * losses(tmp_path / "a")[0]
 
 
+def test_a_loaded_model_is_put_into_training_mode(frames, tmp_path, monkeypatch):
+    first = run_pretraining(frames, tmp_path / "a", epochs=1)
+    modes = []
+    original = VasoMIMForPreTraining.forward
+
+    def forward(self, **arguments):
+        modes.append(self.training)
+        return original(self, **arguments)
+
+    monkeypatch.setattr(VasoMIMForPreTraining, "forward", forward)
+    run_pretraining(frames, tmp_path / "b", epochs=1, init=str(first.folder))
+    assert modes == [True] * 5
+
+
 def test_an_initial_model_of_other_sizes_is_refused(frames, tmp_path):
     first = run_pretraining(frames, tmp_path / "a", epochs=1)
     with pytest.raises(RunConfigError, match="does not fit the model"):
