@@ -452,7 +452,7 @@ def _num_heads(prefix: str, hidden_size: int, overrides: Settings, otherwise: in
     if otherwise is None or hidden_size % otherwise:
         raise ValueError(
             f"The weights do not tell the number of attention heads, and no preset has {prefix}hidden_size={hidden_size}. "
-            f"Pass `{key}`."
+            f"Pass `{key}`; on the command line --config {key}=N."
         )
     logger.warning("Taking %s=%d, as in the encoder: the weights do not tell it.", key, otherwise)
     return {key: otherwise}
