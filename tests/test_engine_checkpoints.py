@@ -132,6 +132,15 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
     assert json.loads((folder / "state.json").read_text())["note"] == "new"
 
 
+def test_an_incomplete_checkpoint_does_not_stand_in_the_way_of_its_step(tmp_path):
+    model, optimizer = make()
+    folder = save_checkpoint(tmp_path, model, optimizer, {"step": 1})
+    (folder / "state.json").unlink()
+    assert newest_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, model, optimizer, {"step": 1})
+    assert newest_checkpoint(tmp_path) == folder
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     folder = save_checkpoint(tmp_path, *make(), {"step": 1})
     with pytest.raises(ValueError, match="belongs to another model"):

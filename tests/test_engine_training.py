@@ -1,6 +1,7 @@
 """Both kinds of training on tiny models: exact resume, frozen segmentor, bad losses, what is logged and what loads."""
 
 import json
+import logging
 import shutil
 import signal
 from pathlib import Path
@@ -404,8 +405,21 @@ def test_processes_that_do_not_know_each_other_are_refused(frames, tmp_path, mon
     alone = accelerate.Accelerator(cpu=True)
     monkeypatch.setattr(accelerate, "Accelerator", lambda **_: alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="ACCELERATE_USE_CPU=1 torchrun"):
+    with pytest.raises(RunConfigError, match="ACCELERATE_USE_CPU=1 torchrun"):
         run_pretraining(frames, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "capabilities, is_slow", [({}, True), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, False)]
+)
+def test_a_processor_without_bf16_is_named(frames, tmp_path, monkeypatch, caplog, capabilities, is_slow):
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **capabilities}, raising=False
+    )
+    caplog.set_level(logging.INFO)
+    run_pretraining(frames, tmp_path, epochs=1, mixed_precision="bf16")
+    assert ("--mixed_precision no is faster" in caplog.text) is is_slow
+    assert "one process trains on cpu" in caplog.text
 
 
 def test_steps_do_not_wait_for_an_accelerator(frames, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Writing a folder as a whole: under its name it is complete, or it is not there."""
+"""Writing a folder or a file as a whole: under its name it is complete, or it is not there."""
 
 import os
 import shutil
@@ -45,6 +45,34 @@ def new_folder(folder: str | Path, overwrite: bool = False, marker: str = "confi
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Fill a hidden file beside `path`, and give it its name when the block ends without an error.
+
+    Args:
+        path (`str` or `Path`): The file to write; one that is there is replaced.
+
+    Yields:
+        `Path`: Where to write; it has the ending of `path`.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with atomic_file(target) as path:
+        ...     _ = path.write_text("all of it")
+        >>> target.read_text()
+        'all of it'
+    """
+    path = Path(path)
+    temporary = path.parent / f".{uuid.uuid4().hex[:8]}.{path.name}"
+    try:
+        yield temporary
+        _flush_file(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _beside(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
@@ -67,8 +95,12 @@ def _flush(folder: Path) -> None:
     # Otherwise the new name may reach the disk before the content
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            _flush_file(path)
+
+
+def _flush_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _put(temporary: Path, folder: Path) -> None:

@@ -36,6 +36,8 @@ def save_checkpoint(output_dir: Path, model: PreTrainedModel, optimizer: torch.o
         `Path`: The checkpoint's folder.
     """
     folder = output_dir / CHECKPOINTS_NAME / f"step_{state['step']:08d}"
+    if folder.is_dir() and read_state(folder) is None:
+        shutil.rmtree(folder)
     with new_folder(folder, overwrite=True, marker=STATE_NAME) as temporary:
         model.save_pretrained(temporary / MODEL_NAME)
         save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER_NAME)

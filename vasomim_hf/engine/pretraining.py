@@ -17,7 +17,14 @@ from .pictures import COLUMNS, hide_patches, picture_grid, to_grey
 from .run_config import PretrainRun, save_run
 from .run_data import FinishHook, finish, open_run_cache
 from .step_plan import StepPlan
-from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
+from .training_loop import (
+    ForwardContext,
+    Parts,
+    TrainingLoop,
+    TrainingResult,
+    checkpoint_to_resume,
+    training_processes,
+)
 
 
 # The same frames and masks in every picture and every probe of a run
@@ -38,8 +45,7 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
     Raises:
         ValueError: If the run does not fit its data, its segmentor or an earlier run in the same folder.
     """
-    accelerator = make_accelerator(run)
-    try:
+    with training_processes(run) as accelerator:
         checkpoint_to_resume(run)
         model = build_model(run)
         cache = open_run_cache(run, accelerator)
@@ -53,8 +59,6 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
         task = PretrainTask(run, model.config, image_processor, dataset)
         result = TrainingLoop(run, accelerator, parts, task).train()
         return finish(result, accelerator, model, image_processor, on_finished)
-    finally:
-        accelerator.end_training()
 
 
 def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: int) -> torch.optim.AdamW:

@@ -7,7 +7,6 @@ configuration, reached under `model`.
 import dataclasses
 import difflib
 import math
-import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TypeVar
 from ..configuration_unext import UNeXtConfig
 from ..configuration_vasomim import VasoMIMConfig
 from ..data.vesselness import VesselnessOptions
+from ..folders import atomic_file
 from ..import_utils import require
 
 
@@ -253,9 +253,8 @@ def save_run(run: TrainingRun, folder: str | Path) -> None:
     yaml = require("yaml", "training")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RUN_FILE_NAME}.tmp"
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(run), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, folder / RUN_FILE_NAME)
+    with atomic_file(folder / RUN_FILE_NAME) as temporary:
+        temporary.write_text(yaml.safe_dump(dataclasses.asdict(run), sort_keys=False), encoding="utf-8")
 
 
 def describe_keys(kind: type[TrainingRun]) -> str:

@@ -17,7 +17,14 @@ from .pictures import picture_grid, to_grey
 from .run_config import SegmentorRun, save_run
 from .run_data import FinishHook, finish, open_run_cache
 from .step_plan import StepPlan
-from .training_loop import ForwardContext, Parts, TrainingLoop, TrainingResult, checkpoint_to_resume, make_accelerator
+from .training_loop import (
+    ForwardContext,
+    Parts,
+    TrainingLoop,
+    TrainingResult,
+    checkpoint_to_resume,
+    training_processes,
+)
 
 
 # Measuring Dice on more frames than these takes time and says no more
@@ -41,8 +48,7 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
     Raises:
         ValueError: If the run does not fit its data or an earlier run in the same folder.
     """
-    accelerator = make_accelerator(run)
-    try:
+    with training_processes(run) as accelerator:
         checkpoint_to_resume(run)
         torch.manual_seed(run.seed)
         model = UNeXtForVesselSegmentation(UNeXtConfig(**run.model))
@@ -58,8 +64,6 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
             run, accelerator, Parts(model, optimizer, _relative_rate, dataset, run.epochs), task
         ).train()
         return finish(result, accelerator, model, image_processor, on_finished)
-    finally:
-        accelerator.end_training()
 
 
 def split_frames(cache: FrameCache, validation_share: float, seed: int) -> tuple[FrameCache, FrameCache]:

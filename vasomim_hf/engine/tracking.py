@@ -1,7 +1,6 @@
 """What a run tells: a log of JSON lines, TensorBoard, a progress bar; and running means that do not wait for the device."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..folders import atomic_file
 from ..import_utils import require
 
 
@@ -87,9 +87,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [json.dumps(line) + "\n" for line in read_log(path.parent) if line["step"] <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 class RunningMeans:

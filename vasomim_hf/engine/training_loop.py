@@ -5,6 +5,7 @@ forward pass, from the step, so that dropout too is the same in a resumed run.
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.frame_cache import FrameCache, FrameCacheDataset
+from ..folders import atomic_file
 from ..import_utils import require
 from ..optimization import learning_rate_scheduler, training_progress
 from .checkpoints import load_checkpoint, newest_checkpoint, read_state, remove_old_checkpoints, save_checkpoint
@@ -128,7 +130,8 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
     """Set up devices and processes as the launcher asks for; two processes on a CPU machine really are two.
 
     Raises:
-        RuntimeError: If the launcher started processes that do not know each other.
+        RunConfigError: If the launcher started processes that do not know each other, or asks for another kind of training
+            than data-parallel.
     """
     accelerate = require("accelerate", "training")
     if run.num_threads is not None:
@@ -149,13 +152,52 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
-        raise RuntimeError(
+        raise RunConfigError(
             f"The launcher started {expected} processes, but they train as {accelerator.num_processes}. On a machine "
             "without accelerator use: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N training/..."
         )
     if str(accelerator.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise RuntimeError(f"{accelerator.distributed_type} is not supported; use data-parallel training (DDP).")
+        raise RunConfigError(f"{accelerator.distributed_type} is not supported; use data-parallel training (DDP).")
     return accelerator
+
+
+@contextmanager
+def training_processes(run: TrainingRun) -> Iterator["Accelerator"]:
+    """Set up devices and processes as [`make_accelerator`] does, and take them down again.
+
+    Args:
+        run (`TrainingRun`): The run.
+
+    Yields:
+        `Accelerator`: For the block's training. Where the block ends well, all processes leave it together; an error in one
+            of them is not waited for.
+    """
+    accelerator = make_accelerator(run)
+    if accelerator.is_main_process:
+        number, device = accelerator.num_processes, accelerator.device
+        logger.info("%s on %s", "one process trains" if number == 1 else f"{number} processes train together", device)
+        _warn_of_slow_bf16(run, accelerator)
+    try:
+        yield accelerator
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.free_memory()
+        if accelerator.num_processes > 1:
+            # The wrapped model holds the connections and is part of a circle; connections that are still open when the
+            # interpreter ends abort the process
+            gc.collect()
+        accelerator.end_training()
+
+
+def _warn_of_slow_bf16(run: TrainingRun, accelerator: "Accelerator") -> None:
+    find_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if run.mixed_precision != "bf16" or accelerator.device.type != "cpu" or find_capabilities is None:
+        return
+    found = find_capabilities()
+    if found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16")):
+        logger.warning(
+            "this processor has no instructions for bf16, which makes it slow: --mixed_precision no is faster"
+        )
 
 
 class TrainingLoop:
@@ -356,7 +398,8 @@ class TrainingLoop:
         if picture is not None:
             folder = self.output_dir / PICTURES_NAME
             folder.mkdir(exist_ok=True)
-            picture.save(folder / f"epoch_{epoch:04d}.png")
+            with atomic_file(folder / f"epoch_{epoch:04d}.png") as temporary:
+                picture.save(temporary)
             self.log.picture("reconstruction", self.step, picture)
 
     # Checkpoints
