@@ -183,8 +183,8 @@ def training_processes(run: TrainingRun) -> Iterator["Accelerator"]:
     finally:
         accelerator.free_memory()
         if accelerator.num_processes > 1:
-            # The wrapped model holds the connections and is part of a circle; connections that are still open when the
-            # interpreter ends abort the process
+            # A second process was once seen to abort after its training had ended. Supposed cause, not reproduced: the
+            # wrapped model, part of a circle, still holds connections when the interpreter ends
             gc.collect()
         accelerator.end_training()
 
