@@ -1,0 +1,84 @@
+"""What went wrong with single items of a long job, so that the rest can be done and nothing is passed over in silence."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..folders import atomic_file
+
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5
+
+
+class Fault(NamedTuple):
+    """One item and what is wrong with it."""
+
+    name: str
+    reason: str
+
+
+class FaultReport:
+    """Collects the faults of a job; they are named together at its end.
+
+    Args:
+        faults (iterable of `Fault`, *optional*): What is known already.
+
+    Example:
+        >>> report = FaultReport()
+        >>> report.add("a.png", "is no image")
+        >>> len(report), list(report)
+        (1, [Fault(name='a.png', reason='is no image')])
+    """
+
+    def __init__(self, faults: Iterable[Fault] = ()):
+        self._faults = list(faults)
+
+    def add(self, name: str, reason: str | BaseException) -> None:
+        """Note an item that is left out or mended, and why; of an error, its type is kept too.
+
+        Args:
+            name (`str`): Which item, as the user knows it.
+            reason (`str` or exception): What came, what was expected, what was done.
+        """
+        if isinstance(reason, BaseException):
+            reason = f"{type(reason).__name__}: {reason}"
+        self._faults.append(Fault(name, " ".join(reason.split())))
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        """Note the faults of a part of the job."""
+        self._faults.extend(Fault(*fault) for fault in faults)
+
+    def __len__(self) -> int:
+        return len(self._faults)
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self._faults)
+
+    def __str__(self) -> str:
+        named = "; ".join(f"{fault.name}: {fault.reason}" for fault in self._faults[:NAMED])
+        more = len(self) - NAMED
+        return f"{named}; and {more} more" if more > 0 else named
+
+    def log(self, what: str, total: int) -> None:
+        """Say how many items have a fault and name the first five, in one warning; silent where there is none.
+
+        Args:
+            what (`str`): What the items are, such as `"frames of arcade"`.
+            total (`int`): How many items there were.
+        """
+        if self._faults:
+            logger.warning("%d faults in %d %s: %s", len(self), total, what, self)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Write all faults as a JSON list of `{"name": ..., "reason": ...}`, atomically.
+
+        Args:
+            path (`str` or `os.PathLike`): File to write.
+        """
+        text = json.dumps([fault._asdict() for fault in self._faults], indent=2, ensure_ascii=False)
+        with atomic_file(os.fspath(path)) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
