@@ -45,7 +45,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     lines[:, 0] = _UP
     lines[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
-    return _png(pixels.shape, 8 * pixels.dtype.itemsize, zlib.compress(lines, level=0))
+    return _png(pixels.shape, 8 * pixels.dtype.itemsize, zlib.compress(lines.data, level=0))
 
 
 def encode_mask_png(mask: np.ndarray) -> bytes:
@@ -70,7 +70,7 @@ def encode_mask_png(mask: np.ndarray) -> bytes:
     packed = np.packbits(mask, axis=1)
     lines = np.zeros((packed.shape[0], packed.shape[1] + 1), dtype=np.uint8)
     lines[:, 1:] = packed
-    return _png(mask.shape, 1, zlib.compress(lines, level=0))
+    return _png(mask.shape, 1, zlib.compress(lines.data, level=0))
 
 
 def encode_label_png(labels: np.ndarray) -> bytes:
