@@ -31,10 +31,11 @@ class Rows:
 
     broken: tuple[int, ...] = ()
     passed: tuple[int, ...] = ()
-    seconds: float = 0
+    slow_from: int | None = None
 
     def __call__(self, index: int) -> dict | None:
-        time.sleep(self.seconds)
+        if self.slow_from is not None and index >= self.slow_from:
+            time.sleep(1)
         if index in self.broken:
             raise ValueError(f"number {index} is broken")
         if index in self.passed:
@@ -128,7 +129,7 @@ def test_a_killed_build_goes_on_to_the_bytes_of_an_uninterrupted_one(tmp_path: P
         "from test_parquet_shards import *\n"
         "plan = replace(PLAN, num_items=400, items_per_shard=40)\n"
         "if __name__ == '__main__':\n"
-        f"    write_shards(Rows(seconds=0.005), plan, {str(tmp_path / 'cut')!r}, FEATURES, num_workers=2)\n"
+        f"    write_shards(Rows(slow_from=80), plan, {str(tmp_path / 'cut')!r}, FEATURES, num_workers=2)\n"
     )
     script = tmp_path / "build.py"
     script.write_text(code)
@@ -141,7 +142,8 @@ def test_a_killed_build_goes_on_to_the_bytes_of_an_uninterrupted_one(tmp_path: P
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert 0 < len(list(records.glob("train-*.json"))) < plan.num_shards
-    # workers end with the killed process; until then they may finish a file
+    # workers end with the killed process, in the middle of their shards of 40 seconds
+    deadline = time.monotonic() + 15
     while _members(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _members(process.pid)
