@@ -2,7 +2,7 @@
 
 import pytest
 
-from vasomim_hf.folders import new_folder
+from vasomim_hf.folders import atomic_file, new_folder
 
 
 def names(folder) -> list[str]:
@@ -48,3 +48,14 @@ def test_a_folder_is_as_open_as_others_of_the_user(tmp_path):
     with new_folder(tmp_path / "scratch" / "model") as folder:
         (folder / "config.json").touch()
     assert (tmp_path / "scratch" / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_file(target) as path:
+        path.write_text("old")
+        assert not target.exists() and path.suffix == ".txt"
+    with pytest.raises(RuntimeError, match="stop"), atomic_file(target) as path:
+        path.write_text("half of the n")
+        raise RuntimeError("stop")
+    assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]

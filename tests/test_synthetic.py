@@ -297,7 +297,17 @@ def test_a_bad_argument_is_refused_before_a_folder_is_made(tmp_path):
 
 
 def test_the_generator_needs_numpy_and_pillow_only():
-    allowed = {"numpy", "PIL", "os", "collections", "dataclasses", "numbers", "pathlib", "typing", "synthetic_anatomy"}
+    allowed = {
+        "numpy",
+        "PIL",
+        "folders",
+        "collections",
+        "dataclasses",
+        "numbers",
+        "pathlib",
+        "typing",
+        "synthetic_anatomy",
+    }
     for module in (synthetic, synthetic_anatomy):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

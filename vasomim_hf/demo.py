@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from .data.frames import read_frame
@@ -17,6 +16,7 @@ from .engine.pictures import hide_patches, picture_grid, to_grey
 from .engine.pretraining import pretrain
 from .engine.run_config import PretrainRun, SegmentorRun, make_run
 from .engine.segmentor_training import train_segmentor
+from .folders import atomic_file
 from .model_card import TrainingData, TrainingRecord, model_card
 from .publishing import export
 
@@ -152,11 +152,6 @@ def _show(folder: Path, paths: list[Path], picture: Path) -> DemoResult:
     reconstruction = to_grey(output.reconstruction, *statistics)
     seen = model.segment(output.reconstruction).sigmoid()
     columns = [grey, inputs["vesselness"], visible, reconstruction, seen]
-    _save(picture_grid(columns, ("frame", "vesselness", "visible", "reconstruction", "vessels in it")), picture)
+    with atomic_file(picture) as temporary:
+        picture_grid(columns, ("frame", "vesselness", "visible", "reconstruction", "vessels in it")).save(temporary)
     return DemoResult(model=folder, picture=picture, num_features=features.shape[1])
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)

@@ -9,7 +9,6 @@ Everything follows from the seed. Pixels may differ by one grey level between pl
 differ in the last bit; the scene does not.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..folders import atomic_file
 from .synthetic_anatomy import RIGHT_SEGMENTS, SEGMENT_IDS, SEGMENT_NAMES, CoronaryTree, coronary_tree, heart_surface
 
 
@@ -590,13 +590,8 @@ def synthetic_angiograms(num: int, seed: int = 0, size: int | tuple[int, int] = 
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write a PNG so that no half-written file is ever seen under its name."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(pixels).save(part, format="PNG")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def write_folder(

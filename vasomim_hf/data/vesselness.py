@@ -10,7 +10,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..folders import atomic_file
 from ..import_utils import require
 from .frames import FrameReadError, list_frames, read_frame
 
@@ -598,13 +598,6 @@ def _write_file(job: Job, options: VesselnessOptions, kind: Kind, bits_stored: i
         frame = read_frame(source, bits_stored)
     except FrameReadError as error:
         return str(error)
-    picture = _picture(frame, options, kind)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        picture.save(part, format="PNG")
-        os.replace(part, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
+    with atomic_file(target) as temporary:
+        _picture(frame, options, kind).save(temporary, format="PNG")
     return None

@@ -524,12 +524,14 @@ class TrainingLoop:
         inputs = self._inputs(batch, part)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.contiguous() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        save_file(tensors, folder / f"inputs_process_{process}.safetensors")
+        with atomic_file(folder / f"inputs_process_{process}.safetensors") as temporary:
+            save_file(tensors, temporary)
         values = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
         cache: FrameCache = self.parts.dataset.cache
         about = {"step": step, "part": part, "frames": [cache.name(i) for _, i in frames], "arguments": values}
         about["weights_are_finite"] = all(bool(p.isfinite().all()) for p in self.parts.model.parameters())
-        (folder / f"about_process_{process}.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        with atomic_file(folder / f"about_process_{process}.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
         if about["weights_are_finite"]:
             self.parts.model.save_pretrained(folder / "model")
 
