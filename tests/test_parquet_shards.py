@@ -93,6 +93,36 @@ def test_what_is_broken_or_passed_over_moves_no_other_row(tmp_path: Path):
     assert counts == [9, 9, 4]
 
 
+def test_an_item_may_have_many_rows_and_those_before_a_fault_stay(tmp_path: Path):
+    class Runs(Rows):
+        def __call__(self, index: int):
+            for _ in range(index):
+                yield super().__call__(index)
+            if index == 3:
+                raise ValueError("the run ends in the middle of a frame")
+
+    plan = ShardPlan(num_items=5, items_per_shard=2)
+    report = write_shards(Runs(), plan, tmp_path, FEATURES)
+    assert [fault.name for fault in report] == ["item 3"]
+    assert load(tmp_path)["number"] == [1, 2, 2, 3, 3, 3, 4, 4, 4, 4]
+
+
+def test_a_row_that_does_not_fit_the_columns_is_no_fault_of_the_item(tmp_path: Path):
+    class Wrong(Rows):
+        def __call__(self, index: int) -> dict | None:
+            return {"image": None, "number": "many"}
+
+    with pytest.raises(ValueError, match="many"):
+        write_shards(Wrong(), PLAN, tmp_path, FEATURES)
+
+
+def test_splits_share_a_folder(tmp_path: Path):
+    write_shards(Rows(), PLAN, tmp_path, FEATURES)
+    write_shards(Rows(), replace(PLAN, split="test", num_items=5), tmp_path, FEATURES)
+    assert len(load(tmp_path)) == 25
+    assert len(load_dataset(str(tmp_path), split="test", streaming=False, cache_dir=str(tmp_path / "cache"))) == 5
+
+
 def test_workers_write_the_same_bytes_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MIN_ITEMS_FOR_PROCESSES", 1)
     broken = Rows(broken=(3,))
@@ -237,4 +267,4 @@ def test_records_hold_what_the_files_are(tmp_path: Path):
     assert record is not None
     assert (record.num_rows, record.num_bytes) == (9, path.stat().st_size)
     assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert json.loads((tmp_path / ".build" / "plan.json").read_text())["key"] == "numbers"
+    assert json.loads((tmp_path / ".build" / "plan-train.json").read_text())["key"] == "numbers"

@@ -35,16 +35,18 @@ if TYPE_CHECKING:
 ROWS_PER_GROUP = 100
 DATA_NAME = "data"
 BUILD_NAME = ".build"
-PLAN_NAME = "plan.json"
 # A worker process takes about as long to start as this many rows of frames take to make
 MIN_ITEMS_FOR_PROCESSES = 200
 
 
 class RowMaker(Protocol):
-    """Makes the row of an item. It is sent to worker processes, so it opens its files when it is first called."""
+    """Makes the rows of an item. It is sent to worker processes, so it opens its files when it is first called."""
 
-    def __call__(self, index: int) -> dict[str, Any] | None:
-        """The row of item `index`; `None` passes over it, and one of `UNREADABLE` is a fault of the item."""
+    def __call__(self, index: int) -> dict[str, Any] | Iterator[dict[str, Any]] | None:
+        """The row of item `index`, or an iterator over its rows, such as the frames of a run; `None` where it has none.
+
+        One of `UNREADABLE` is a fault of the item; rows that were yielded before it stay.
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -201,7 +203,7 @@ def build_lock(output: str | Path) -> Iterator[None]:
 
 def _check_plan(output: Path, plan: ShardPlan) -> None:
     """Write the plan, or refuse to go on with another one; and remove what a killed build left half-written."""
-    path = output / BUILD_NAME / PLAN_NAME
+    path = output / BUILD_NAME / f"plan-{plan.split}.json"
     if path.is_file():
         found = ShardPlan(**json.loads(path.read_text(encoding="utf-8")))
         if found != plan:
@@ -213,7 +215,7 @@ def _check_plan(output: Path, plan: ShardPlan) -> None:
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(asdict(plan)), encoding="utf-8")
     (output / DATA_NAME).mkdir(exist_ok=True)
-    for left in (output / DATA_NAME).glob(".*.parquet"):
+    for left in (output / DATA_NAME).glob(f".*.{plan.split}-*.parquet"):
         left.unlink()
 
 
@@ -245,15 +247,17 @@ class _ShardJob:
 
     def _rows(self, shard: int, faults: list[Fault]) -> Iterator[dict[str, Any]]:
         for index in self.plan.items(shard):
-            try:
-                row = self.make_row(index)
-            except UNREADABLE as error:
-                if getattr(error, "errno", None) == errno.ENOSPC:
-                    raise
-                faults.append(Fault(self.make_row.name(index), f"{type(error).__name__}: {error}"))
-                continue
-            if row is not None:
+            # Outside of what catches faults of an item: a row that does not fit the columns is a fault of the program
+            for row in self._rows_of(index, faults):
                 yield self.features.encode_example(row)
+
+    def _rows_of(self, index: int, faults: list[Fault]) -> Iterator[dict[str, Any]]:
+        try:
+            yield from _as_rows(self.make_row(index))
+        except UNREADABLE as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            faults.append(Fault(self.make_row.name(index), f"{type(error).__name__}: {error}"))
 
     def _write(self, path: Path, rows: Iterator[dict[str, Any]]) -> int:
         parquet = require("pyarrow.parquet", "data")
@@ -270,6 +274,13 @@ class _ShardJob:
         """Rows as a table in which every image is held, none only named."""
         table = require("pyarrow", "data").Table.from_pylist(rows, schema=schema)
         return require("datasets.table", "data").embed_table_storage(table)
+
+
+def _as_rows(rows: dict[str, Any] | Iterator[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
+    if isinstance(rows, dict):
+        yield rows
+    elif rows is not None:
+        yield from rows
 
 
 def file_digest(path: str | Path) -> str:
