@@ -1,0 +1,428 @@
+"""Near copies: frames that show the same picture again, re-encoded or a moment later in the same run.
+
+A frame becomes a signature of 1,088 bytes: a difference hash (is a cell brighter than its neighbour?) and a thumbnail of
+32×32 from which brightness and contrast, near and far, are taken out. Two frames are near copies where few bits of the
+hash differ and the thumbnails correlate. Near copies of near copies belong to one group: a run is a chain whose ends may
+look different, and a split by group cuts no chain.
+
+Every pair is compared; nothing is missed by an approximate search. The comparison is a matrix product of whole numbers
+below 2**24, which float32 holds exactly, so that groups are the same on every machine and in any order of the frames.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..import_utils import require
+from .frames import UNREADABLE, FrameReadError, to_uint8
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+_CELLS = 16  # the hash compares neighbours on a grid of this many cells and one more, across and down
+_THUMBNAIL = 32
+HASH_BITS = 2 * _CELLS * _CELLS
+_HASH_SIZE = HASH_BITS // 8
+SIGNATURE_SIZE = _HASH_SIZE + _THUMBNAIL * _THUMBNAIL
+
+# The open field: rows and columns brighter on average than this share of the brightest one. What the collimator hides is
+# cut off, with a margin for its soft edge; otherwise two patients seen through the same opening look alike.
+_OPEN = 0.25
+_MARGIN = 0.02
+_LEAST_OPENING = 0.25  # of a side; a smaller one is a burnt-in label on a black frame, and the whole side is taken
+
+_DETAIL = 2.0  # scale in cells of the thumbnail above which brightness, and contrast, is taken out
+_FLOOR = 1.0  # grey levels added to the local contrast, so that noise in flat places stays small
+# Detail of a thumbnail, in grey levels, below which a frame shows nothing: black, or closed by the collimator. Noise of
+# 5 levels in a frame of 512×512 leaves 0.3; the flattest of 2,400 angiograms has 4.0.
+_MIN_DETAIL = 0.5
+_ZERO, _GAIN = 128, 40.0  # a stored level is 128 + 40 standard deviations
+
+# Hashes compared at once: 32 MiB of float32.
+_ROWS, _COLUMNS = 2048, 4096
+_PAIRS = 8192  # pairs whose thumbnails are compared at once, 64 MiB of float32
+# A block with a larger share of candidates than this is compared as a matrix product instead of pair by pair.
+_DENSE = 0.02
+
+
+@dataclass(frozen=True)
+class NearDuplicateThreshold:
+    """How alike two frames must be to count as near copies; both conditions must hold.
+
+    Args:
+        max_hash_distance (`int`, *optional*, defaults to 88):
+            Bits of the difference hash, of `HASH_BITS` = 512, that may differ.
+        min_correlation (`float`, *optional*, defaults to 0.55):
+            Least correlation of the thumbnails, in (0, 1].
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    max_hash_distance: int = 88
+    min_correlation: float = 0.55
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_hash_distance < HASH_BITS // 2:
+            raise ValueError(
+                f"`max_hash_distance` must be in [0, {HASH_BITS // 2}), got {self.max_hash_distance}: unrelated frames "
+                f"differ in up to half of the {HASH_BITS} bits."
+            )
+        if not 0 < self.min_correlation <= 1:
+            raise ValueError(f"`min_correlation` must be in (0, 1], got {self.min_correlation}.")
+
+
+class _Candidates(NamedTuple):
+    """Pairs of rows `left < right` whose hashes are alike."""
+
+    left: np.ndarray
+    right: np.ndarray
+
+
+# Signatures ---------------------------------------------------------------------------------------------------------
+
+
+def frame_signature(frame: np.ndarray) -> np.ndarray:
+    """Summarise a frame for the comparison with others, whatever its resolution.
+
+    Args:
+        frame (`np.ndarray` of shape `(height, width)`): `uint8`, 0 to 255.
+
+    Returns:
+        `np.ndarray` of shape `(SIGNATURE_SIZE,)`: `uint8`; 64 bytes of hash, then the thumbnail of 32×32 row by row,
+        128 + 40 standard deviations in 1..255. The thumbnail of a frame without structure is 128 throughout.
+
+    Raises:
+        ValueError: If the frame has another shape or type.
+        ImportError: Without OpenCV, with the line that installs it.
+
+    Example:
+        >>> frame = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+        >>> frame_signature(frame).shape
+        (1088,)
+    """
+    if frame.ndim != 2 or frame.size == 0 or frame.dtype != np.uint8:
+        raise ValueError(
+            f"`frame` must be uint8 of shape (height, width), got {frame.dtype} of shape {frame.shape}. Scale deeper "
+            "frames with `vasomim_hf.data.frames.to_uint8`."
+        )
+    cv2 = require("cv2", extra="data")
+    levels = _open_field(cv2, frame).astype(np.float32)
+    cells = cv2.resize(levels, (_CELLS + 1, _CELLS + 1), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(levels, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return np.concatenate([_difference_hash(cells), _flat_thumbnail(cv2, small).ravel()])
+
+
+def _open_field(cv2: Any, frame: np.ndarray) -> np.ndarray:
+    rows = _open_range(cv2.reduce(frame, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel())
+    columns = _open_range(cv2.reduce(frame, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel())
+    return frame[rows, columns]
+
+
+def _open_range(sums: np.ndarray) -> slice:
+    bright = np.flatnonzero(sums > _OPEN * sums.max())
+    if len(bright) == 0 or bright[-1] + 1 - bright[0] < _LEAST_OPENING * len(sums):
+        return slice(None)
+    margin = round(_MARGIN * (bright[-1] + 1 - bright[0]))
+    return slice(bright[0] + margin, bright[-1] + 1 - margin)
+
+
+def _difference_hash(cells: np.ndarray) -> np.ndarray:
+    across = cells[:-1, 1:] > cells[:-1, :-1]
+    down = cells[1:, :-1] > cells[:-1, :-1]
+    return np.packbits([across, down])
+
+
+def _flat_thumbnail(cv2: Any, small: np.ndarray) -> np.ndarray:
+    """Detail divided by local contrast. Otherwise the edges of the collimator, alike in all runs, outweigh vessels."""
+    detail = small - cv2.GaussianBlur(small, (0, 0), _DETAIL)
+    if detail.std() < _MIN_DETAIL:
+        return np.full(small.shape, _ZERO, np.uint8)
+    detail /= np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), _DETAIL)) + _FLOOR
+    detail -= detail.mean()
+    return np.rint(_ZERO + _GAIN / detail.std() * detail).clip(1, 255).astype(np.uint8)
+
+
+def has_structure(signatures: np.ndarray) -> np.ndarray:
+    """Tell frames that show something from those that are black or flat throughout.
+
+    Args:
+        signatures (`np.ndarray` of shape `(num_frames, SIGNATURE_SIZE)`): `uint8`, of [`frame_signature`].
+
+    Returns:
+        `np.ndarray` of shape `(num_frames,)`: `bool`, `False` for a frame without structure.
+    """
+    return (_thumbnails(_checked(signatures)) != _ZERO).any(axis=1)
+
+
+def _thumbnails(signatures: np.ndarray) -> np.ndarray:
+    return signatures[:, _HASH_SIZE:]
+
+
+def _checked(signatures: np.ndarray) -> np.ndarray:
+    if signatures.ndim != 2 or signatures.shape[1] != SIGNATURE_SIZE or signatures.dtype != np.uint8:
+        raise ValueError(
+            f"`signatures` must be uint8 of shape (num_frames, {SIGNATURE_SIZE}), got {signatures.dtype} of shape "
+            f"{signatures.shape}. Make them with `frame_signature`, one row for each frame."
+        )
+    return signatures
+
+
+# Groups -------------------------------------------------------------------------------------------------------------
+
+
+def group_near_duplicates(signatures: np.ndarray, threshold: NearDuplicateThreshold | None = None) -> np.ndarray:
+    """Find the groups of frames that near copies connect.
+
+    A frame without structure (black, or closed by the collimator) is alone in its group: there is nothing of which it
+    could be a copy, and one group of all black frames would tie the patients of a whole data set together.
+
+    Args:
+        signatures (`np.ndarray` of shape `(num_frames, SIGNATURE_SIZE)`): `uint8`, of [`frame_signature`].
+        threshold ([`NearDuplicateThreshold`], *optional*): How alike near copies are; `None` takes the defaults.
+
+    Returns:
+        `np.ndarray` of shape `(num_frames,)`: `int64`, for each frame the index of the first frame of its group. Where
+        it is the frame's own index, the frame is the first of its group or alone.
+
+    Raises:
+        ValueError: If the signatures have another shape or type.
+    """
+    threshold = threshold or NearDuplicateThreshold()
+    shown = np.flatnonzero(has_structure(signatures))
+    squares = _squared_norms(signatures)
+    parents = np.arange(len(signatures))
+    for candidates in _alike_hashes(signatures[shown, :_HASH_SIZE], threshold.max_hash_distance):
+        pairs = _Candidates(shown[candidates.left], shown[candidates.right])
+        _join_confirmed(parents, pairs, signatures, squares, threshold.min_correlation)
+    return parents
+
+
+def _squared_norms(signatures: np.ndarray) -> np.ndarray:
+    parts = [_centred(signatures[at : at + _PAIRS]) for at in range(0, len(signatures), _PAIRS)]
+    return np.concatenate([np.einsum("ij,ij->i", part, part) for part in parts] or [np.zeros(0)]).astype(np.float64)
+
+
+def _centred(signatures: np.ndarray) -> np.ndarray:
+    # whole numbers of at most 127, so that a sum of 1,024 products stays below 2**24 and is exact
+    return _thumbnails(signatures).astype(np.float32) - _ZERO
+
+
+def _alike_hashes(hashes: np.ndarray, max_distance: int) -> Iterator[_Candidates]:
+    """Yield the pairs `left < right` that differ in at most `max_distance` bits, block by block."""
+    for top in range(0, len(hashes), _ROWS):
+        rows = _signs(hashes[top : top + _ROWS])
+        for first in range(top, len(hashes), _COLUMNS):
+            agreement = rows @ _signs(hashes[first : first + _COLUMNS]).T
+            alike = agreement >= HASH_BITS - 2 * max_distance
+            if first < top + _ROWS:  # the block meets the diagonal
+                alike &= np.arange(top, top + len(rows))[:, None] < np.arange(first, first + alike.shape[1])
+            if alike.any():
+                left, right = np.divmod(np.flatnonzero(alike), alike.shape[1])
+                yield _Candidates(left + top, right + first)
+
+
+def _signs(hashes: np.ndarray) -> np.ndarray:
+    """Bits as -1 and 1: the product of two rows is the number of equal bits less that of different ones."""
+    return np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
+
+
+def _join_confirmed(
+    parents: np.ndarray,
+    pairs: _Candidates,
+    signatures: np.ndarray,
+    squares: np.ndarray,
+    min_correlation: float,
+) -> None:
+    """Join the groups of pairs whose thumbnails correlate. What is in one group already is not looked at again."""
+    left, right = pairs
+    while True:
+        apart = parents[left] != parents[right]
+        left, right = left[apart], right[apart]
+        if not len(left):
+            return
+        if len(left) > _DENSE * _ROWS * _COLUMNS:
+            products, taken = _matrix_products(left, right, signatures), len(left)
+        else:
+            taken = _PAIRS
+            products = np.einsum("ij,ij->i", _centred(signatures[left[:taken]]), _centred(signatures[right[:taken]]))
+        norms = np.sqrt(squares[left[:taken]] * squares[right[:taken]])
+        same = products >= min_correlation * norms
+        join_rows(parents, left[:taken][same], right[:taken][same])
+        left, right = left[taken:], right[taken:]
+
+
+def _matrix_products(left: np.ndarray, right: np.ndarray, signatures: np.ndarray) -> np.ndarray:
+    rows, row = np.unique(left, return_inverse=True)
+    columns, column = np.unique(right, return_inverse=True)
+    return (_centred(signatures[rows]) @ _centred(signatures[columns]).T)[row, column]
+
+
+def join_rows(parents: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Unite the groups of `left[k]` and `right[k]` for every k, in place (union-find for many pairs at once).
+
+    Args:
+        parents (`np.ndarray` of shape `(num_rows,)`):
+            `int64`, the first row of each row's group; `np.arange(num_rows)` where none are joined yet.
+        left (`np.ndarray` of shape `(num_pairs,)`): Row numbers.
+        right (`np.ndarray` of shape `(num_pairs,)`): Row numbers.
+
+    Example:
+        >>> parents = np.arange(5)
+        >>> join_rows(parents, np.array([1, 4]), np.array([3, 3]))
+        >>> parents
+        array([0, 1, 2, 1, 1])
+    """
+    while True:
+        low = np.minimum(parents[left], parents[right])
+        high = np.maximum(parents[left], parents[right])
+        if np.array_equal(low, high):
+            return
+        np.minimum.at(parents, high, low)  # hang the later group below the earlier one
+        while not np.array_equal(parents, parents[parents]):
+            parents[:] = parents[parents]
+
+
+# Data sets ----------------------------------------------------------------------------------------------------------
+
+
+def near_duplicate_groups(
+    dataset: "datasets.Dataset",
+    image_column: str = "image",
+    *,
+    group_column: str = "near_duplicate_group",
+    threshold: NearDuplicateThreshold | None = None,
+    num_threads: int | None = None,
+) -> "datasets.Dataset":
+    """Add the group of near copies of each row of a data set.
+
+    Frames are decoded one batch at a time, and nothing is written to disk. To compare across splits, concatenate them
+    first: groups of data sets that were grouped apart have nothing to do with each other.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows with a frame each.
+        image_column (`str`, *optional*, defaults to `"image"`): Column with the frames, of the feature `Image`.
+        group_column (`str`, *optional*, defaults to `"near_duplicate_group"`): Column to add, or to replace.
+        threshold ([`NearDuplicateThreshold`], *optional*): How alike near copies are; `None` takes the defaults.
+        num_threads (`int`, *optional*): Frames decoded side by side; `None` takes the number of processors.
+
+    Returns:
+        `datasets.Dataset`: The same rows with `group_column`, int64: the row number of the first row of the group.
+
+    Raises:
+        TypeError: If the data set is streamed: a group is known only when all frames are.
+        ValueError: If there is no such column of images, or a row has no image or one that cannot be read.
+    """
+    _require_dataset(dataset, "near_duplicate_groups")
+    signatures = dataset_signatures(dataset, image_column, num_threads=num_threads)
+    groups = group_near_duplicates(signatures, threshold)
+    if group_column in dataset.column_names:
+        dataset = dataset.remove_columns(group_column)
+    return _with_column(dataset, group_column, groups)
+
+
+def dataset_signatures(
+    dataset: "datasets.Dataset", image_column: str = "image", *, num_threads: int | None = None
+) -> np.ndarray:
+    """Compute the signature of each row's frame.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows with a frame each.
+        image_column (`str`, *optional*, defaults to `"image"`): Column with the frames, of the feature `Image`.
+        num_threads (`int`, *optional*): Frames decoded side by side; `None` takes the number of processors.
+
+    Returns:
+        `np.ndarray` of shape `(num_rows, SIGNATURE_SIZE)`: `uint8`.
+
+    Raises:
+        ValueError: If there is no such column of images, or a row has no image or one that cannot be read.
+    """
+    datasets = require("datasets", extra="data")
+    if not isinstance(dataset.features.get(image_column), datasets.Image):
+        raise ValueError(
+            f"`{image_column}` is no column of images: the columns are {dict(dataset.features)}. Name the right one as "
+            "`image_column`, or cast it with `dataset.cast_column(name, datasets.Image())`."
+        )
+    files = dataset.select_columns(image_column).with_format(None)
+    files = files.cast_column(image_column, datasets.Image(decode=False))
+    signatures = np.empty((len(files), SIGNATURE_SIZE), np.uint8)
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        row = 0
+        for batch in files.iter(batch_size=64):
+            images = batch[image_column]
+            for signature in pool.map(_read_signature, images, range(row, row + len(images))):
+                signatures[row] = signature
+                row += 1
+    return signatures
+
+
+def _read_signature(image: dict[str, Any] | None, row: int) -> np.ndarray:
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        raise ValueError(f"Row {row} has no image. Leave rows without one out before grouping.")
+    try:
+        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+            is_deep = picture.mode.startswith(("I", "F"))
+            frame = to_uint8(np.asarray(picture)) if is_deep else np.asarray(picture.convert("L"))
+    except UNREADABLE as error:
+        raise FrameReadError(
+            f"The image of row {row} cannot be read ({type(error).__name__}: {error}). Restore it, or leave it out."
+        ) from error
+    return frame_signature(frame)
+
+
+def _with_column(dataset: "datasets.Dataset", name: str, values: np.ndarray) -> "datasets.Dataset":
+    """Add a column of whole numbers; `add_column` alone would copy the images of a selection to a cache on disk."""
+    if dataset._indices is None:
+        return dataset.add_column(name, values)
+    rows = dataset._indices.column(0).to_numpy()
+    table_values = np.full(len(dataset.data), -1)
+    table_values[rows] = values
+    table = type(dataset)(dataset.data, info=dataset.info.copy(), split=dataset.split)
+    return table.add_column(name, table_values).select(rows)
+
+
+def drop_near_duplicates(
+    dataset: "datasets.Dataset", group_column: str = "near_duplicate_group"
+) -> "datasets.Dataset":
+    """Keep the first row of each group of near copies.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows with their group, of [`near_duplicate_groups`].
+        group_column (`str`, *optional*, defaults to `"near_duplicate_group"`): Column with the groups, not null.
+
+    Returns:
+        `datasets.Dataset`: The rows kept, in their order. Nothing is copied.
+
+    Raises:
+        TypeError: If the data set is streamed: its shards are read side by side, so that none knows what came before.
+        ValueError: If there is no such column, or it has nulls.
+    """
+    _require_dataset(dataset, "drop_near_duplicates")
+    if group_column not in dataset.column_names:
+        raise ValueError(
+            f"There is no column `{group_column}`, only {dataset.column_names}. Add it with `near_duplicate_groups`."
+        )
+    groups: Sequence[int | None] = dataset.with_format(None)[group_column][:]
+    missing = sum(group is None for group in groups)
+    if missing:
+        raise ValueError(
+            f"`{group_column}` is null in {missing} of {len(groups)} rows. Group them with `near_duplicate_groups`."
+        )
+    return dataset.select(np.sort(np.unique(np.asarray(groups), return_index=True)[1]))
+
+
+def _require_dataset(dataset: object, caller: str) -> None:
+    datasets = require("datasets", extra="data")
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(
+            f"`{caller}` needs a `datasets.Dataset`, got {type(dataset).__name__}. Load it with streaming=False; of a "
+            "DatasetDict, pass one split, or all of them joined by `datasets.concatenate_datasets`."
+        )

@@ -1,0 +1,277 @@
+"""Splits that never part what belongs together: frames of a patient, of a study, of a group of near copies.
+
+A model that has seen one frame of a run in training knows the next one in the test. Rows that share a value in any of
+the named columns are tied together, also through others in between, and a split gets a whole component or nothing of it.
+"""
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..import_utils import require
+from .near_duplicates import join_rows
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+DEFAULT_COLUMNS = ("patient_id", "near_duplicate_group")
+
+Columns = Mapping[str, Sequence[Any] | np.ndarray]
+
+
+class _Component(NamedTuple):
+    """Rows that stay together, two numbers in [0, 1) drawn for them (order, choice of a split), and their stratum."""
+
+    rows: np.ndarray
+    draws: tuple[float, float]
+    stratum: Hashable
+
+
+def split_by_group(
+    dataset_or_columns: "datasets.Dataset | Columns",
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
+    *,
+    by: str | Sequence[str] = DEFAULT_COLUMNS,
+    seed: int = 0,
+    stratify: str | None = None,
+) -> "datasets.DatasetDict | dict[str, np.ndarray]":
+    """Split rows without parting any that share a patient, a study or a near copy.
+
+    Rows with an equal value in any of the columns `by` stay together, and so do those that others connect. A null (also
+    NaN and the empty string) connects nothing. Whole components are dealt to the splits, the largest first, each to a
+    split with room for it, drawn by the room that is left. The draw follows from `seed` and from the values in `by`, not
+    from the order of the rows; only values that are row numbers themselves, such as groups of near copies, and rows
+    without any value bring that order back in.
+
+    Args:
+        dataset_or_columns (`datasets.Dataset` or mapping of columns): What to split; columns have equal lengths.
+        fractions (`Mapping[str, float]`, *optional*, defaults to 0.8 `train`, 0.1 `validation`, 0.1 `test`):
+            Share of the rows for each split, in (0, 1], 1 in all.
+        by (`str` or `Sequence[str]`, *optional*, defaults to `("patient_id", "near_duplicate_group")`):
+            Columns whose values tie rows together.
+        seed (`int`, *optional*, defaults to 0): Another seed gives another split.
+        stratify (`str`, *optional*):
+            Column whose values should be as frequent in each split as in the whole, such as `"source"`. A component
+            counts by its most frequent value.
+
+    Returns:
+        `datasets.DatasetDict` for a data set, without copying it; for columns a dictionary with an `np.ndarray` of shape
+        `(num_rows_of_the_split,)`, `int64` row numbers, for each split. Rows keep their order.
+
+    Raises:
+        TypeError: If the data set is streamed.
+        ValueError: If a column is missing, the fractions do not sum to 1, or there are fewer components than splits.
+
+    Example:
+        >>> columns = {"patient_id": ["a", "a", "b", "c"], "near_duplicate_group": [0, 1, 1, 3]}
+        >>> {name: rows.tolist() for name, rows in split_by_group(columns, {"train": 0.75, "test": 0.25}).items()}
+        {'train': [0, 1, 2], 'test': [3]}
+    """
+    _check_fractions(fractions)
+    names = _names(by)
+    columns = _read_columns(dataset_or_columns, [*names, *([stratify] if stratify else [])])
+    components = _components({name: columns[name] for name in names}, columns.get(stratify or ""), seed)
+    _check_components(components, fractions, names)
+    rows = _deal(components, fractions)
+    if _is_columns(dataset_or_columns):
+        return rows
+    dataset: Any = dataset_or_columns
+    splits = {name: dataset.select(indices) for name, indices in rows.items()}
+    return require("datasets", extra="data").DatasetDict(splits)
+
+
+def leaks(
+    splits: "Mapping[str, datasets.Dataset | Columns]", by: str | Sequence[str] = DEFAULT_COLUMNS
+) -> dict[str, dict[Any, tuple[str, ...]]]:
+    """Find values that occur in more than one split.
+
+    Groups of near copies can be compared only if they were found in all splits together.
+
+    Args:
+        splits (`Mapping[str, datasets.Dataset or mapping of columns]`): Splits by name, such as a `DatasetDict`.
+        by (`str` or `Sequence[str]`, *optional*, defaults to `("patient_id", "near_duplicate_group")`):
+            Columns to look at. Nulls, NaN and empty strings do not count.
+
+    Returns:
+        `dict[str, dict[Any, tuple[str, ...]]]`: For each column, the values that leak and the splits that hold them; an
+        empty dictionary where nothing leaks.
+
+    Raises:
+        TypeError: If a split is streamed.
+        ValueError: If a split has no such column.
+
+    Example:
+        >>> leaks({"train": {"patient_id": ["a", "b"]}, "test": {"patient_id": ["b", None]}}, by="patient_id")
+        {'patient_id': {'b': ('train', 'test')}}
+    """
+    names = _names(by)
+    found: dict[str, dict[Any, list[str]]] = {name: defaultdict(list) for name in names}
+    for split, data in splits.items():
+        for name, values in _read_columns(data, names).items():
+            for value in dict.fromkeys(value for value in values if not _is_null(value)):
+                found[name][value].append(split)
+    return {
+        name: {value: tuple(held) for value, held in values.items() if len(held) > 1} for name, values in found.items()
+    }
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _names(by: str | Sequence[str]) -> list[str]:
+    names = [by] if isinstance(by, str) else list(by)
+    if not names:
+        raise ValueError("`by` names no column. Name what ties rows together, such as `patient_id`.")
+    return names
+
+
+def _read_columns(data: Any, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Columns as lists of plain values."""
+    present = list(data) if _is_columns(data) else _column_names(data)
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ValueError(
+            f"There is no column {', '.join(f'`{name}`' for name in missing)}, only {', '.join(present)}. Name those "
+            "that tie rows together as `by`; groups of near copies come from `near_duplicate_groups`."
+        )
+    plain = data if _is_columns(data) else data.with_format(None)
+    columns = {name: np.asarray(plain[name], dtype=object).tolist() for name in names}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"Columns must have equal lengths, got {lengths}.")
+    return columns
+
+
+def _is_columns(data: object) -> bool:
+    # a DatasetDict is a mapping as well, of splits
+    return isinstance(data, Mapping) and not any(hasattr(values, "column_names") for values in data.values())
+
+
+def _column_names(data: Any) -> list[str]:
+    if not isinstance(data, require("datasets", extra="data").Dataset):
+        raise TypeError(
+            f"Expected a `datasets.Dataset` or a mapping of columns, got {type(data).__name__}. A streamed data set is "
+            "loaded with streaming=False; splits of a DatasetDict are joined by `datasets.concatenate_datasets`."
+        )
+    return data.column_names
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value == "" or value != value
+
+
+# Components ---------------------------------------------------------------------------------------------------------
+
+
+def _components(columns: Mapping[str, list[Any]], strata: list[Any] | None, seed: int) -> list[_Component]:
+    """What stays together, the largest first, those of one size in the order of their draws."""
+    parents = np.arange(len(next(iter(columns.values()))))
+    for values in columns.values():
+        rows, first_rows = _rows_of_values(values)
+        join_rows(parents, rows, first_rows)
+    order = np.argsort(parents, kind="stable")
+    starts = np.flatnonzero(np.diff(parents[order], prepend=-1))
+    components = [
+        _Component(rows, _draws(columns, rows, seed), _most_frequent(strata, rows))
+        for rows in np.split(order, starts[1:])
+        if len(rows)
+    ]
+    return sorted(components, key=lambda component: (-len(component.rows), component.draws))
+
+
+def _rows_of_values(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with a value, and for each the first row with the same value."""
+    first: dict[Any, int] = {}
+    pairs = [(row, first.setdefault(value, row)) for row, value in enumerate(values) if not _is_null(value)]
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _draws(columns: Mapping[str, list[Any]], rows: np.ndarray, seed: int) -> tuple[float, float]:
+    """Numbers in [0, 1) that follow from the seed and from the first column that has a value in these rows."""
+    for name, values in columns.items():
+        keys = {f"{name}={values[row]}" for row in rows if not _is_null(values[row])}
+        if keys:
+            return min(_hashed(f"{seed} {key}") for key in keys)
+    return _hashed(f"{seed} row {rows[0]}")
+
+
+def _hashed(text: str) -> tuple[float, float]:
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48, int.from_bytes(digest[6:12], "big") / 2**48
+
+
+def _most_frequent(strata: list[Any] | None, rows: np.ndarray) -> Hashable:
+    if strata is None:
+        return None
+    return max(sorted(Counter(str(strata[row]) for row in rows).items()), key=lambda item: item[1])[0]
+
+
+# Dealing ------------------------------------------------------------------------------------------------------------
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(
+            f"`fractions` must be above 0 and sum to 1, got {dict(fractions)} with a sum of "
+            f"{sum(fractions.values()):.4g}. Leave a split that should stay empty out."
+        )
+
+
+def _check_components(components: list[_Component], fractions: Mapping[str, float], names: list[str]) -> None:
+    if len(components) < len(fractions):
+        raise ValueError(
+            f"{len(fractions)} splits ({', '.join(fractions)}) need as many groups of rows, but {', '.join(names)} tie "
+            f"the rows together in {len(components)}. Ask for fewer splits, or name fewer columns."
+        )
+    total, largest = sum(len(component.rows) for component in components), len(components[0].rows)
+    small = [f"{name} {fraction * total:.0f}" for name, fraction in fractions.items() if largest > fraction * total]
+    if small:
+        logger.warning(
+            "the largest of %d groups of rows has %d of %d rows, more than the share of these splits: %s. It goes to "
+            "a larger one; the sizes may miss the fractions.",
+            len(components),
+            largest,
+            total,
+            ", ".join(small),
+        )
+
+
+def _deal(components: list[_Component], fractions: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Row numbers of each split. What one stratum leaves open or takes too much carries over to the next."""
+    strata: dict[Hashable, list[_Component]] = defaultdict(list)
+    for component in components:
+        strata[component.stratum].append(component)
+    dealt: dict[str, list[np.ndarray]] = {name: [] for name in fractions}
+    room = dict.fromkeys(fractions, 0.0)
+    left = len(components)
+    for _, members in sorted(strata.items(), key=lambda item: str(item[0])):
+        size = sum(len(component.rows) for component in members)
+        room = {name: room[name] + fraction * size for name, fraction in fractions.items()}
+        for component in members:
+            empty = [name for name in fractions if not dealt[name]]
+            among = empty if len(empty) == left else list(fractions)
+            name = _choose({name: room[name] for name in among}, component)
+            dealt[name].append(component.rows)
+            room[name] -= len(component.rows)
+            left -= 1
+    return {name: np.sort(np.concatenate(rows)) for name, rows in dealt.items()}
+
+
+def _choose(room: Mapping[str, float], component: _Component) -> str:
+    """A split with room for the component, drawn in proportion to its room; without one, that with the most room."""
+    fitting = {name: free for name, free in room.items() if free >= len(component.rows) - 0.5}
+    if not fitting:
+        return max(room, key=lambda name: room[name])
+    ends = np.cumsum([max(free, 0.0) for free in fitting.values()])
+    at = int(np.searchsorted(ends, component.draws[1] * ends[-1], side="right"))
+    return list(fitting)[min(at, len(fitting) - 1)]
