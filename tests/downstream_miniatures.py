@@ -4,12 +4,20 @@ For tests only: they show what a reader meets, not what an angiogram looks like.
 """
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.table import embed_table_storage
 from PIL import Image
 
+from vasomim_hf import VasoMIMImageProcessor
+from vasomim_hf.data.splits import split_by_group
 from vasomim_hf.data.synthetic import SyntheticAngiogram, synthetic_angiogram
 
 
@@ -28,6 +36,7 @@ STENOSIS_SPLIT = {
 }
 
 
+@cache
 def frame(seed: int, size: int | tuple[int, int] = SIZE) -> SyntheticAngiogram:
     return synthetic_angiogram(seed, size)
 
@@ -170,3 +179,77 @@ def write_dca1(root: Path) -> tuple[Path, dict[str, np.ndarray]]:
         stem: write_pair(root / f"{stem}.pgm", root / f"{stem}_gt.pgm", int(stem)) for stem in ("10", "1", "2", "134")
     }
     return root, masks
+
+
+# What all sets are held to ------------------------------------------------------------------------------------------
+
+
+def faults(report: Iterable[tuple[str, str]]) -> "dict[str, Begins]":
+    """Reported reasons by name; a reason equals a text that it begins with."""
+    found = list(report)
+    names = [name for name, _ in found]
+    assert len(names) == len(set(names)), found
+    return {name: Begins(reason) for name, reason in found}
+
+
+class Begins(str):
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and other != "" and self.startswith(other)
+
+    __hash__ = str.__hash__
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with pixels instead of images."""
+    return {key: np.asarray(value).tolist() if key in ("image", "mask") else value for key, value in row.items()}
+
+
+def check_contract(load: Callable[..., Any], root: Path, tmp_path: Path, *, expected: str, **options: Any) -> None:
+    """A downstream set has the common columns, streams the same rows, is found one level up, and refuses other paths."""
+    rows = [plain(row) for row in load(root, **options)]
+    common = {"image", "image_id", "patient_id", "study_id", "frame_index", "width", "height"}
+    assert all(common <= row.keys() and ("mask" in row) != ("objects" in row) for row in rows)
+    assert len({row["image_id"] for row in rows}) == len(rows) > 1
+
+    stream = load(root, streaming=True, **options)
+    assert isinstance(stream, IterableDataset)
+    assert [plain(row) for row in stream] == rows
+    assert [row["image_id"] for row in load(root.parent, **options)] == [row["image_id"] for row in rows]
+
+    cache = tmp_path / "cache"
+    load(root, cache_dir=cache, **options)
+    assert len(list(cache.glob("*.arrow"))) == 1
+
+    with pytest.raises(FileNotFoundError, match=re.escape(expected)):
+        load(tmp_path / "absent", **options)
+    archive = write_text(tmp_path / "other" / "set.zip", "PK")
+    with pytest.raises(ValueError, match=f"Unpack the archive first.*{re.escape(expected)}"):
+        load(archive, **options)
+    with pytest.raises(ValueError, match=rf"holds set\.zip \(unpack the archive first\).*{re.escape(expected)}"):
+        load(archive.parent, **options)
+
+
+def through_parquet(dataset: Dataset, tmp_path: Path) -> Dataset:
+    """The same data set from a Parquet file that holds its images."""
+    whole = dataset.with_format("arrow").map(embed_table_storage, batched=True, load_from_cache_file=False)
+    path = tmp_path / "parquet" / "train.parquet"
+    path.parent.mkdir()
+    whole.with_format(None).to_parquet(path)
+    return load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "datasets"))
+
+
+def training_batch(dataset: Dataset, tmp_path: Path) -> Any:
+    """Raw files to Parquet, to `load_dataset`, to a batch for a model."""
+    loaded = through_parquet(dataset, tmp_path)
+    assert [plain(row) for row in loaded] == [plain(row) for row in dataset]
+    processor = VasoMIMImageProcessor(size={"height": 224, "width": 224})
+    maps = {"segmentation_maps": loaded["mask"][:]} if "mask" in loaded.column_names else {}
+    return processor(images=loaded["image"][:], **maps, return_tensors="pt")
+
+
+def check_group_split(dataset: Dataset, column: str) -> None:
+    """A split by groups shares none of them and loses no row."""
+    parts = split_by_group(dataset, by=(column,), fractions={"train": 0.5, "test": 0.5})
+    groups = [set(part[column]) for part in parts.values()]
+    assert sum(len(part) for part in parts.values()) == len(dataset)
+    assert sum(len(group) for group in groups) == len(set(dataset[column]))
