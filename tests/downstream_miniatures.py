@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.table import embed_table_storage
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 from vasomim_hf import VasoMIMImageProcessor
@@ -253,3 +254,21 @@ def check_group_split(dataset: Dataset, column: str) -> None:
     groups = [set(part[column]) for part in parts.values()]
     assert sum(len(part) for part in parts.values()) == len(dataset)
     assert sum(len(group) for group in groups) == len(set(dataset[column]))
+
+
+SECTIONS = ["What it is", "Source", "Licence", "Citation", "Counts", "Columns", "Leaks", "Limits"]
+
+
+def check_card(name: str, dataset: Dataset) -> None:
+    """The card of a set has a valid head, the sections of all cards in their order, and the columns that are loaded."""
+    card = DatasetCard.load(Path(__file__).parents[1] / "model_cards" / "data" / f"{name}.md")
+    head = card.data.to_dict()
+    assert head["license"] in ("cc-by-4.0", "unknown") and head["pretty_name"]
+    assert head["task_categories"] == ["image-segmentation" if "mask" in dataset.column_names else "object-detection"]
+    assert head["size_categories"][0] in ("n<1K", "1K<n<10K")
+    assert re.findall(r"^## (.*)$", card.text, flags=re.MULTILINE) == SECTIONS
+    table = card.text.split("## Columns")[1].split("## ")[0]
+    told = [
+        column for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for column in re.findall(r"`(\w+)`", line)
+    ]
+    assert told == dataset.column_names

@@ -171,3 +171,7 @@ def test_folder_of_boxes_is_found_in_any_spelling(root):
     folder = root / "selectedVideos/p10/v3"
     (folder / "groundtruth").rename(folder / "groundTruth")
     assert load_cadica(root)["image_id"] == LESION
+
+
+def test_card_has_a_valid_head_and_tells_the_columns(root):
+    miniatures.check_card("cadica", load_cadica(root))

@@ -136,3 +136,7 @@ def test_nothing_usable_is_an_error_that_says_why(dca1):
         ValueError, match="None of the 4 frames of DCA1 could be used: 1: mask 1_gt.pgm cannot be read"
     ):
         load_dca1(root)
+
+
+def test_card_has_a_valid_head_and_tells_the_columns(dca1):
+    miniatures.check_card("dca1", load_dca1(dca1[0]))

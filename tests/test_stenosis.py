@@ -192,3 +192,7 @@ def test_folders_of_whole_runs_are_no_frames_of_the_set(root, tmp_path):
     (root / "dataset").rename(tmp_path / "away")
     with pytest.raises(ValueError, match="holds test_labels.csv, train_labels.csv, video_test/. Expected"):
         load_stenosis(root)
+
+
+def test_card_has_a_valid_head_and_tells_the_columns(root):
+    miniatures.check_card("stenosis", load_stenosis(root))

@@ -85,3 +85,7 @@ def test_split_that_is_not_there_is_an_error_that_lists_what_is(xcad, tmp_path):
     (root / "test").rename(tmp_path / "away")
     with pytest.raises(ValueError, match=r"holds train/\. Expected: `XCAD/`"):
         load_xcad(root)
+
+
+def test_card_has_a_valid_head_and_tells_the_columns(xcad):
+    miniatures.check_card("xcad", load_xcad(xcad[0]))

@@ -87,3 +87,7 @@ def test_published_split_cannot_be_asked_for(xcav):
 
 def test_split_by_patient_shares_none(xcav):
     miniatures.check_group_split(load_xcav(xcav[0], frames="all"), "patient_id")
+
+
+def test_card_has_a_valid_head_and_tells_the_columns(xcav):
+    miniatures.check_card("xcav", load_xcav(xcav[0]))
