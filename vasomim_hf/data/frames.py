@@ -1,10 +1,12 @@
-"""Frames of angiograms from image files: grey, 8 bits, whatever the file holds.
+"""Frames of angiograms from files: images, arrays, films and DICOM.
 
-Kinds of input are one small function each, so that another kind of file gets another function beside them.
+[`read_frames`] gives every frame of a file of any kind, with its own bit depth and what the file says of it;
+[`read_frame`] one frame of an image file at 8 bits, as the vesselness filter and training take it.
 """
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ..image_processing_reading import check_levels, has_deep_colour, scale_to_8_bit
+from .frames_dicom import DICOM_SUFFIXES, is_dicom, read_dicom_frames
+from .frames_types import Frame, FrameMetadata, FrameReadError, ReadOptions, bits_for
+from .frames_video import NPZ_SUFFIXES, VIDEO_SUFFIXES, read_npz_frames, read_video_frames
 
 
 logger = logging.getLogger(__name__)
@@ -29,10 +34,6 @@ UNREADABLE = (
     TypeError,
     Image.DecompressionBombError,
 )
-
-
-class FrameReadError(ValueError):
-    """A file cannot be read as a frame; the message names it, what was found and what to do."""
 
 
 class FolderScan(NamedTuple):
@@ -145,6 +146,153 @@ def _grey(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colou
         return to_uint8(np.asarray(image), bits_stored) if is_deep else np.array(image.convert("L"))
     except ValueError as error:
         raise FrameReadError(f"`{path}`: {error}") from error
+
+
+def kind_of(path: str | os.PathLike) -> str | None:
+    """What kind of frames a file holds, by its name, and for names of no known ending by the mark of DICOM in it.
+
+    Args:
+        path (`str` or `os.PathLike`): File.
+
+    Returns:
+        `str`: `"image"`, `"npz"`, `"video"` or `"dicom"`; `None` for anything else.
+
+    Example:
+        >>> kind_of("run.AVI"), kind_of("notes.txt")
+        ('video', None)
+    """
+    name = os.fspath(path).lower()
+    for kind, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return kind
+    return "dicom" if is_dicom(path) else None
+
+
+_SUFFIXES = {"image": FRAME_SUFFIXES, "npz": NPZ_SUFFIXES, "video": VIDEO_SUFFIXES, "dicom": DICOM_SUFFIXES}
+
+
+def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
+    """Read the frames of a file one after another: an image (also a TIFF of several pages), NPZ, a film or DICOM.
+
+    Frames are decoded as they are asked for, so that a run is never in memory as a whole. If a file is damaged, the frames
+    before the damage are given and then an error.
+
+    Args:
+        path (`str` or `os.PathLike`): File. DICOM files need no ending.
+        options (`ReadOptions`, *optional*): How to read, see there.
+
+    Yields:
+        `Frame`: In the order of the file: grey, `uint8` or `uint16`, shape `(height, width)`, not scaled, black is 0.
+
+    Raises:
+        FrameReadError: If the file cannot be read; the message names it and says what to do.
+        ImportError: If the package that reads this kind of file is not installed; the message holds the pip line.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.png"
+        >>> Image.fromarray(np.full((4, 4), 1000, dtype=np.uint16)).save(path)
+        >>> frame = next(read_frames(path, ReadOptions(bits_stored=10)))
+        >>> frame.pixels[0, 0], frame.bits_stored, frame.metadata.num_frames
+        (np.uint16(1000), 10, 1)
+    """
+    options = options or ReadOptions()
+    if not Path(path).is_file():
+        raise FrameReadError(f"`{path}` is no file. Check the path.")
+    kind = kind_of(path)
+    if kind is None:
+        known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+        raise FrameReadError(f"`{path}` is no image, array, film or DICOM file. Expected DICOM, or one of {known}.")
+    readers = {"dicom": read_dicom_frames, "npz": read_npz_frames, "video": read_video_frames}
+    yield from readers.get(kind, read_image_frames)(path, options)
+
+
+def read_image_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
+    """Read the frames of an image file: one, or each page of a TIFF.
+
+    Colour becomes grey as in [`read_frame`]; levels deeper than 8 bits are kept. Pages deeper than 8 bits are read twice
+    where the depth is not given, the first time for the largest level, so that all have one bit depth.
+
+    Args:
+        path (`str` or `os.PathLike`): Image file.
+        options (`ReadOptions`, *optional*): `bits_stored` is used.
+
+    Yields:
+        `Frame`: In the order of the file.
+
+    Raises:
+        FrameReadError: If the file is damaged (pages before the damage are given), or Pillow reads other levels than it
+            means, or levels do not fit in 16 bits.
+    """
+    path, options = Path(path), options or ReadOptions()
+    bits = None
+    for index, (pixels, num_frames) in enumerate(_pages(path, options.bits_stored)):
+        if pixels.dtype != np.uint8 and bits is None:
+            is_known = num_frames == 1 or options.bits_stored is not None
+            highest = pixels.max() if is_known else max(page.max() for page, _ in _pages(path, None))
+            bits = _image_bits(path, int(highest), options.bits_stored)
+        if pixels.dtype != np.uint8:
+            _image_bits(path, int(pixels.max()), bits)
+            pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
+        yield Frame(pixels, 8 if pixels.dtype == np.uint8 else bits or 8, index, FrameMetadata(num_frames=num_frames))
+
+
+def _image_bits(path: Path, highest: int, bits_stored: int | None) -> int:
+    try:
+        return bits_for(highest, bits_stored)
+    except ValueError as error:
+        raise FrameReadError(f"`{path}`: {error}") from error
+
+
+def _pages(path: Path, bits_stored: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Levels of each page, and how many pages there are."""
+    index = 0
+    try:
+        with Image.open(path) as image:
+            num_frames = getattr(image, "n_frames", 1)
+            for index in range(num_frames):
+                if index:
+                    image.seek(index)
+                is_deep_colour = has_deep_colour(image)
+                image.load()
+                yield _page_levels(image, path, bits_stored, is_deep_colour), num_frames
+    except FrameReadError:
+        raise
+    except UNREADABLE as error:
+        where = f" from page {index} on" if index else ""
+        raise FrameReadError(
+            f"`{path}` cannot be read as an image{where} ({type(error).__name__}: {error}). Restore or remove the file."
+        ) from error
+
+
+def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colour: bool) -> np.ndarray:
+    try:
+        # one that was read at 8 bits is no deep image, whatever the user says of the others
+        check_levels(image, is_deep_colour, bits_stored if is_deep_colour else None)
+    except ValueError as error:
+        raise FrameReadError(f"`{path}`: {error}") from error
+    if not image.mode.startswith(("I", "F")):
+        return np.array(image.convert("L"))
+    levels = np.array(image)
+    if levels.dtype.kind == "f":
+        levels = _whole_levels(levels, path)
+    if levels.min() < 0:
+        raise FrameReadError(
+            f"`{path}`: levels must be >= 0, got a minimum of {levels.min()}. Add their offset first."
+        )
+    return levels
+
+
+def _whole_levels(levels: np.ndarray, path: Path) -> np.ndarray:
+    """Floats as whole levels: as they are, or [0, 1] spread over 16 bits."""
+    if np.isfinite(levels).all() and (levels == np.rint(levels)).all():
+        return levels.astype(np.int64)
+    if not (levels.min() >= 0 and levels.max() <= 1):
+        raise FrameReadError(
+            f"`{path}`: levels are {levels.min():g} to {levels.max():g}; expected whole numbers, or floats in [0, 1]. "
+            "Save grey levels before they are normalised."
+        )
+    return np.rint(levels.astype(np.float64) * 65535).astype(np.uint16)
 
 
 def to_uint8(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:

@@ -1,0 +1,224 @@
+"""Your own files as a data set: images, arrays, films and DICOM runs, one row for each frame."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
+
+import numpy as np
+from PIL import Image
+
+from ..import_utils import require
+from .dataset_rows import to_dataset
+from .frames import UNREADABLE, kind_of, read_frames
+from .frames_types import Frame, FrameReadError, ReadOptions
+from .png import encode_png
+from .reports import FaultReport
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+
+
+logger = logging.getLogger(__name__)
+
+ORIENTATION_TAG, UPRIGHT = 0x0112, 1  # of EXIF
+HEAD = 1 << 16  # bytes of a file that its id depends on where there is no salt; a DICOM header lies in them
+SHORT_SALT = 16
+
+
+class _File(NamedTuple):
+    """A file that may hold frames: where it is, and its name within what the user passed."""
+
+    path: Path
+    name: str
+
+
+def load_frames(
+    path: str | os.PathLike,
+    *,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    options: ReadOptions | None = None,
+    report: FaultReport | None = None,
+    keep_names: bool = False,
+) -> Union["Dataset", "IterableDataset"]:
+    """Load a file or a folder of frames, recursively, as a data set with one row for each frame.
+
+    Columns: `image` (16-bit stays 16-bit, Pillow's mode `I;16`), `bits_stored`, `width`, `height`, `image_id`,
+    `frame_index` and `num_frames` (within the file), `frame_time_ms`, `imager_pixel_spacing_mm` and `pixel_spacing_mm`
+    (rows, columns; the second where calibrated), `primary_angle` and `secondary_angle` (degrees), `patient_id`, `study_id`,
+    `series_id`, `sha256` of the grey levels (see [`pixel_hash`]); with `keep_names` also `name`. What a file does not say is
+    null.
+
+    No name of a file or folder, no id, date or place of a DICOM file gets into a row. `patient_id`, `study_id` and
+    `series_id` are hashes under `options.salt`, null without one. `image_id` is a hash of the path below `path` and the
+    place of the frame; the same files give the same ids, wherever the folder lies. Its key is the salt, or without one
+    the beginning of the file, so that names cannot be guessed from it. Faults are named by path in the report and in the
+    log line made of it.
+
+    Args:
+        path (`str` or `os.PathLike`): A file or a folder. Hidden files are passed over.
+        streaming (`bool`, defaults to `False`): Read frames as they are asked for, file by file. Faults are then logged one
+            by one, and a report is filled where the data set is read in this process.
+        cache_dir (`str` or `Path`, *optional*): Where decoded frames are kept. `None` keeps them in a private folder that is
+            removed when the process ends.
+        options (`ReadOptions`, *optional*): How files are read.
+        report (`FaultReport`, *optional*): Gets every file that is left out, or is used in part only, with the reason. Of a
+            damaged run the frames before the damage are used.
+        keep_names (`bool`, defaults to `False`): Add the column `name`, and let rows of 8-bit grey PNG and JPEG files point to
+            the file instead of holding a copy of its pixels.
+
+    Returns:
+        `datasets.Dataset`; with `streaming`, a `datasets.IterableDataset`.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If there is no frame in it that can be read.
+    """
+    options, report = options or ReadOptions(), FaultReport() if report is None else report
+    root = Path(path)
+    files, strays = _files(root)
+    for stray in strays:
+        report.add(stray.name, "is no image, array, film or DICOM file; left out")
+    _say_what_ids_are(files, options)
+    rows = _FrameRows(options, report, keep_names, streaming)
+    try:
+        dataset = to_dataset(rows, files, _features(keep_names), streaming=streaming, cache_dir=cache_dir)
+    except ValueError as error:
+        raise ValueError(f"`{root}` holds no frame that can be read. {report}") from error
+    report.log(f"files of {root}", len(files) + len(strays))
+    return dataset
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """SHA-256 of a frame's grey levels: of `"{height}x{width}:{dtype}"` and then the levels row by row, little-endian.
+
+    Args:
+        pixels (`np.ndarray` of shape `(height, width)`): `uint8` or `uint16`.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Example:
+        >>> pixel_hash(np.zeros((2, 2), dtype=np.uint8))[:8]
+        'aeb876df'
+    """
+    height, width = pixels.shape
+    digest = hashlib.sha256(f"{height}x{width}:{pixels.dtype}".encode())
+    digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
+
+
+def _files(root: Path) -> tuple[list[_File], list[_File]]:
+    """Files with frames and others, each sorted, so that every machine sees the same order."""
+    if root.is_file():
+        return [_File(root, root.name)], []
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no file or folder `{root}`. Check the path.")
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = [_File(path, path.relative_to(root).as_posix()) for path in sorted(found)]
+    is_frames = [kind_of(file.path) is not None and file.path.name != "DICOMDIR" for file in files]
+    strays = [file for file, is_one in zip(files, is_frames, strict=True) if not is_one]
+    return [file for file, is_one in zip(files, is_frames, strict=True) if is_one], strays
+
+
+def _say_what_ids_are(files: Sequence[_File], options: ReadOptions) -> None:
+    if options.salt is not None and len(options.salt) < SHORT_SALT:
+        logger.warning("The salt has %d characters; take %d or more, drawn at random.", len(options.salt), SHORT_SALT)
+    if options.salt is None and any(kind_of(file.path) == "dicom" for file in files):
+        logger.warning(
+            "No salt was given: patient_id, study_id and series_id are left out. Pass ReadOptions(salt=...) with a secret of "
+            "your own to have them as hashes, for example to split by patient."
+        )
+
+
+def _features(keep_names: bool) -> "Features":
+    datasets = require("datasets", "data")
+    value = datasets.Value
+    spacing = datasets.List(value("float64"))
+    columns: dict[str, Any] = {"image": datasets.Image()}
+    columns |= {name: value("int32") for name in ("bits_stored", "width", "height")}
+    columns |= {"image_id": value("string"), "frame_index": value("int32"), "num_frames": value("int32")}
+    columns |= {"frame_time_ms": value("float64"), "imager_pixel_spacing_mm": spacing, "pixel_spacing_mm": spacing}
+    columns |= {"primary_angle": value("float64"), "secondary_angle": value("float64")}
+    columns |= {name: value("string") for name in ("patient_id", "study_id", "series_id", "sha256")}
+    return datasets.Features(columns | ({"name": value("string")} if keep_names else {}))
+
+
+@dataclass(frozen=True)
+class _FrameRows:
+    """Rows of files; what is wrong with one goes into the report and the rest is done."""
+
+    options: ReadOptions
+    report: FaultReport
+    keep_names: bool
+    is_streaming: bool
+
+    def __call__(self, files: Sequence[_File]) -> Iterator[dict[str, Any]]:
+        for path, name in files:
+            file = _File(path, name)
+            try:
+                yield from self._rows(file)
+            except (FrameReadError, ImportError, OSError) as error:
+                self.report.add(name, error)
+                if self.is_streaming:
+                    logger.warning("%s: %s", name, error)
+
+    def _rows(self, file: _File) -> Iterator[dict[str, Any]]:
+        file_id = _file_id(file, self.options.salt)
+        for frame in read_frames(file.path, self.options):
+            row = _row(frame, f"{file_id}-{frame.index:05d}")
+            if self.keep_names:
+                row["name"] = file.name
+            is_file = self.keep_names and frame.metadata.num_frames == 1 and _is_plain(file.path)
+            pixels = {"path": str(file.path), "bytes": None}
+            row["image"] = pixels if is_file else {"path": None, "bytes": encode_png(frame.pixels)}
+            yield row
+
+
+def _row(frame: Frame, image_id: str) -> dict[str, Any]:
+    height, width = frame.pixels.shape
+    known = frame.metadata
+    return {
+        "bits_stored": frame.bits_stored,
+        "width": width,
+        "height": height,
+        "image_id": image_id,
+        "frame_index": frame.index,
+        "num_frames": known.num_frames,
+        "frame_time_ms": known.frame_time_ms,
+        "imager_pixel_spacing_mm": known.imager_pixel_spacing_mm,
+        "pixel_spacing_mm": known.pixel_spacing_mm,
+        "primary_angle": known.primary_angle,
+        "secondary_angle": known.secondary_angle,
+        "patient_id": known.patient_id,
+        "study_id": known.study_id,
+        "series_id": known.series_id,
+        "sha256": pixel_hash(frame.pixels),
+    }
+
+
+def _file_id(file: _File, salt: str | None) -> str:
+    if salt is not None:
+        key = hashlib.sha256(salt.encode()).digest()
+    else:
+        with open(file.path, "rb") as stream:
+            key = hashlib.sha256(stream.read(HEAD)).digest()
+    return hashlib.blake2b(file.name.encode(errors="surrogateescape"), digest_size=12, key=key).hexdigest()
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether any reader of the file sees the same grey levels as ours: 8-bit grey, upright, PNG or JPEG."""
+    try:
+        with Image.open(path) as image:
+            is_upright = image.getexif().get(ORIENTATION_TAG, UPRIGHT) == UPRIGHT
+            return image.mode == "L" and image.format in ("PNG", "JPEG") and is_upright
+    except UNREADABLE:
+        return False
