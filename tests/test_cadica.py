@@ -144,7 +144,7 @@ def test_bad_files_are_named_and_the_rest_is_loaded(root):
 
 def test_lists_that_disagree_with_the_folders_are_named(root):
     videos = root / "selectedVideos"
-    miniatures.write_text(videos / "p1/lesionVideos.txt", "p1_v1\nv9\n")
+    (videos / "p1/lesionVideos.txt").write_bytes(b"\xef\xbb\xbfp1_v1\r\nv9\nv\xff\n")
     miniatures.write_text(videos / "p1/nonlesionVideos.txt", "v1\nv2\n")
     (videos / "p10/nonlesionVideos.txt").unlink()
     (videos / "p1/v2/p1_v2_selectedFrames.txt").unlink()
@@ -153,6 +153,7 @@ def test_lists_that_disagree_with_the_folders_are_named(root):
     assert faults(report) == {
         "p1/v1": "is in both of lesionVideos.txt and nonlesionVideos.txt",
         "p1/v9": "is listed and has no folder; left out",
+        "p1/v\ufffd": "is listed and has no folder; left out",
         "p10/nonlesionVideos.txt": "is missing",
         "selectedVideos/p1/v2/p1_v2_selectedFrames.txt": "is missing",
     }

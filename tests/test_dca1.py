@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import pickle
 import sys
 from pathlib import Path
 
@@ -126,6 +127,12 @@ def test_faults_of_a_stream_are_told_when_they_are_met(dca1, caplog):
     with caplog.at_level(logging.WARNING, logger="vasomim_hf"):
         assert [row["image_id"] for row in dataset] == ["1", "10", "134"]
     assert [record.getMessage()[:30] for record in caplog.records] == ["2: cannot be read as an image "]
+
+
+def test_stream_can_be_sent_to_workers_that_share_the_frames(dca1):
+    dataset = load_dca1(dca1[0], streaming=True)
+    shares = [pickle.loads(pickle.dumps(dataset.shard(2, number))) for number in range(2)]
+    assert [[row["image_id"] for row in share] for share in shares] == [["1", "2"], ["10", "134"]]
 
 
 def test_nothing_usable_is_an_error_that_says_why(dca1):

@@ -143,7 +143,7 @@ def _listed(path: Path, report: FaultReport) -> set[str]:
     if not path.is_file():
         report.add(f"{path.parent.name}/{path.name}", "is missing")
         return set()
-    return {line.strip().rsplit("_", 1)[-1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    return {line.rsplit("_", 1)[-1] for line in _lines(path)}
 
 
 def _kind(path: Path, in_lesion: bool, in_nonlesion: bool, report: FaultReport) -> str:
@@ -187,7 +187,13 @@ def _selected(video: _Video, report: FaultReport) -> set[str]:
     if not path.is_file():
         report.add(relative(path, video.root), "is missing")
         return set()
-    return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    return set(_lines(path))
+
+
+def _lines(path: Path) -> list[str]:
+    # a line in another encoding names nothing, and is reported as such
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _report_gaps(
@@ -227,7 +233,7 @@ def _read_boxes(path: Path) -> list[Box]:
     A line that cannot be read costs the whole frame: its lesion would otherwise pass for background.
     """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in _lines(path)]
         if not lines:
             raise Unusable(f"{path.name} holds no box; left out")
         return [Box(CATEGORIES.index(label), *map(float, corner)) for *corner, label in lines]

@@ -167,11 +167,10 @@ def _read_table(path: Path, report: FaultReport) -> dict[str, _Entry]:
     for number, row in _rows_of(path):
         try:
             item = _Object(row["class"], *(float(row[key]) for key in _CORNERS))
-            size = Size(int(row["width"]), int(row["height"]))
+            size, stem = Size(int(row["width"]), int(row["height"])), Path(row["filename"]).stem
         except (TypeError, ValueError):
             report.add(path.name, f"line {number} is not {', '.join(_COLUMNS)}; passed over")
             continue
-        stem = Path(row["filename"]).stem
         if item in objects[stem]:
             report.add(path.name, f"line {number} repeats a box of {stem}; taken once")
         objects[stem][item] = None
@@ -180,7 +179,7 @@ def _read_table(path: Path, report: FaultReport) -> dict[str, _Entry]:
 
 
 def _rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
