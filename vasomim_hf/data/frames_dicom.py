@@ -149,6 +149,7 @@ class _Run:
     layout: PixelLayout
     syntax: str
     num_whole: int
+    num_begun: int
     metadata: FrameMetadata
     transformation: Transformation
     tables: dict[tuple, LevelTable] = field(default_factory=dict)
@@ -159,7 +160,7 @@ class _Run:
 
 
 def _open(path: Path, options: ReadOptions) -> _Run:
-    header, syntax, num_whole = _read_header(path, options)
+    header, syntax, counts = _read_header(path, options)
     if options.modalities is not None and header.get("Modality") not in options.modalities:
         raise FrameReadError(
             f"`{path}` has the modality {header.get('Modality')!r}, expected {' or '.join(options.modalities)}. "
@@ -173,11 +174,11 @@ def _open(path: Path, options: ReadOptions) -> _Run:
     _check_decoder(path, syntax)
     layout = _layout(path, header, syntax)
     metadata = _metadata(header, options, syntax)
-    return _Run(path, header, options, layout, syntax, num_whole, metadata, _transformation(header, options, layout))
+    return _Run(path, header, options, layout, syntax, *counts, metadata, _transformation(header, options, layout))
 
 
-def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, int]:
-    """Kept tags, transfer syntax, and how many frames are whole."""
+def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tuple[int, int]]:
+    """Kept tags, transfer syntax, and how many frames are whole and how many begin."""
     pydicom = require("pydicom", "dicom")
     tags = [*KEPT_TAGS, *(ID_TAGS.values() if options.salt is not None else ())]
     try:
@@ -188,7 +189,7 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, int]
             _convert(header)
             file.seek(position)
             syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
-            num_whole = _count_whole(file, header, syntax, os.fstat(file.fileno()).st_size)
+            counts = _count_whole(file, header, syntax, os.fstat(file.fileno()).st_size)
     except (pydicom.errors.InvalidDicomError, AttributeError, EOFError, KeyError, ValueError, struct.error) as error:
         # not with the error's own text, which may quote the file
         raise FrameReadError(
@@ -197,9 +198,9 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, int]
         ) from None
     except OSError as error:
         raise FrameReadError(f"`{path}` cannot be read ({type(error).__name__}: {error.strerror}).") from error
-    if num_whole is None:
+    if counts is None:
         raise FrameReadError(f"`{path}` is a DICOM file without pixels. Leave it out.")
-    return header, syntax, num_whole
+    return header, syntax, counts
 
 
 def _convert(header: "Dataset") -> None:
@@ -215,13 +216,13 @@ def _convert(header: "Dataset") -> None:
                 _convert(item)
 
 
-def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> int | None:
-    """Frames whose bytes are all there, since some decoders make up what is missing; `None` if there are no pixels.
+def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> tuple[int, int] | None:
+    """Frames whose bytes are all there, since some decoders make up what is missing, and frames that begin at least.
 
-    Compressed frames are taken to have one fragment each, unless there is only one frame.
+    `None` if there are no pixels. Compressed frames are taken to have one fragment each, unless there is only one frame.
     """
     if syntax == DEFLATED:
-        return _num_frames(header)
+        return _num_frames(header), _num_frames(header)
     order = ">" if syntax == BIG_ENDIAN else "<"
     element = file.read(8 if syntax == IMPLICIT else 12)
     if len(element) < 8:
@@ -232,10 +233,10 @@ def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> i
     is_halved = header.get("PhotometricInterpretation") == "YBR_FULL_422"  # two pixels share their colour
     samples = 2 if is_halved else int(header.get("SamplesPerPixel") or 1)
     bits = int(header.Rows) * int(header.Columns) * samples * int(header.BitsAllocated)
-    return min(_num_frames(header), min(length, size - file.tell()) * 8 // bits)
+    return min(_num_frames(header), min(length, size - file.tell()) * 8 // bits), _num_frames(header)
 
 
-def _count_fragments(file: BinaryIO, size: int, num_frames: int) -> int:
+def _count_fragments(file: BinaryIO, size: int, num_frames: int) -> tuple[int, int]:
     fragments, is_cut = -1, False  # the first item is a table of offsets
     while len(item := file.read(8)) == 8:
         tag, length = struct.unpack("<LL", item)
@@ -244,8 +245,10 @@ def _count_fragments(file: BinaryIO, size: int, num_frames: int) -> int:
             break
         file.seek(length, os.SEEK_CUR)
         fragments += 1
-    fragments = max(fragments, 0)
-    return min(fragments, num_frames) if num_frames > 1 else int(fragments > 0 and not is_cut)
+    found = min(max(fragments, 0) + is_cut, num_frames)
+    if num_frames == 1:
+        return int(found > 0 and not is_cut), found
+    return min(max(fragments, 0), num_frames), found
 
 
 def _num_frames(header: "Dataset") -> int:
@@ -316,6 +319,8 @@ def _decoded(run: _Run) -> Iterator[np.ndarray]:
         register()
         has_plugin = PLUGIN in pixels.get_decoder(run.syntax).available_plugins
         keywords |= {"decoding_plugin": PLUGIN} if has_plugin else {}
+    if run.num_begun < run.num_frames:
+        keywords["number_of_frames"] = run.num_begun  # else pydicom reads none of them
     source: Any = run.path
     if run.syntax == DEFLATED:
         source = require("pydicom", "dicom").dcmread(run.path)  # unpacked as a whole: there is no other way
