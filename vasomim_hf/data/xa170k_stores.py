@@ -1,0 +1,261 @@
+"""Files by name, in a folder or in a zip on disk or on the Hub, read one by one without unpacking anything."""
+
+import hashlib
+import io
+import lzma
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple, Protocol
+
+from .frames import FrameReadError
+from .reports import Fault
+
+
+# Bytes of a file that are read to tell it from another one of the same name and size
+SAMPLE_SIZE = 4096
+# A member that claims to be larger is no frame; the longest cine runs have a tenth of this
+MOST_BYTES = 2**31
+# Bytes that are fetched together where a zip is read over the network
+BLOCK_SIZE = 4 * 2**20
+_HIDDEN = ("__macosx", "thumbs.db", "desktop.ini")
+_LOCAL_HEADER = b"PK\x03\x04"
+# What the standard library raises for a damaged, encrypted or unknown member
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass
+class Listing:
+    """Names in a store: files that may be of use, those of the operating system, and what was left out and why."""
+
+    paths: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def add(self, path: str) -> None:
+        """Put a file where it belongs."""
+        parts = path.split("/")
+        if not path.isprintable() or not _is_text(path):
+            self.faults.append(
+                Fault(ascii(path), "left out, since its name is no text that can be stored. Rename it.")
+            )
+        elif any(part.startswith(".") or part.lower() in _HIDDEN for part in parts):
+            self.hidden.append(path)
+        else:
+            self.paths.append(path)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Store(Protocol):
+    """Files by their path, with `/` between the parts."""
+
+    def listing(self) -> Listing:
+        """All files."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """A file for reading at any place; raises `OSError` or `FrameReadError`."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file; raises `OSError` or `FrameReadError`."""
+        ...
+
+    def fingerprint(self, path: str) -> list:
+        """What the bytes are, as JSON, without reading all of them."""
+        ...
+
+
+class FolderStore:
+    """Files below a folder; links are followed, but none twice.
+
+    Args:
+        root (`Path`): The folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def listing(self) -> Listing:
+        """All files at every depth, in no order."""
+        listing, seen = Listing(), set()
+
+        def refused(error: OSError) -> None:
+            listing.faults.append(Fault(str(error.filename), f"cannot be looked into: {error.strerror}"))
+
+        for parent, folders, names in os.walk(self.root, followlinks=True, onerror=refused):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            start = Path(parent).relative_to(self.root).as_posix().removeprefix(".")
+            for name in names:
+                listing.add(f"{start}/{name}".lstrip("/"))
+        return listing
+
+    def open(self, path: str) -> BinaryIO:
+        """A file for reading."""
+        return open(self.root / path, "rb")
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file."""
+        return (self.root / path).read_bytes()
+
+    def fingerprint(self, path: str) -> list:
+        """Size, and digest of some bytes in the middle and at the end, where a PNG holds the check sum of its pixels."""
+        with self.open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(size // 2)
+            middle = file.read(SAMPLE_SIZE)
+            file.seek(max(0, size - SAMPLE_SIZE))
+            return [size, hashlib.sha256(middle + file.read()).hexdigest()[:16]]
+
+
+class _Opened(NamedTuple):
+    """A zip as one process sees it."""
+
+    process: int
+    archive: zipfile.ZipFile
+    members: dict[str, zipfile.ZipInfo]
+    listing: Listing
+
+
+class ZipStore:
+    """Members of a zip, which every process opens for itself.
+
+    Args:
+        path (`str` or `Path`): File on disk, or what messages call it.
+        opener (callable, *optional*): Opens it where it is not on disk; has to survive pickling.
+    """
+
+    def __init__(self, path: str | Path, opener: Callable[[], BinaryIO] | None = None):
+        self.path = path
+        self._opener = opener
+        self._opened: _Opened | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_opened": None}
+
+    def listing(self) -> Listing:
+        """All members but folders; those that cannot be read or lead out of the archive are faults.
+
+        Raises:
+            ValueError: If it is no zip, or its end is missing.
+        """
+        return self._open().listing
+
+    def open(self, path: str) -> BinaryIO:
+        """A member, unpacked in memory."""
+        return io.BytesIO(self.read(path))
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a member, whose check sum is verified."""
+        opened = self._open()
+        member = opened.members[path]
+        if member.file_size > MOST_BYTES:
+            raise FrameReadError(f"`{path}` in {self.path} claims {member.file_size} bytes, which is no frame.")
+        try:
+            return opened.archive.read(member)
+        except DAMAGED as error:
+            raise FrameReadError(
+                f"`{path}` in {self.path} is damaged ({type(error).__name__}: {error}). Get the archive again."
+            ) from error
+        except OSError as error:
+            if self._opener is None:
+                raise
+            # It would be taken for a fault of this frame, and of all that follow
+            raise ConnectionAbort(f"{self.path} cannot be read any more ({error}). Run it again to go on.") from error
+
+    def fingerprint(self, path: str) -> list:
+        """Size and check sum, as the directory of the zip has them."""
+        member = self._open().members[path]
+        return [member.file_size, member.CRC]
+
+    def _open(self) -> _Opened:
+        # A file handle that came through a fork shares its position with the parent
+        if self._opened is None or self._opened.process != os.getpid():
+            archive = self._archive()
+            listing = Listing()
+            self._opened = _Opened(os.getpid(), archive, dict(_members(archive, listing)), listing)
+            for path in self._opened.members:
+                listing.add(path)
+        return self._opened
+
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path if self._opener is None else self._opener())
+        except DAMAGED as error:
+            raise ValueError(self._diagnosis(error)) from error
+
+    def _diagnosis(self, error: Exception) -> str:
+        if self._opener is not None:
+            return f"{self.path} is no zip, or the directory at its end is missing ({error}). Look at it on the Hub."
+        # The file that has the bytes, where this is a link in the cache of the Hub's client
+        path = Path(os.path.realpath(self.path))
+        with path.open("rb") as file:
+            start, size = file.read(4), file.seek(0, os.SEEK_END)
+        if start != _LOCAL_HEADER:
+            return f"{path} is no zip ({error}); it has {size} bytes and begins with {start!r}. Check the download."
+        return (
+            f"{path} begins as a zip, but the directory at its end is missing or damaged ({error}): with {size} bytes "
+            "the download is not complete. Go on with it, such as with `curl -L -C - -o FILE URL`, or delete this file "
+            "and run it again."
+        )
+
+
+class ConnectionAbort(RuntimeError):
+    """An archive on the network went away; not a fault of one frame, so that it ends what reads it."""
+
+
+def _members(archive: zipfile.ZipFile, listing: Listing) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """Members by clean path; a later one of the same path takes the place of an earlier one, as on unpacking."""
+    seen = set()
+    for member in archive.infolist():
+        path = _clean(member.filename)
+        reason = _unusable(member)
+        if member.is_dir() or path == "":
+            continue
+        if reason is not None:
+            listing.faults.append(Fault(member.filename, reason))
+            continue
+        if path in seen:
+            listing.faults.append(Fault(path, "is twice in the archive; the later one counts, as on unpacking"))
+        seen.add(path)
+        yield path, member
+
+
+def _clean(name: str) -> str:
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _unusable(member: zipfile.ZipInfo) -> str | None:
+    name = member.filename.replace("\\", "/")
+    if name.startswith("/") or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
+        return "left out, since its path leads out of the archive"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "left out, since it is a link"
+    if member.flag_bits & 1:
+        return "left out, since it is encrypted. Unpack the archive with its password and name the folder."
+    return None
