@@ -16,6 +16,7 @@ from vasomim_hf.data.reports import FaultReport
 from vasomim_hf.data.synthetic import RIGHT_SEGMENTS, SEGMENT_IDS, SEGMENT_NAMES, SyntheticAngiogram
 
 from .arcade_miniature import FOLDERS, NUM_FRAMES, write_arcade
+from .downstream_miniatures import SECTIONS
 from .test_coco import pycocotools_mask
 
 
@@ -196,6 +197,19 @@ def test_labels_are_those_of_arcade():
         arcade_labels("ves")
 
 
+def test_the_card_has_the_sections_of_all_cards_and_names_every_column_and_task(pristine):
+    card = (Path(__file__).parents[1] / "model_cards/data/arcade.md").read_text()
+    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == SECTIONS
+    tables = card.split("## Columns")[1].split("## ")[0].split("What a task has")
+    columns = [
+        name for line in re.findall(r"^\| (`.*?) \|", tables[0], re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
+    ]
+    assert columns == load_arcade(pristine[0]).column_names
+    assert dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", tables[1], re.MULTILINE)) == PARTS
+    names = re.search(r"^\| name \| 1–9 \| (.*) \|$", card, re.MULTILINE)[1].split(" | ")
+    assert names == [SEGMENT_NAMES[number] for number in range(10, 27)]
+
+
 # Storage ------------------------------------------------------------------------------------------------------------
 
 
@@ -317,7 +331,9 @@ def test_endings_may_differ_between_the_annotations_and_the_disk(own):
 
 def test_the_only_json_file_of_a_folder_is_read_whatever_its_name(own):
     folder = own / "syntax/train/annotations"
-    (folder / "train.json").rename(folder / "instances_default.json")
+    (folder / "train.json").rename(folder / "train.JSON")
+    assert len(load_arcade(own, "vessel")) == 3
+    (folder / "train.JSON").rename(folder / "instances_default.json")
     assert len(load_arcade(own, "vessel")) == 3
     (folder / "other.json").touch()
     with pytest.raises(ValueError, match="found instances_default.json, other.json"):

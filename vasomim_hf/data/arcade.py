@@ -284,13 +284,13 @@ def _frames(
 
 
 def _annotation_file(folder: Path, name: str) -> Path:
-    if (folder / name).is_file():
-        return folder / name
-    others = sorted(path for path in folder.glob("*.json") if path.name[0] != ".")
-    if len(others) != 1:
-        found = ", ".join(path.name for path in others) or "no JSON file"
+    """The file of that name, or the only JSON file that is there."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json" and path.name[0] != ".")
+    chosen = [path for path in paths if path.name == name] or paths
+    if len(chosen) != 1:
+        found = ", ".join(path.name for path in paths) or "no JSON file"
         raise ValueError(f"Expected the annotations in {folder / name}, found {found}. Unpack the whole archive.")
-    return others[0]
+    return chosen[0]
 
 
 def _known(frame: CocoFrame, name: str, faults: FaultReport) -> CocoFrame:
