@@ -17,6 +17,7 @@ from dataclasses import asdict
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,39 @@ INDEX_NAME, FRAMES_NAME, VESSELNESS_NAME = "index.json", "frames.bin", "vesselne
 MIN_FRAMES_FOR_PROCESSES = 200
 
 
+class StoredFrames(Protocol):
+    """Frames and vessel masks by number: a [`FrameCache`], or `ParquetFrames`, which reads them where they are."""
+
+    key: str
+
+    @property
+    def row_groups(self) -> tuple[int, ...] | None:
+        """How many frames that follow each other are read together, again and again; `None` where each is on its own."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: list[int]) -> "StoredFrames":
+        """Only these frames, in this order."""
+        ...
+
+    def name(self, index: int) -> str:
+        """How messages call a frame."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        ...
+
+    def frame(self, index: int) -> np.ndarray:
+        """A frame of shape `(height, width)`, `uint8`."""
+        ...
+
+    def vesselness(self, index: int, top: int = 0, height: int | None = None) -> np.ndarray:
+        """Rows of its vessel mask, of shape `(height, width)`: `uint8`, 0 or 1."""
+        ...
+
+
 class FrameCache:
     """Frames and vessel masks of a cache folder, read through a memory map.
 
@@ -54,6 +88,8 @@ class FrameCache:
         >>> cache.frame(0).shape, cache.vesselness(0).shape  # doctest: +SKIP
         ((512, 512), (512, 512))
     """
+
+    row_groups: tuple[int, ...] | None = None
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -142,7 +178,7 @@ class FrameCacheDataset(torch.utils.data.Dataset):
     changes it.
 
     Args:
-        cache (`FrameCache`): Where the frames are.
+        cache (`FrameCache` or `ParquetFrames`): Where the frames are.
         size (`tuple[int, int]`): Height and width of the crops in pixels.
         seed (`int`, defaults to 0): Seed of the crops.
         crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Smallest and largest share of the frame's area.
@@ -157,7 +193,7 @@ class FrameCacheDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        cache: FrameCache,
+        cache: StoredFrames,
         size: tuple[int, int],
         seed: int = 0,
         crop_scale: tuple[float, float] = CROP_SCALE,

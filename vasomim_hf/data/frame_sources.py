@@ -372,7 +372,7 @@ def mask_from_image(image: Image.Image, size: tuple[int, int], name: str) -> np.
             "Make the mask at the frame's own size."
         )
     values = np.asarray(image if image.mode.startswith(("I", "F")) else image.convert("L"))
-    other = set(np.unique(values).tolist()) - MASK_VALUES
+    other = set() if image.mode == "1" else set(np.unique(values).tolist()) - MASK_VALUES
     if other:
         raise ValueError(
             f"The mask {name} has values besides 0, 1 and 255, such as {sorted(other)[:3]}. Threshold it to 0 and 255."

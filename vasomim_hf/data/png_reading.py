@@ -1,0 +1,136 @@
+"""Frames and masks from the bytes of an image file, quickly from those that `png` writes."""
+
+import io
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .frame_sources import mask_from_image
+from .frames import to_uint8
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+UP = 2  # filter type of a row: difference from the row above
+
+
+class PngHeader(NamedTuple):
+    """Size in pixels and bits of a pixel."""
+
+    height: int
+    width: int
+    bit_depth: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of pixels."""
+        return (self.width * self.bit_depth + 7) // 8
+
+
+def read_header(data: memoryview) -> PngHeader | None:
+    """Read the head of a grey PNG of 1 or 8 bits without interlacing.
+
+    Args:
+        data (`memoryview`): The file, unsigned bytes.
+
+    Returns:
+        `PngHeader`: Or `None`, if it is another kind of file, or damaged there.
+    """
+    if len(data) < 33 or data[:8] != PNG_SIGNATURE or zlib.crc32(data[12:29]) != struct.unpack_from(">I", data, 29)[0]:
+        return None
+    width, height, depth, *kind = struct.unpack_from(">IIBBBBB", data, 16)
+    return PngHeader(height, width, depth) if depth in (1, 8) and not any(kind) else None
+
+
+def decode_frame(data: memoryview, bits_stored: int | None = None) -> np.ndarray:
+    """Decode a grey frame of 8 bits from an image file of any kind that Pillow reads.
+
+    Args:
+        data (`memoryview`): The file, unsigned bytes.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`to_uint8`].
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`; colour becomes grey as in Pillow's `convert("L")`.
+
+    Raises:
+        OSError, ValueError, zlib.error: If the file is damaged.
+
+    Example:
+        >>> from vasomim_hf.data.png import encode_png
+        >>> decode_frame(memoryview(encode_png(np.arange(6, dtype=np.uint8).reshape(2, 3)))).tolist()
+        [[0, 1, 2], [3, 4, 5]]
+    """
+    header = read_header(data)
+    lines = _stored_lines(data, header) if header is not None and header.bit_depth == 8 else None
+    if lines is not None and (lines[:, 0] == UP).all():
+        return _add_rows(lines[:, 1:])
+    if lines is not None and not lines[:, 0].any():
+        return lines[:, 1:]
+    image = _open_image(data)
+    if image.mode.startswith(("I", "F")):
+        return to_uint8(np.asarray(image), bits_stored)
+    return np.array(image.convert("L"))
+
+
+def decode_mask(data: memoryview, size: tuple[int, int], rows: slice = slice(None)) -> np.ndarray:
+    """Decode some rows of a vessel mask.
+
+    Args:
+        data (`memoryview`): The image file, unsigned bytes; its values are 0 and 255, or 0 and 1.
+        size (`tuple[int, int]`): Height and width that the mask must have, those of its frame.
+        rows (`slice`): Which rows.
+
+    Returns:
+        `np.ndarray` of shape `(len(rows), width)`: `uint8`, 0 or 1.
+
+    Raises:
+        OSError, ValueError, zlib.error: If the file is damaged, or the mask has another size or other values.
+    """
+    header = read_header(data)
+    if header is not None and header.bit_depth == 1 and (header.height, header.width) == size:
+        lines = _stored_lines(data, header)
+        if lines is not None and not lines[:, 0].any():
+            return np.unpackbits(lines[rows, 1:], axis=1, count=header.width)
+    return mask_from_image(_open_image(data), size, "of the row")[rows].view(np.uint8)
+
+
+def _open_image(data: memoryview) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    # As in `datasets`, which the frame cache reads through
+    return ImageOps.exif_transpose(image)
+
+
+def _stored_lines(data: memoryview, header: PngHeader) -> np.ndarray | None:
+    """Rows of a PNG, each after the number of its filter, if zlib has only stored them; else `None`.
+
+    The check sum of zlib is compared. A usual reader takes 290 µs for a frame of 512×512 and 230 µs for its mask of 1 bit;
+    this way takes 260 µs and 13 µs.
+    """
+    parts, place = [], 33
+    while data[place + 4 : place + 8] == b"IDAT":
+        length = struct.unpack_from(">I", data, place)[0]
+        parts.append(data[place + 8 : place + 8 + length])
+        place += length + 12
+    if data[place + 4 : place + 8] != b"IEND" or len(parts[0]) < 3 or parts[0][2] & 6:
+        return None
+    expected = header.height * (1 + header.row_bytes)
+    lines = zlib.decompress(parts[0] if len(parts) == 1 else b"".join(parts), bufsize=expected)
+    if len(lines) != expected:
+        raise ValueError(f"{len(lines)} bytes of rows instead of {expected}")
+    return np.frombuffer(lines, np.uint8).reshape(header.height, -1)
+
+
+def _add_rows(differences: np.ndarray, block: int = 16) -> np.ndarray:
+    """Sum from the first row to each row, modulo 256: within blocks of rows, all blocks at once, then block by block."""
+    height, width = differences.shape
+    blocks = np.zeros((-(-height // block), block, width), np.uint8)
+    flat = blocks.reshape(-1, width)
+    flat[:height] = differences
+    for row in range(1, block):
+        blocks[:, row] += blocks[:, row - 1]
+    for number in range(1, len(blocks)):
+        blocks[number] += blocks[number - 1, -1]
+    return flat[:height]

@@ -1,0 +1,121 @@
+"""The order in which the rows of Parquet files are read: random, and yet row group by row group.
+
+It is a function of numbers alone, so that any place in it is found again without reading what comes before.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+# Last word of the seeds of the order, beside those of the frame cache's (see `engine.step_plan`)
+GROUP_STREAM, ROW_STREAM = 4, 5
+# A rank's rows are read in so many lanes, each batch from one of them: as many loader processes share no row group
+NUM_LANES = 4
+# A row is put off by up to so many row groups
+BUFFER_ROW_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Which part of the rows this process reads, and how they are mixed.
+
+    Args:
+        seed (`int`, defaults to 0): Of the order; also of the crops.
+        rank (`int`, defaults to 0): Number of this training process.
+        world_size (`int`, defaults to 1): Training processes.
+        batch_size (`int`, defaults to 1): Rows that are read together by one loader process: the `DataLoader`'s
+            `batch_size`. With it, the number of loader processes changes nothing in the sequence.
+        num_lanes (`int`, defaults to 4): Places in the data that a rank reads at, in turn. Memory holds about
+            `num_lanes * buffer_row_groups` row groups for each rank, whatever the number of its loader processes. One that
+            divides this number reads each row group once.
+        buffer_row_groups (`int`, defaults to 4): Row groups among which the rows of a lane are mixed.
+        drop_last (`bool`, defaults to `False`): Whether all ranks leave out what they cannot share out evenly in whole
+            batches. Otherwise each row comes exactly once, the first ranks may have one row more than the others, and
+            the last batch may be short.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    batch_size: int = 1
+    num_lanes: int = NUM_LANES
+    buffer_row_groups: int = BUFFER_ROW_GROUPS
+    drop_last: bool = False
+
+    def __post_init__(self):
+        for name in ("world_size", "batch_size", "num_lanes", "buffer_row_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"`rank` must be at least 0 and below world_size={self.world_size}, got {self.rank}. Ranks count from 0."
+            )
+
+
+@lru_cache(maxsize=4)
+def stream_order(row_groups: tuple[int, ...], options: StreamOptions, epoch: int) -> np.ndarray:
+    """Draw the order in which a rank reads the rows in an epoch.
+
+    The row groups are put in random order and their rows shared out in equal stretches: one for each rank, and within a
+    rank one for each lane. A lane mixes its rows: each is put off by a random part of `buffer_row_groups` groups. Batches
+    are taken from the lanes in turn; what does not fill a batch in each lane follows at the end.
+
+    Args:
+        row_groups (`tuple[int, ...]`): Rows of each group, in the order of the data.
+        options (`StreamOptions`): Rank, batch and mixing.
+        epoch (`int`): Each has an order of its own.
+
+    Returns:
+        `np.ndarray` of shape `(num_rows,)`: `int64`, read-only numbers of rows. Those of all ranks together are all rows,
+        each once; with `drop_last`, all but fewer than `world_size * batch_size`.
+
+    Example:
+        >>> ranks = [stream_order((3, 3, 3), StreamOptions(rank=rank, world_size=2), epoch=0) for rank in range(2)]
+        >>> sorted(np.concatenate(ranks).tolist())
+        [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    """
+    rows, places = _rows_in_group_order(row_groups, options.seed, epoch)
+    shuffling, delays = np.random.default_rng([options.seed, epoch, 0, ROW_STREAM]).random((2, len(rows)))
+    # Mixed before they are shared out: otherwise the rows of a single group would meet the same ones in every epoch
+    rows = rows[np.lexsort((shuffling, places))]
+    keys = places + options.buffer_row_groups * delays
+    start, stop = _stretch(len(rows), options.rank, options.world_size)
+    if options.drop_last:
+        per_rank = len(rows) // options.world_size
+        stop = start + per_rank - per_rank % options.batch_size
+    lanes = []
+    for lane in range(options.num_lanes):
+        first, last = (start + bound for bound in _stretch(stop - start, lane, options.num_lanes))
+        lanes.append(rows[first:last][np.argsort(keys[first:last], kind="stable")])
+    order = _in_turn(lanes, options.batch_size)
+    order.flags.writeable = False
+    return order
+
+
+def _rows_in_group_order(row_groups: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of all rows, group after group in a random order, and the place of each row's group in that order."""
+    sizes = np.asarray(row_groups, dtype=np.int64)
+    drawn = np.random.default_rng([seed, epoch, 0, GROUP_STREAM]).permutation(len(sizes))
+    firsts = np.cumsum(sizes) - sizes
+    places = np.repeat(np.arange(len(sizes)), sizes[drawn])
+    within = np.arange(len(places)) - np.repeat(np.cumsum(sizes[drawn]) - sizes[drawn], sizes[drawn])
+    return firsts[drawn][places] + within, places
+
+
+def _stretch(total: int, number: int, count: int) -> tuple[int, int]:
+    """First and last bound of one of `count` stretches, the first ones longer by one where it does not divide."""
+    size, rest = divmod(total, count)
+    start = number * size + min(number, rest)
+    return start, start + size + (number < rest)
+
+
+def _in_turn(lanes: list[np.ndarray], batch_size: int) -> np.ndarray:
+    num_batches = min(len(lane) for lane in lanes) // batch_size
+    whole = num_batches * batch_size
+    turns = np.stack([lane[:whole].reshape(num_batches, batch_size) for lane in lanes], axis=1)
+    return np.concatenate([turns.reshape(-1), *(lane[whole:] for lane in lanes)])
