@@ -1,0 +1,135 @@
+"""Paired crop, flip and antialiased resize of a whole batch of frames, on the device that holds it.
+
+A resize along one axis is a product with a matrix of weights, and each frame has matrices of its own, since its box is its
+own: two batched products do the whole batch, without a loop over frames.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ..import_utils import require
+from .transforms import Crop
+
+
+# Of the cubic of Keys with a = -0.5, as in Pillow: two source pixels on each side, widened by the shrinking
+CUBIC_A = -0.5
+CUBIC_SUPPORT = 2.0
+
+
+def crop_batch(
+    pixels: torch.Tensor, vesselness: torch.Tensor, crops: Sequence[Crop], size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut a box of its own out of each frame and its vessel mask, resize both and mirror those that are to be.
+
+    Frames are resized as by Pillow's `resize(size, BICUBIC, box=...)`: antialiased, with the pixels around the box, and
+    rounded after each axis; the result differs from Pillow's by one grey level at most. Each pixel of a mask takes the
+    one that [`crop_vesselness`] takes.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(batch_size, 1, height, width)`): Grey frames, `uint8`, on any device.
+        vesselness (`torch.Tensor` of the same shape): Vessel masks, `uint8` or `bool`, on the same device.
+        crops (sequence of `Crop`): One for each frame, such as `[dataset.crop(epoch, index) for index in indices]` with a
+            `FrameCacheDataset`: the boxes that its own crops have.
+        size (`tuple[int, int]`): Height and width of the result in pixels.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Frames of shape `(batch_size, 1, *size)`, `uint8`, and masks of that shape, of
+        the dtype of `vesselness`.
+
+    Raises:
+        ValueError: If a tensor has another shape or type, or a box does not lie in its frame.
+
+    Example:
+        >>> frames = torch.full((2, 1, 8, 8), 7, dtype=torch.uint8)
+        >>> crops = [Crop(0, 0, 4, 4), Crop(1, 2, 7, 5, flip=True)]
+        >>> crop_batch(frames, frames > 3, crops, (2, 2))[0].flatten().tolist()
+        [7, 7, 7, 7, 7, 7, 7, 7]
+    """
+    _check(pixels, vesselness, crops)
+    boxes = _boxes(crops, pixels.device)
+    flips, (top, left, height, width) = boxes[:, 4].bool(), boxes[:, :4].unbind(1)
+    across = _weights(left, width, pixels.shape[3], size[1])
+    across = torch.where(flips[:, None, None], across.flip(1), across)
+    down = _weights(top, height, pixels.shape[2], size[0])
+    # Under autocast the products would be rounded to 8 bits of precision
+    with torch.autocast(pixels.device.type, enabled=False):
+        rows = _round(torch.bmm(pixels[:, 0].float(), across.transpose(1, 2)))
+        resized = _round(torch.bmm(down, rows)).to(torch.uint8)
+    return resized[:, None], _nearest(vesselness, boxes, size)
+
+
+def _check(pixels: torch.Tensor, vesselness: torch.Tensor, crops: Sequence[Crop]) -> None:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 1:
+        raise ValueError(
+            f"Expected grey frames of shape (batch_size, 1, height, width), uint8, got {tuple(pixels.shape)}, "
+            f"{pixels.dtype}. Give them before normalisation."
+        )
+    if vesselness.shape != pixels.shape or vesselness.dtype not in (torch.uint8, torch.bool):
+        raise ValueError(
+            f"Expected vessel masks of the frames' shape {tuple(pixels.shape)}, uint8 or bool, got "
+            f"{tuple(vesselness.shape)}, {vesselness.dtype}."
+        )
+    if len(crops) != len(pixels):
+        raise ValueError(f"Expected a crop for each of the {len(pixels)} frames, got {len(crops)}.")
+    frame_height, frame_width = pixels.shape[2:]
+    for crop in crops:
+        fits_down = crop.top >= 0 and 0 < crop.height <= frame_height - crop.top
+        if not fits_down or not (crop.left >= 0 and 0 < crop.width <= frame_width - crop.left):
+            raise ValueError(f"{crop} does not lie in a frame of {frame_height}×{frame_width} (height×width) pixels.")
+
+
+def _boxes(crops: Sequence[Crop], device: torch.device) -> torch.Tensor:
+    """Top, left, height, width and flip of each crop, `int64`; brought to the device without waiting for it."""
+    boxes = torch.tensor([(c.top, c.left, c.height, c.width, c.flip) for c in crops], dtype=torch.int64).view(-1, 5)
+    if device.type == "cuda":
+        return boxes.pin_memory().to(device, non_blocking=True)
+    return boxes.to(device)
+
+
+def _weights(start: torch.Tensor, length: torch.Tensor, num_in: int, num_out: int) -> torch.Tensor:
+    """Share of each source pixel in each pixel of the result, `(batch_size, num_out, num_in)`; rows sum to 1."""
+    scale = (length.float() / num_out)[:, None, None]
+    # An enlarged box is interpolated; a shrunk one is averaged over as many pixels as one of the result covers
+    widening = scale.clamp(min=1.0)
+    out = torch.arange(num_out, device=start.device).float()[None, :, None] + 0.5
+    centre = start[:, None, None] + out * scale
+    source = torch.arange(num_in, device=start.device).float()[None, None, :] + 0.5
+    weights = _cubic((source - centre).abs_().div_(widening))
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _cubic(distance: torch.Tensor) -> torch.Tensor:
+    near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance * distance + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * CUBIC_A
+    return torch.where(distance < 1, near, torch.where(distance < CUBIC_SUPPORT, far, 0.0))
+
+
+def _round(levels: torch.Tensor) -> torch.Tensor:
+    # Halves go up, as in Pillow's fixed-point sums
+    return levels.add_(0.5).floor_().clamp_(0, 255)
+
+
+def _nearest(vesselness: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    top, left, height, width, flip = boxes.unbind(1)
+    rows = top[:, None] + _nearest_places(vesselness.shape[2], size[0], boxes.device)[height]
+    places = _nearest_places(vesselness.shape[3], size[1], boxes.device)[width]
+    columns = left[:, None] + torch.where(flip.bool()[:, None], places.flip(1), places)
+    batch = torch.arange(len(boxes), device=boxes.device)[:, None, None]
+    return vesselness[batch, 0, rows[:, :, None], columns[:, None, :]][:, None]
+
+
+@lru_cache(maxsize=8)
+def _nearest_places(longest: int, num_out: int, device: torch.device) -> torch.Tensor:
+    """Source pixel of each pixel of the result, for each length of a box, `(longest + 1, num_out)`; kept on the device.
+
+    The middle between two pixels is rounded by OpenCV's own rule, which its versions do not agree on, so OpenCV is asked.
+    """
+    cv2 = require("cv2", "data")
+    table = np.zeros((longest + 1, num_out), np.int64)
+    source = np.arange(longest, dtype=np.uint16)[None]
+    for length in range(1, longest + 1):
+        table[length] = cv2.resize(source[:, :length], (num_out, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0]
+    return torch.from_numpy(table).to(device)
