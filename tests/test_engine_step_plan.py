@@ -56,6 +56,26 @@ def test_order_changes_with_epoch_and_seed():
     assert len({tuple(order) for order in orders}) == 5
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_processes": 1}, {"accumulation": 1, "num_processes": 3}, {"batch_size": 1}]
+)
+def test_row_groups_are_divided_without_overlap_too(changes):
+    plan = make_plan(row_groups=(5, 5, 5, 5, 5, 1), **changes)
+    for epoch in range(3):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        keys = [key for step in steps for key in frames_of_step(plan, step)]
+        assert {e for e, _ in keys} == {epoch} and len(keys) == plan.steps_per_epoch * plan.frames_per_step
+        assert len({index for _, index in keys}) == len(keys)
+
+
+def test_each_process_reads_row_groups_of_its_own():
+    plan = make_plan(
+        num_frames=400, row_groups=(20,) * 20, num_processes=4, accumulation=1, batch_size=10, num_epochs=1
+    )
+    groups = [{i // 20 for step in range(10) for _, i in plan.batch(step, 0, process)} for process in range(4)]
+    assert all(len(own) == 5 for own in groups) and len(set.union(*groups)) == 20
+
+
 def test_a_sampler_that_begins_later_gives_the_rest():
     plan = make_plan()
     whole = list(StepSampler(plan, process=1))

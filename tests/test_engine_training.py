@@ -16,6 +16,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from vasomim_hf import UNeXtForVesselSegmentation, VasoMIMForPreTraining, VasoMIMImageProcessor
 from vasomim_hf.data.frame_cache import FrameCacheDataset
+from vasomim_hf.data.png import encode_mask_png, encode_png
+from vasomim_hf.data.vesselness import vessel_mask
 from vasomim_hf.engine import training_loop
 from vasomim_hf.engine.checkpoints import newest_checkpoint
 from vasomim_hf.engine.model_building import build_config, build_model
@@ -539,3 +541,117 @@ def test_relative_paths_of_a_run_are_those_of_the_working_directory(frames, tmp_
     monkeypatch.chdir(frames.parent)
     result = run_pretraining(Path("frames"), tmp_path, epochs=1, cache_dir="cache")
     assert result.finished
+
+
+# Parquet instead of a cache
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    """The twenty frames and their vesselness in two shards with row groups of three."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), vesselness=datasets.Image())
+    folder = tmp_path_factory.mktemp("streamed") / "parquet"
+    folder.mkdir()
+    images = [synthetic_frame(seed) for seed in range(20)]
+    rows = [
+        {
+            "image": {"bytes": encode_png(image), "path": None},
+            "vesselness": {"bytes": encode_mask_png(vessel_mask(image)), "path": None},
+        }
+        for image in images
+    ]
+    for shard in range(2):
+        dataset = datasets.Dataset.from_list(rows[shard::2], features)
+        dataset.to_parquet(folder / f"train-{shard:05d}-of-00002.parquet", batch_size=3)
+    return folder
+
+
+def test_a_stopped_run_from_parquet_goes_on_as_if_it_had_not_been_and_makes_no_cache(
+    parquet, segmentor, tmp_path, monkeypatch
+):
+    changes = {"streaming": True, "gradient_accumulation_steps": 2, "batch_size": 2, "epochs": 3}
+    changes |= {"model": {"hidden_dropout_prob": 0.1}, "cache_dir": str(tmp_path / "cache"), "probe_frames": 2}
+    run_pretraining(parquet, tmp_path / "whole", segmentor, **changes)
+    with monkeypatch.context() as patch:
+        stop_after(patch, PretrainTask, 13, signal.SIGTERM)
+        result = run_pretraining(parquet, tmp_path / "parts", segmentor, **changes)
+    assert not result.finished and result.step == 7
+    result = run_pretraining(parquet, tmp_path / "parts", segmentor, resume="auto", num_workers=2, **changes)
+    assert result.finished and result.step == 15 and not (tmp_path / "cache").exists()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole") and len(set(losses(tmp_path / "whole"))) == 15
+    weights = [load_file(tmp_path / name / "run/final/model.safetensors") for name in ("whole", "parts")]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+    probes = [
+        [line["probe_reconstruction_loss"] for line in read_log(tmp_path / name / "run", "epoch")]
+        for name in ("whole", "parts")
+    ]
+    assert probes[0] == probes[1] and len(set(probes[0])) == 3
+
+
+def test_a_run_from_parquet_makes_pictures_of_the_first_frames(parquet, segmentor, tmp_path, monkeypatch):
+    shown = []
+    original = PretrainTask.picture
+
+    def picture(self, model, epoch, progress):
+        shown.append([self.picture_dataset.cache.name(i) for i in range(len(self.picture_dataset))])
+        return original(self, model, epoch, progress)
+
+    monkeypatch.setattr(PretrainTask, "picture", picture)
+    changes = {"picture_every_epochs": 1, "num_pictures": 2, "probe_frames": 20, "epochs": 1}
+    result = run_pretraining(parquet, tmp_path, segmentor, streaming=True, **changes)
+    assert result.finished and len(list((tmp_path / "run/pictures").iterdir())) == 1
+    assert shown == [[f"train-00000-of-00002.parquet, row {row}" for row in (0, 1)]]
+    # More frames than the first row group has come from all over the data
+    assert read_log(tmp_path / "run", "epoch")[0]["probe_reconstruction_loss"] > 0
+
+
+def test_a_run_from_parquet_sees_the_frames_of_the_first_rows_only_if_told(parquet, tmp_path):
+    run_pretraining(parquet, tmp_path, streaming=True, max_frames=9, epochs=1)
+    start = read_log(tmp_path / "run", "start")[0]
+    assert (start["frames"], start["steps_per_epoch"]) == (9, 2)
+
+
+def test_a_loss_that_is_no_number_names_the_rows(parquet, tmp_path, monkeypatch):
+    original = VasoMIMForPreTraining.forward
+
+    def forward(self, **arguments):
+        output = original(self, **arguments)
+        output.loss = output.loss * float("inf")
+        return output
+
+    monkeypatch.setattr(VasoMIMForPreTraining, "forward", forward)
+    with pytest.raises(TrainingDivergedError):
+        run_pretraining(parquet, tmp_path, streaming=True, epochs=1)
+    about = json.loads((tmp_path / "run/diverged_step_00000000/about_process_0.json").read_text())
+    assert len(about["frames"]) == 4 and all(".parquet, row " in name for name in about["frames"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"streaming": False}, {"batch_size": 2, "gradient_accumulation_steps": 2}, {"max_frames": 19}]
+)
+def test_a_run_from_parquet_is_not_resumed_in_another_order(parquet, tmp_path, change, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    run_pretraining(parquet, tmp_path, streaming=True, epochs=1)
+    with pytest.raises(RunConfigError, match="its steps see other frames"):
+        run_pretraining(
+            parquet,
+            tmp_path,
+            resume="auto",
+            cache_dir=str(tmp_path / "c"),
+            **{"streaming": True, "epochs": 2, **change},
+        )
+
+
+def test_options_of_a_cache_do_not_go_with_streaming(parquet, tmp_path):
+    for change in ({"vesselness": {"border": 3}}, {"masks": "somewhere"}, {"frame_list": "names.txt"}):
+        with pytest.raises(RunConfigError, match="go with a frame cache; `streaming` takes every row"):
+            run_pretraining(parquet, tmp_path, streaming=True, **change)
+    with pytest.raises(RunConfigError, match="unknown key `streaming`"):
+        make_run(SegmentorRun, segmentor_values(parquet, tmp_path, streaming=True))
+    with pytest.raises(ValueError, match="only Parquet files can be streamed|holds no|has no split"):
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        Image.fromarray(synthetic_frame(0)).save(folder / "0.png")
+        run_pretraining(folder, tmp_path, streaming=True)

@@ -15,7 +15,7 @@ from ..optimization import absolute_learning_rate, cosine_learning_rate, paramet
 from .model_building import build_model
 from .pictures import COLUMNS, hide_patches, picture_grid, to_grey
 from .run_config import PretrainRun, save_run
-from .run_data import FinishHook, finish, open_run_cache
+from .run_data import FinishHook, finish, open_run_cache, open_run_stream
 from .step_plan import StepPlan
 from .training_loop import (
     ForwardContext,
@@ -48,7 +48,7 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
     with training_processes(run) as accelerator:
         checkpoint_to_resume(run)
         model = build_model(run)
-        cache = open_run_cache(run, accelerator)
+        cache = (open_run_stream if run.streaming else open_run_cache)(run, accelerator)
         height, width = model.config.image_height_width
         image_processor = VasoMIMImageProcessor(size={"height": height, "width": width})
         dataset = FrameCacheDataset(cache, (height, width), run.seed, tuple(run.crop_scale), run.flip_probability)
@@ -194,7 +194,10 @@ class PretrainTask:
 
 
 def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCacheDataset:
-    """Whole frames from all over a dataset."""
-    count = min(count, len(dataset))
-    chosen = dataset.cache.select([i * len(dataset) // count for i in range(count)])
+    """Whole frames from all over a dataset; from the first row group of Parquet, since each costs the reading of another."""
+    cache = dataset.cache
+    row_groups = cache.row_groups
+    total = row_groups[0] if row_groups and row_groups[0] >= count else len(dataset)
+    count = min(count, total)
+    chosen = cache.select([i * total // count for i in range(count)])
     return FrameCacheDataset(chosen, dataset.size, augment=False)

@@ -111,6 +111,11 @@ class TrainingRun:
 class PretrainRun(TrainingRun):
     """A pre-training run; the defaults are the paper's recipe."""
 
+    streaming: bool = _key(
+        False,
+        "read Parquet (a folder, or hf://) a few row groups at a time, without a cache; needs vessel masks in it",
+    )
+
     preset: str | None = _key("base", "tiny, small, base, large or huge")
     model_config: str | None = _key(None, "JSON file of a model configuration, instead of a preset")
     model: dict = _key({}, "keys of VasoMIMConfig that replace those of the preset, e.g. {mask_ratio: 0.75}")
@@ -134,6 +139,11 @@ class PretrainRun(TrainingRun):
         self._require_at_least(1, "epochs", "num_pictures")
         self._require_at_least(0, "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay")
         self._require_at_least(0, "picture_every_epochs", "probe_frames")
+        if self.streaming and (self.frame_list is not None or self.masks is not None or self.vesselness):
+            raise RunConfigError(
+                "`frame_list`, `masks` and `vesselness` go with a frame cache; `streaming` takes every row of the Parquet "
+                "files and its mask in `vesselness_column`. Leave them out, or leave out `streaming`."
+            )
         if self.warmup_epochs > self.epochs:
             raise RunConfigError(
                 f"The warm-up of {self.warmup_epochs:g} epochs is longer than the {self.epochs} epochs of training. "

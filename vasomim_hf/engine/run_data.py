@@ -1,4 +1,4 @@
-"""From a run's `data:` line to a frame cache, and from a trained model to its final folder."""
+"""From a run's `data:` line to a frame cache or open Parquet files, and from a trained model to its final folder."""
 
 import dataclasses
 import logging
@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from ..data.frame_cache import FrameCache, build_frame_cache
 from ..data.frame_sources import SourceOptions, open_source
+from ..data.parquet_frames import ParquetFrames, find_shards
 from ..folders import new_folder
 from ..image_processing_vasomim import VasoMIMImageProcessor
-from .run_config import TrainingRun
+from .run_config import PretrainRun, TrainingRun
 from .training_loop import PICTURES_NAME, TrainingResult
 
 
@@ -45,6 +46,25 @@ def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
     if run.max_frames is not None:
         cache = cache.select(list(range(min(run.max_frames, len(cache)))))
     return cache
+
+
+def open_run_stream(run: PretrainRun, accelerator: "Accelerator") -> ParquetFrames:
+    """Open the Parquet files of a run to be read in training; nothing is written.
+
+    Args:
+        run (`PretrainRun`): With `streaming`.
+        accelerator (`Accelerator`): Its main process says what was found.
+
+    Returns:
+        `ParquetFrames`: All frames, or the first `max_frames`.
+    """
+    shards = find_shards(run.data, run.data_split)
+    frames = ParquetFrames(shards, run.image_column, run.vesselness_column, run.bits_stored)
+    if accelerator.is_main_process:
+        logger.info("%d frames of %s, read from %d Parquet files in training", len(frames), run.data, len(shards))
+    if run.max_frames is not None:
+        frames = frames.select(range(min(run.max_frames, len(frames))))
+    return frames
 
 
 def _source_options(run: TrainingRun) -> SourceOptions:

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ..data.stream_order import StreamOptions, stream_order
+
 
 # Last word of each stream's seed; crops have (seed, epoch, index), which counts as a last word 0
 ORDER_STREAM, STEP_STREAM = 1, 2
@@ -32,6 +34,8 @@ class StepPlan:
         num_processes (`int`): Processes that train together.
         num_epochs (`int`): Length of training.
         seed (`int`): Seed of the order.
+        row_groups (`tuple[int, ...]`, *optional*): Rows of each row group, where frames are read from Parquet in training.
+            Each process then takes frames from row groups of its own, in the order of [`stream_order`].
 
     Raises:
         ValueError: If there are fewer frames than one step takes.
@@ -48,6 +52,7 @@ class StepPlan:
     num_processes: int
     num_epochs: int
     seed: int
+    row_groups: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.num_frames < self.frames_per_step:
@@ -75,9 +80,18 @@ class StepPlan:
     def batch(self, step: int, part: int, process: int) -> list[tuple[int, int]]:
         """Epoch and index of each frame in one batch: the `part`-th of a step, for one process."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        place = step_in_epoch * self.frames_per_step + (part * self.num_processes + process) * self.batch_size
-        order = _order(self.num_frames, self.seed, epoch)
+        if self.row_groups is not None:
+            place = (step_in_epoch * self.accumulation + part) * self.batch_size
+            order = stream_order(self.row_groups, self._stream_options(process), epoch)
+        else:
+            place = step_in_epoch * self.frames_per_step + (part * self.num_processes + process) * self.batch_size
+            order = _order(self.num_frames, self.seed, epoch)
         return [(epoch, int(index)) for index in order[place : place + self.batch_size]]
+
+    def _stream_options(self, process: int) -> StreamOptions:
+        return StreamOptions(
+            self.seed, rank=process, world_size=self.num_processes, batch_size=self.batch_size, drop_last=True
+        )
 
     def step_seed(self, step: int, part: int, process: int) -> int:
         """Seed of everything random in one forward pass."""

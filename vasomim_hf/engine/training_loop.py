@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data.frame_cache import FrameCache, FrameCacheDataset
+from ..data.frame_cache import FrameCacheDataset, StoredFrames
 from ..folders import atomic_file
 from ..import_utils import require
 from ..optimization import learning_rate_scheduler, training_progress
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 PICTURES_NAME = "pictures"
 # What a checkpoint cannot be resumed without: they decide which frames a step sees
-FIXED_BY_CHECKPOINT = ("num_frames", "frames_per_step", "seed", "cache_key")
+FIXED_BY_CHECKPOINT = ("num_frames", "frames_per_step", "seed", "cache_key", "stream")
 # Keys of a run that change nothing in the weights
 FREE_ON_RESUME = (
     *("output_dir", "cache_dir", "resume", "save_every_epochs", "keep_checkpoints", "log_every_steps", "tensorboard"),
@@ -223,6 +223,7 @@ class TrainingLoop:
             num_processes=accelerator.num_processes,
             num_epochs=parts.num_epochs,
             seed=run.seed,
+            row_groups=parts.dataset.cache.row_groups,
         )
         self.step = 0
         self.window = RunningMeans(task.metric_names, accelerator.device)
@@ -424,8 +425,12 @@ class TrainingLoop:
         return folder
 
     def _fixed(self) -> dict:
-        cache: FrameCache = self.parts.dataset.cache
+        cache: StoredFrames = self.parts.dataset.cache
+        plan = self.plan
+        # The order of a stream depends on how processes and batches divide it, that of a cache does not
+        is_stream = plan.row_groups is not None
         return {
+            "stream": [plan.num_processes, plan.batch_size] if is_stream else None,
             "num_frames": self.plan.num_frames,
             "frames_per_step": self.plan.frames_per_step,
             "seed": self.plan.seed,
@@ -451,9 +456,9 @@ class TrainingLoop:
     def _compare(self, folder: Path, state: dict) -> None:
         fixed = self._fixed()
         for name in FIXED_BY_CHECKPOINT:
-            if state["plan"][name] != fixed[name]:
+            if state["plan"].get(name) != fixed[name]:
                 raise RunConfigError(
-                    f"{folder} was made with {name}={state['plan'][name]}, this run has {fixed[name]}: its steps see other "
+                    f"{folder} was made with {name}={state['plan'].get(name)}, this run has {fixed[name]}: its steps see other "
                     "frames. Use the same data, seed and frames in a step, or begin in another output_dir (--init takes "
                     "its weights along)."
                 )
@@ -527,7 +532,7 @@ class TrainingLoop:
         with atomic_file(folder / f"inputs_process_{process}.safetensors") as temporary:
             save_file(tensors, temporary)
         values = {name: value for name, value in inputs.items() if not isinstance(value, torch.Tensor)}
-        cache: FrameCache = self.parts.dataset.cache
+        cache: StoredFrames = self.parts.dataset.cache
         about = {"step": step, "part": part, "frames": [cache.name(i) for _, i in frames], "arguments": values}
         about["weights_are_finite"] = all(bool(p.isfinite().all()) for p in self.parts.model.parameters())
         with atomic_file(folder / f"about_process_{process}.json") as temporary:
