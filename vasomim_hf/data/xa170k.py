@@ -142,8 +142,9 @@ def push_xa170k(
     folder = Path(folder)
     report = BuildReport.read(folder)
     api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    if private and not api.repo_info(repo_id, repo_type="dataset").private:
+    if not api.repo_exists(repo_id, repo_type="dataset"):
+        api.create_repo(repo_id, repo_type="dataset", private=private)
+    elif private and not api.repo_info(repo_id, repo_type="dataset").private:
         raise PermissionError(f"{repo_id} is public already. Name another repository, or pass private=False.")
     _name_in_card(folder / CARD_NAME, repo_id)
     commit = api.upload_folder(
