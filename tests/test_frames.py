@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vasomim_hf.data.frames import FrameReadError, list_frames, read_frame, scan_folder, to_uint8
+from vasomim_hf.data.frames import FrameReadError, list_frames, read_frame, read_frames, scan_folder, to_uint8
+from vasomim_hf.data.frames_types import Frame, ReadOptions
 from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessorPil
 
 
@@ -279,3 +280,115 @@ def test_a_file_of_several_frames_is_refused(tmp_path: Path) -> None:
     images[0].save(tmp_path / "run.tif", save_all=True, append_images=images[1:])
     with pytest.raises(FrameReadError, match="holds 3 frames, expected one"):
         read_frame(tmp_path / "run.tif")
+
+
+# Files of any kind
+
+
+def frames_of(path: Path, bits: int | None = None) -> list[Frame]:
+    return list(read_frames(path, ReadOptions(bits_stored=bits)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_a_picture_of_8_bits_is_one_frame(tmp_path: Path, suffix: str) -> None:
+    (frame,) = read_frames(save(tmp_path / f"a.{suffix}", grey()))
+    assert np.array_equal(frame.pixels, grey()) and frame.pixels.dtype == np.uint8
+    assert (frame.bits_stored, frame.index, frame.metadata.num_frames) == (8, 0, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
+def test_colour_is_read_as_by_read_frame(tmp_path: Path, mode: str) -> None:
+    path = save(tmp_path / "a.png", grey(), mode)
+    (frame,) = read_frames(path)
+    assert np.array_equal(frame.pixels, read_frame(path))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_deep_pictures_keep_every_level(tmp_path: Path, suffix: str, bits: int) -> None:
+    path = save(tmp_path / f"a.{suffix}", ramp(2**bits))
+    for (frame,) in (frames_of(path), frames_of(path, bits)):
+        assert np.array_equal(frame.pixels, ramp(2**bits))
+        assert frame.pixels.dtype == np.uint16 and frame.bits_stored == bits
+    with pytest.raises(FrameReadError, match=rf"a.{suffix}`: levels reach {2**bits - 1}, which 9 bits cannot hold"):
+        frames_of(path, 9)
+
+
+def test_pages_are_frames_of_one_depth_and_lie_in_order(tmp_path: Path) -> None:
+    pages = [ramp(2**bits) for bits in (10, 12, 10)]
+    images = [Image.fromarray(page) for page in pages]
+    images[0].save(tmp_path / "run.tif", save_all=True, append_images=images[1:])
+    frames = frames_of(tmp_path / "run.tif")
+    assert [frame.index for frame in frames] == [0, 1, 2] and {frame.bits_stored for frame in frames} == {12}
+    assert all(np.array_equal(frame.pixels, page) for frame, page in zip(frames, pages, strict=True))
+    assert frames[0].metadata.num_frames == 3
+    with pytest.raises(FrameReadError, match="which 10 bits cannot hold"):
+        frames_of(tmp_path / "run.tif", 10)
+
+
+def test_floats_and_32_bit_levels_are_whole_levels_again(tmp_path: Path) -> None:
+    for dtype in (np.int32, np.float32):
+        (frame,) = read_frames(save(tmp_path / "a.tif", ramp(4096).astype(dtype)))
+        assert np.array_equal(frame.pixels, ramp(4096)) and frame.bits_stored == 12
+    (frame,) = read_frames(save(tmp_path / "b.tif", ramp(256).astype(np.float32) / 255))
+    assert np.array_equal(frame.pixels, ramp(256) * 257) and frame.bits_stored == 16
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((4, 4), -3, np.int32), "must be >= 0"),
+        (np.full((4, 4), 70000, np.int32), "reach 70000"),
+        (np.full((4, 4), 1.5, np.float32), "levels are 1.5 to 1.5"),
+        (np.full((4, 4), np.nan, np.float32), "levels are nan"),
+    ],
+)
+def test_levels_that_are_no_grey_levels_are_named(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+    with pytest.raises(FrameReadError, match=rf"a.tif`: .*{message}"):
+        frames_of(save(tmp_path / "a.tif", pixels))
+
+
+def test_what_pillow_reads_wrongly_is_refused_here_too(tmp_path: Path) -> None:
+    with pytest.raises(FrameReadError, match="stores white as 0"):
+        frames_of(save(tmp_path / "a.tif", ramp(4096), tiffinfo={262: 0}))
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / "ten.png"), np.dstack([ramp(1024)] * 3))
+    with pytest.raises(FrameReadError, match="16 bits per colour channel"):
+        frames_of(tmp_path / "ten.png")
+
+
+def test_pages_before_the_damage_are_given(tmp_path: Path) -> None:
+    images = [Image.fromarray(np.roll(grey(), i)) for i in range(4)]
+    path = tmp_path / "run.tif"
+    images[0].save(path, save_all=True, append_images=images[1:], compression="tiff_lzw")
+    # the strips of the third page: its tag 273 says where they begin
+    with Image.open(path) as image:
+        image.seek(2)
+        (start,) = image.tag_v2[273]
+    content = bytearray(path.read_bytes())
+    content[start : start + 400] = bytes(400)
+    path.write_bytes(content)
+    found, frames = [], read_frames(path)
+    with pytest.raises(FrameReadError, match="from page 2 on"):
+        while True:
+            found.append(next(frames).pixels)
+    assert len(found) == 2 and np.array_equal(found[1], np.roll(grey(), 1))
+
+
+def test_files_of_no_known_kind_are_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(
+        FrameReadError, match=r"notes.txt` is no image, array, film or DICOM file.*\.png.*\.npz.*\.dcm"
+    ):
+        frames_of(tmp_path / "notes.txt")
+    for path in (tmp_path, tmp_path / "nowhere.png"):
+        with pytest.raises(FrameReadError, match="is no file"):
+            frames_of(path)
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for bits in (7, 17):
+        with pytest.raises(ValueError, match=rf"`bits_stored` must be in 8..16.*got {bits}"):
+            ReadOptions(bits_stored=bits)
+    with pytest.raises(ValueError, match="`salt` must not be empty"):
+        ReadOptions(salt="")

@@ -217,8 +217,9 @@ def _file_id(file: _File, salt: str | None) -> str:
 def _is_plain(path: Path) -> bool:
     """Whether any reader of the file sees the same grey levels as ours: 8-bit grey, upright, PNG or JPEG."""
     try:
-        with Image.open(path) as image:
+        # a DICOM file may look like a TIFF in its preamble
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             is_upright = image.getexif().get(ORIENTATION_TAG, UPRIGHT) == UPRIGHT
-            return image.mode == "L" and image.format in ("PNG", "JPEG") and is_upright
+            return image.mode == "L" and is_upright
     except UNREADABLE:
         return False
