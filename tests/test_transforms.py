@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vasomim_hf.data import transforms
+from vasomim_hf.data.synthetic import synthetic_angiogram
 from vasomim_hf.data.transforms import Crop, crop_frame, crop_vesselness, normalize_frames, random_crop
 
 
@@ -39,6 +41,43 @@ def test_crops_of_real_frames_agree_with_pillows_bicubic(shared_data):
             errors.append(root_mean_square(crop_frame(frame, crop, SIZE), pillow_crop(frame, crop)))
     # Of 255 grey levels; rounding alone makes 0.4
     assert len(paths) == 20 and np.mean(errors) < 1.0 and np.max(errors) < 4.0
+
+
+def gradient_energy(image):
+    return np.mean(np.diff(image, axis=0) ** 2) + np.mean(np.diff(image, axis=1) ** 2)
+
+
+def check_statistics(frames):
+    """The stated tolerance: what a model sees of a crop is what it would see of Pillow's antialiased bicubic.
+
+    Mean within 0.3 of 255 levels; a pixel within 0.8 on average; standard deviation within 2 %; energy of the gradient within
+    25 % in each crop, and within 6 % on average.
+    """
+    generator = np.random.default_rng(0)
+    energies = []
+    for frame in frames:
+        for _ in range(5):
+            crop = random_crop(frame.shape, generator)
+            fast, exact = crop_frame(frame, crop, SIZE).astype(float), pillow_crop(frame, crop).astype(float)
+            assert abs(fast.mean() - exact.mean()) < 0.3 and np.abs(fast - exact).mean() < 0.8
+            assert fast.std() / exact.std() == pytest.approx(1, abs=0.02)
+            energies.append(gradient_energy(fast) / gradient_energy(exact))
+    assert np.abs(np.array(energies) - 1).max() < 0.25 and np.mean(energies) == pytest.approx(1, abs=0.06)
+
+
+def test_crops_of_real_frames_have_the_statistics_of_pillows(shared_data):
+    paths = sorted((shared_data / "arcade_sample").rglob("*.png"))[:16]
+    check_statistics([np.asarray(Image.open(path).convert("L")) for path in paths])
+
+
+def test_crops_of_synthetic_frames_have_the_statistics_of_pillows():
+    check_statistics([synthetic_angiogram(seed, size=512).image for seed in range(6)])
+
+
+def test_a_crop_without_antialiasing_has_other_statistics(monkeypatch):
+    monkeypatch.setattr(transforms, "_interpolation", lambda cv2, crop, size: cv2.INTER_CUBIC)
+    with pytest.raises(AssertionError):
+        test_crops_of_synthetic_frames_have_the_statistics_of_pillows()
 
 
 @pytest.mark.parametrize("side", [100, 224, 240, 300, 350, 420, 512])
