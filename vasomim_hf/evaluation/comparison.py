@@ -1,0 +1,279 @@
+"""Two models on the same images: differences with intervals and p-values, over one or several seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .classification_metrics import classification_measures
+from .detection_metrics import detection_measures
+from .measures import Measure, Rows, column
+from .results import (
+    EvaluationResults,
+    ResultRow,
+    SummaryValue,
+    clusters_of,
+    format_interval,
+    format_number,
+    format_table,
+)
+from .segmentation_scores import segmentation_measures
+from .statistics import Pair, PairedTest, Resampling, Statistic, mean_of, paired_test, weighted_mean, wilcoxon_p
+
+
+class Scores(Protocol):
+    """What gathers the scores of a task, such as `SegmentationScores`."""
+
+    kind: str
+    labels: list[str]
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        """One for each image."""
+
+    def summary(self, resampling: Resampling | None = None) -> dict[str, SummaryValue]:
+        """All numbers with their intervals."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was evaluated; see `EvaluationResults`."""
+
+    task: str
+    model: str
+    data: str
+    split: str
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number of two models.
+
+    Args:
+        test (`PairedTest`): Both values, difference (first minus second) with interval, and p of the permutation test.
+        wilcoxon_p (`float`): p of Wilcoxon's test; NaN for numbers that are no mean over images.
+        n (`int`): Images that count.
+        undefined (`int`): Images left out since one of the two has no value there.
+        spread (`tuple` of two `float`): Standard deviation over the seeds of each model; NaN for one seed.
+    """
+
+    test: PairedTest
+    wilcoxon_p: float
+    n: int
+    undefined: int
+    spread: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same images.
+
+    Args:
+        first (`str`): Name of the first model.
+        second (`str`): Name of the second.
+        num_images (`int`): Images.
+        num_groups (`int`): Patients, or images where no patient is known: what was drawn and exchanged.
+        num_seeds (`int`): Result files of each model.
+        differing_settings (`list[str]`): Settings that are not the same in all files.
+        differences (`dict[str, Difference]`): By name of the number.
+    """
+
+    first: str
+    second: str
+    num_images: int
+    num_groups: int
+    num_seeds: int
+    differing_settings: list[str]
+    differences: dict[str, Difference]
+
+
+def build_results(scores: Scores, description: Description, resampling: Resampling | None = None) -> EvaluationResults:
+    """Put gathered scores and what they are of together, ready for `write_results`.
+
+    Args:
+        scores (`Scores`): After the last batch.
+        description (`Description`): What was evaluated.
+        resampling (`Resampling`, *optional*): How intervals are drawn; it is kept in the settings.
+
+    Returns:
+        `EvaluationResults`: With summary.
+    """
+    resampling = resampling or Resampling()
+    settings = description.settings | {"resampling": vars(resampling)}
+    return EvaluationResults(
+        kind=scores.kind,
+        task=description.task,
+        model=description.model,
+        data=description.data,
+        split=description.split,
+        labels=list(scores.labels),
+        rows=list(scores.rows),
+        summary=scores.summary(resampling),
+        settings=settings,
+    )
+
+
+def measures_of(results: EvaluationResults) -> dict[str, Measure]:
+    """The numbers that can be computed from the rows of a result.
+
+    Args:
+        results (`EvaluationResults`): Of any kind.
+
+    Returns:
+        `dict[str, Measure]`: By name.
+    """
+    if results.kind == "detection":
+        return detection_measures(results.labels)
+    if results.kind == "classification":
+        return classification_measures(results.labels)
+    return segmentation_measures(results.labels, results.rows)
+
+
+def compare_results(
+    first: EvaluationResults | Sequence[EvaluationResults],
+    second: EvaluationResults | Sequence[EvaluationResults],
+    names: Sequence[str] | None = None,
+    resampling: Resampling | None = None,
+) -> Comparison:
+    """Compare two models on the same images.
+
+    Several results of a model are its seeds: each number is averaged over them, so that images, or patients, stay what
+    is drawn, and the spread over the seeds is told beside it. The interval holds for these trained models on other
+    patients; only the spread tells what training again would change.
+
+    Args:
+        first (`EvaluationResults` or a sequence): Of one model; as many seeds as `second`.
+        second (`EvaluationResults` or a sequence): Of the other model.
+        names (sequence of `str`, *optional*): Numbers to compare; all that both have without it.
+        resampling (`Resampling`, *optional*): How intervals and p-values are drawn.
+
+    Returns:
+        `Comparison`: Differences are first minus second.
+
+    Raises:
+        ValueError: If the results are of different images, tasks, data or patients.
+    """
+    firsts = [first] if isinstance(first, EvaluationResults) else list(first)
+    seconds = [second] if isinstance(second, EvaluationResults) else list(second)
+    if not firsts or len(firsts) != len(seconds):
+        raise ValueError(
+            f"Both models need the same number of results (seeds), at least one, got {len(firsts)} and {len(seconds)}."
+        )
+    everything = [*firsts, *seconds]
+    for other in everything[1:]:
+        _check_same(everything[0], other)
+    rows = [_in_order(results, everything[0].image_ids) for results in everything]
+    measures = {name: measure for name, measure in measures_of(firsts[0]).items() if name in measures_of(seconds[0])}
+    unknown = [name for name in names or () if name not in measures]
+    if unknown:
+        raise ValueError(f"No such number in both results: {', '.join(unknown)}. There are: {', '.join(measures)}.")
+    differences = {
+        name: _difference(name, measures[name], rows[: len(firsts)], rows[len(firsts) :], resampling)
+        for name in names or measures
+    }
+    return Comparison(
+        first=firsts[0].model,
+        second=seconds[0].model,
+        num_images=len(rows[0]),
+        num_groups=len({row.patient_id or (row.image_id,) for row in rows[0]}),
+        num_seeds=len(firsts),
+        differing_settings=_differing_settings(everything),
+        differences=differences,
+    )
+
+
+def _check_same(one: EvaluationResults, other: EvaluationResults) -> None:
+    for name in ("kind", "task", "data", "split", "labels"):
+        if getattr(one, name) != getattr(other, name):
+            raise ValueError(
+                f"Results of different evaluations cannot be compared: `{name}` is {getattr(one, name)!r} and "
+                f"{getattr(other, name)!r}. Evaluate both models in the same way."
+            )
+    here, there = set(one.image_ids), set(other.image_ids)
+    if here != there or len(here) != len(one.rows) or len(there) != len(other.rows):
+        odd = [repr(i) for i in sorted(here ^ there)[:5]]
+        raise ValueError(
+            f"Results of different images cannot be compared: {len(here & there)} images are in both, "
+            f"{len(here - there)} only in {one.model!r} and {len(there - here)} only in {other.model!r}"
+            f"{' (such as ' + ', '.join(odd) + ')' if odd else ''}. Evaluate both models on the same split."
+        )
+    patients = {row.image_id: row.patient_id for row in one.rows}
+    if any(patients[row.image_id] != row.patient_id for row in other.rows):
+        raise ValueError("The results give the same image to different patients. Evaluate both with the same data.")
+
+
+def _in_order(results: EvaluationResults, image_ids: Sequence[str]) -> list[ResultRow]:
+    rows = {row.image_id: row for row in results.rows}
+    return [rows[i] for i in image_ids]
+
+
+def _differing_settings(everything: Sequence[EvaluationResults]) -> list[str]:
+    names = {name for results in everything for name in results.settings}
+    texts = {name: {json.dumps(r.settings.get(name), sort_keys=True) for r in everything} for name in names}
+    return sorted(name for name, found in texts.items() if len(found) > 1)
+
+
+def _difference(
+    name: str, measure: Measure, firsts: Sequence[Rows], seconds: Sequence[Rows], resampling: Resampling | None
+) -> Difference:
+    clusters = clusters_of(firsts[0])
+    means, wilcoxon = _means(name, firsts, seconds, measure), float("nan")
+    if means is None:
+        parts = [[measure.build(rows) for rows in side] for side in (firsts, seconds)]
+        mixed = [measure.build([*a, *b]) for a, b in zip(firsts, seconds, strict=True)]
+    else:
+        parts = [[weighted_mean(values) for values in side] for side in means]
+        mixed = [weighted_mean(np.concatenate(both)) for both in zip(*means, strict=True)]
+        wilcoxon = wilcoxon_p(means[0].mean(axis=0), means[1].mean(axis=0), clusters)
+    first, second = mean_of(parts[0]), mean_of(parts[1])
+    pair = Pair(first, second, mean_of(mixed).compute, len(clusters), clusters)
+    spread = _spread(parts[0], len(clusters)), _spread(parts[1], len(clusters))
+    return Difference(paired_test(pair, resampling), wilcoxon, first.n, first.undefined, spread)
+
+
+def _means(
+    name: str, firsts: Sequence[Rows], seconds: Sequence[Rows], measure: Measure
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Row values (S, N) of both, NaN where any of them is undefined; None for what is no mean of row values."""
+    if not measure.is_mean:
+        return None
+    values = np.stack([[column(rows, name) for rows in side] for side in (firsts, seconds)])
+    values[:, :, np.isnan(values).any(axis=(0, 1))] = np.nan
+    return values[0], values[1]
+
+
+def _spread(parts: Sequence[Statistic], num_items: int) -> float:
+    return float(np.std([part.value(num_items) for part in parts], ddof=1)) if len(parts) > 1 else float("nan")
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """The comparison as text for people.
+
+    Args:
+        comparison (`Comparison`): What to show.
+
+    Returns:
+        `str`: A head and a table.
+    """
+    head = ["", "first", "second", "difference", "interval", "p", "Wilcoxon p", "n", "undefined"]
+    several = comparison.num_seeds > 1
+    lines = []
+    for name, entry in comparison.differences.items():
+        test = entry.test
+        numbers = [format_number(value) for value in (test.first, test.second, test.difference.value)]
+        ends = format_interval(test.difference.low, test.difference.high)
+        p_values = [format_number(test.p_value), format_number(entry.wilcoxon_p)]
+        spreads = [format_number(value) for value in entry.spread] if several else []
+        lines.append([name, *numbers, ends, *p_values, str(entry.n), str(entry.undefined), *spreads])
+    head += ["spread of first", "spread of second"] if several else []
+    title = (
+        f"first: {comparison.first}, second: {comparison.second}; {comparison.num_images} images in "
+        f"{comparison.num_groups} groups, {comparison.num_seeds} seeds each"
+    )
+    settings = f"\nsettings that differ: {', '.join(comparison.differing_settings)}" * bool(
+        comparison.differing_settings
+    )
+    return f"{title}{settings}\n{format_table(head, lines)}\n"

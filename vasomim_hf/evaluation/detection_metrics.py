@@ -1,0 +1,404 @@
+"""Scores of boxes over a data set: average precision as COCO defines it, and sensitivity at fixed false positives.
+
+Boxes are matched by pycocotools, and the average precision that is reported is its own. Its accumulation is repeated here
+with weights, for intervals and comparisons only; without weights both give the same number. Definitions are in
+docs/metrics.md.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..import_utils import require
+from .measures import Measure, Rows, summarise
+from .results import ResultRow, RowCollector, SummaryValue
+from .statistics import Resampling, Statistic, mean_of_known, safe_ratio
+
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+MAX_DETECTIONS = 100
+FALSE_POSITIVES = (0.1, 0.5, 1.0, 2.0)
+
+# Places of the criteria in the bits of `matches`: ten overlaps, then the centre in the box.
+_ALL = range(len(IOU_THRESHOLDS))
+_IOU_50, _IOU_75, _CENTRE = 0, 5, len(IOU_THRESHOLDS)
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The boxes of an image.
+
+    Args:
+        corners (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom in pixels.
+        labels (`np.ndarray` of shape `(num_boxes,)`): Category ids from 0 on.
+        scores (`np.ndarray` of shape `(num_boxes,)`, *optional*): Confidence of predicted boxes; higher is surer.
+    """
+
+    corners: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+    @classmethod
+    def from_coco(cls, boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> "Boxes":
+        """Annotated boxes as data sets hold them.
+
+        Args:
+            boxes (sequence of shape `(num_boxes, 4)`): Left, top, width and height in pixels.
+            labels (sequence of `num_boxes` `int`): Category ids from 0 on.
+
+        Returns:
+            `Boxes`: Without scores.
+        """
+        corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        return cls(corners, np.array(labels, dtype=np.int64))
+
+
+class DetectionScores:
+    """Gathers predicted and annotated boxes; of each image its boxes stay in memory, of predictions the best 100.
+
+    Args:
+        labels (sequence of `str`): Names of the categories, in the order of their ids; there is none for background.
+
+    Example:
+        >>> scores = DetectionScores(["stenosis"])
+        >>> target = Boxes.from_coco([[10, 10, 20, 20]], [0])
+        >>> found = Boxes(np.array([[10.0, 10.0, 30.0, 29.0]]), np.array([0]), np.array([0.9]))
+        >>> scores.update([found], [target], image_ids=["a"])
+        >>> round(scores.summary()["ap75"].value, 3)
+        1.0
+    """
+
+    kind = "detection"
+
+    def __init__(self, labels: Sequence[str]):
+        if not labels or len(set(labels)) != len(labels):
+            raise ValueError(f"`labels` must be different names of categories, at least one, got {list(labels)}.")
+        self.labels = list(labels)
+        self._collector = RowCollector()
+        self._annotations: list[dict[str, Any]] = []
+        self._detections: list[dict[str, Any]] = []
+        self._centre_hits: list[dict[int, list[bool]]] = []
+        self._rows: list[ResultRow] | None = None
+        self._official: dict[str, float] = {}
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        """The numbers of each image so far; boxes are matched when they are asked for."""
+        if self._rows is None:
+            self._rows = self._matched_rows()
+        return self._rows
+
+    def update(
+        self,
+        predictions: Sequence[Boxes],
+        targets: Sequence[Boxes],
+        image_ids: Sequence[str],
+        patient_ids: Sequence[str | None] | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            predictions (sequence of `Boxes`): With scores; may have no boxes.
+            targets (sequence of `Boxes`): As annotated; may have no boxes.
+            image_ids (sequence of `str`): Unique over the data set.
+            patient_ids (sequence of `str` or `None`, *optional*): Patients, where known.
+
+        Raises:
+            ValueError: If numbers do not fit, a box is degenerate, or an image comes twice.
+        """
+        if len(predictions) != len(targets):
+            raise ValueError(f"Each image needs predictions and targets, got {len(predictions)} and {len(targets)}.")
+        self._collector.check(image_ids, patient_ids, len(targets))
+        for image_id, prediction, target in zip(image_ids, predictions, targets, strict=True):
+            _check_boxes(prediction, len(self.labels), f"The prediction of image {image_id!r}", is_target=False)
+            _check_boxes(target, len(self.labels), f"The target of image {image_id!r}", is_target=True)
+        self._rows = None
+        for i, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+            best = _best(prediction, len(self.labels))
+            patient = None if patient_ids is None else patient_ids[i]
+            self._collector.add(ResultRow(str(image_ids[i]), patient, {}))
+            number = len(self._collector.rows)
+            self._annotations += _annotations(target, number, len(self._annotations))
+            self._detections += _annotations(best, number, len(self._detections))
+            self._centre_hits.append(_centre_hits(best, target, len(self.labels)))
+
+    def summary(self, resampling: Resampling | None = None) -> dict[str, SummaryValue]:
+        """All numbers over the images, with intervals.
+
+        Args:
+            resampling (`Resampling`, *optional*): How intervals are drawn.
+
+        Returns:
+            `dict[str, SummaryValue]`: By name; see docs/metrics.md.
+        """
+        rows = self.rows
+        summary = summarise(rows, detection_measures(self.labels), resampling)
+        return {name: replace(entry, value=self._official.get(name, entry.value)) for name, entry in summary.items()}
+
+    def _matched_rows(self) -> list[ResultRow]:
+        kept = self._collector.rows
+        if not kept:
+            return []
+        images = self._evaluate(len(kept))
+        rows = []
+        for number, row in enumerate(kept, start=1):
+            lists: dict[str, list[float]] = {"scores": [], "labels": [], "matches": [], "target_labels": []}
+            for label in range(len(self.labels)):
+                _extend(lists, images.get((number, label)), label, self._centre_hits[number - 1][label])
+            rows.append(replace(row, values=_image_values(lists), lists=lists))
+        return rows
+
+    def _evaluate(self, num_images: int) -> dict[tuple[int, int], dict[str, Any]]:
+        """What pycocotools finds for each image and category, by the image's number and the category's id."""
+        evaluator = require("pycocotools.cocoeval", extra="eval").COCOeval
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.labels)]
+        content = {"images": [{"id": i + 1} for i in range(num_images)], "categories": categories}
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = evaluator(
+                _as_coco(content | {"annotations": self._annotations}),
+                _as_coco(content | {"annotations": self._detections}),
+                "bbox",
+            )
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+            evaluation.params.maxDets = [MAX_DETECTIONS]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precisions, recalls = evaluation.eval["precision"], evaluation.eval["recall"]
+        self._official = {
+            "ap": _mean_of_defined(precisions),
+            "ap50": _mean_of_defined(precisions[_IOU_50]),
+            "ap75": _mean_of_defined(precisions[_IOU_75]),
+            "recall": _mean_of_defined(recalls),
+            "recall50": _mean_of_defined(recalls[_IOU_50]),
+        }
+        return {(found["image_id"], found["category_id"]): found for found in evaluation.evalImgs if found}
+
+
+def _check_boxes(boxes: Boxes, num_labels: int, what: str, is_target: bool) -> None:
+    corners, labels = np.asarray(boxes.corners, dtype=np.float64), np.asarray(boxes.labels)
+    if corners.size and (corners.ndim != 2 or corners.shape[1] != 4):
+        raise ValueError(f"{what} must have corners of shape (num_boxes, 4), got {corners.shape}.")
+    if len(labels) != len(corners):
+        raise ValueError(f"{what} has {len(corners)} boxes and {len(labels)} labels. Each box needs one.")
+    if not np.isfinite(corners).all():
+        raise ValueError(f"{what} has corners that are not finite. Look for a loss that was NaN in training.")
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_labels):
+        raise ValueError(
+            f"{what} has labels {sorted(set(labels.tolist()))[:5]}, and ids run from 0 to {num_labels - 1}."
+        )
+    sizes = corners[:, 2:] - corners[:, :2] if len(corners) else np.ones((0, 2))
+    if (sizes < 0).any() or (is_target and (sizes == 0).any()):
+        raise ValueError(
+            f"{what} has a box without area or with its corners exchanged, such as "
+            f"{corners[(sizes <= 0).any(axis=1)][0].tolist()}. Corners are left, top, right, bottom."
+        )
+    if is_target:
+        return
+    if boxes.scores is None or np.shape(boxes.scores) != (len(corners),) or not np.isfinite(boxes.scores).all():
+        raise ValueError(f"{what} must have one finite score for each of its {len(corners)} boxes.")
+
+
+def _best(boxes: Boxes, num_labels: int) -> Boxes:
+    """The best 100 of each category, surest first; those of equal score keep their order."""
+    scores = np.asarray(boxes.scores, dtype=np.float64)
+    order = np.argsort(-scores, kind="stable")
+    labels = np.asarray(boxes.labels)[order]
+    kept = [order[labels == label][:MAX_DETECTIONS] for label in range(num_labels)]
+    chosen = np.concatenate(kept).astype(np.int64)
+    corners = np.asarray(boxes.corners, dtype=np.float64).reshape(-1, 4)
+    return Boxes(corners[chosen], np.asarray(boxes.labels)[chosen], scores[chosen])
+
+
+def _annotations(boxes: Boxes, image: int, known: int) -> list[dict[str, Any]]:
+    """As a COCO file has them; ids begin at 1, since pycocotools takes a match with 0 for none."""
+    corners = np.asarray(boxes.corners, dtype=np.float64).reshape(-1, 4)
+    sizes = corners[:, 2:] - corners[:, :2]
+    scores = np.zeros(len(corners)) if boxes.scores is None else boxes.scores
+    return [
+        {
+            "id": known + 1 + i,
+            "image_id": image,
+            "category_id": int(boxes.labels[i]),
+            "bbox": [*corners[i, :2].tolist(), *sizes[i].tolist()],
+            "area": float(sizes[i].prod()),
+            "iscrowd": 0,
+            "score": float(scores[i]),
+        }
+        for i in range(len(corners))
+    ]
+
+
+def _as_coco(content: dict[str, Any]) -> Any:
+    coco = require("pycocotools.coco", extra="eval").COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _mean_of_defined(values: np.ndarray) -> float:
+    """pycocotools marks what is undefined with -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _centre_hits(prediction: Boxes, target: Boxes, num_labels: int) -> dict[int, list[bool]]:
+    """For each category and each of its predictions, surest first: is its centre in a box that is still free?
+
+    Of several boxes it takes the one whose centre is nearest.
+    """
+    hits: dict[int, list[bool]] = {}
+    for label in range(num_labels):
+        boxes = np.asarray(target.corners, dtype=np.float64).reshape(-1, 4)[np.asarray(target.labels) == label]
+        free = np.ones(len(boxes), dtype=bool)
+        hits[label] = []
+        for corners in prediction.corners[prediction.labels == label]:
+            centre = (corners[:2] + corners[2:]) / 2
+            inside = free & (centre >= boxes[:, :2]).all(axis=1) & (centre <= boxes[:, 2:]).all(axis=1)
+            hits[label].append(bool(inside.any()))
+            if inside.any():
+                away = ((boxes[:, :2] + boxes[:, 2:]) / 2 - centre) ** 2
+                free[np.where(inside, away.sum(axis=1), np.inf).argmin()] = False
+    return hits
+
+
+def _extend(lists: dict[str, list[float]], found: dict[str, Any] | None, label: int, centre: list[bool]) -> None:
+    """Add a category to the lists of an image; a bit of `matches` says whether a box counts as right."""
+    if found is None:
+        return
+    bits = np.concatenate([found["dtMatches"] > 0, np.array(centre, dtype=bool)[None]])
+    lists["scores"] += found["dtScores"]
+    lists["labels"] += [label] * bits.shape[1]
+    lists["matches"] += (bits * (1 << np.arange(len(bits)))[:, None]).sum(axis=0).tolist()
+    lists["target_labels"] += [label] * len(found["gtIds"])
+
+
+def _image_values(lists: dict[str, list[float]]) -> dict[str, float]:
+    return {
+        "num_targets": float(len(lists["target_labels"])),
+        "num_predictions": float(len(lists["scores"])),
+        "num_found": float(sum(int(bits) & 1 for bits in lists["matches"])),
+    }
+
+
+# Numbers of the summary ---------------------------------------------------------------------------------------------
+
+
+def detection_measures(labels: Sequence[str]) -> dict[str, Measure]:
+    """What is computed from rows of boxes.
+
+    Args:
+        labels (sequence of `str`): Names of the categories.
+
+    Returns:
+        `dict[str, Measure]`: By name.
+    """
+    count = len(labels)
+    measures = {
+        "ap": Measure(_over_categories(_average_precision, _ALL, count)),
+        "ap50": Measure(_over_categories(_average_precision, [_IOU_50], count)),
+        "ap75": Measure(_over_categories(_average_precision, [_IOU_75], count)),
+        "recall": Measure(_over_categories(_recall, _ALL, count)),
+        "recall50": Measure(_over_categories(_recall, [_IOU_50], count)),
+    }
+    for rate in FALSE_POSITIVES:
+        measures[f"sensitivity_at_{rate:g}_fp"] = Measure(_sensitivity_at(rate, _IOU_50))
+    for rate in FALSE_POSITIVES:
+        measures[f"centre_sensitivity_at_{rate:g}_fp"] = Measure(_sensitivity_at(rate, _CENTRE))
+    return measures
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Predicted boxes of all images, surest first, (D,): scores, image numbers, bits; and (N,) targets of each image."""
+
+    scores: np.ndarray
+    images: np.ndarray
+    bits: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def gather(cls, rows: Rows, label: int | None = None) -> "_Found":
+        chosen = [np.array(row.lists["labels"]) == label if label is not None else ... for row in rows]
+        scores = [np.array(row.lists["scores"])[one] for row, one in zip(rows, chosen, strict=True)]
+        bits = [np.array(row.lists["matches"])[one] for row, one in zip(rows, chosen, strict=True)]
+        images = np.repeat(np.arange(len(rows)), [len(one) for one in scores])
+        joined = np.concatenate(scores)
+        order = np.argsort(-joined, kind="stable")
+        kinds = [row.lists["target_labels"] for row in rows]
+        targets = np.array([len(kind) if label is None else kind.count(label) for kind in kinds], dtype=np.float64)
+        return cls(joined[order], images[order], np.concatenate(bits)[order].astype(np.int64), targets)
+
+    def cumulated(self, weights: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Right and wrong boxes down to each one, (R, D), where images count `weights` (R, N)."""
+        of_boxes = weights[:, self.images]
+        right = (self.bits >> place & 1).astype(np.float64)
+        return np.cumsum(of_boxes * right, axis=1), np.cumsum(of_boxes * (1 - right), axis=1)
+
+
+Curve = Callable[[_Found, np.ndarray, int], np.ndarray]
+
+
+def _over_categories(curve: Curve, places: Sequence[int], num_labels: int) -> Callable[[Rows], Statistic]:
+    """Mean over overlaps, and over the categories that have targets."""
+
+    def build(rows: Rows) -> Statistic:
+        found = [_Found.gather(rows, label) for label in range(num_labels)]
+
+        def compute(weights: np.ndarray) -> np.ndarray:
+            # a few rows at a time: there may be a hundred boxes for each image
+            parts = np.array_split(weights, max(1, len(weights) // 64))
+            return np.concatenate([_mean_curve(curve, found, part, places) for part in parts])
+
+        return Statistic(compute, n=len(rows))
+
+    return build
+
+
+def _mean_curve(curve: Curve, found: Sequence[_Found], weights: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    values = np.stack([np.mean([curve(one, weights, place) for place in places], axis=0) for one in found], axis=1)
+    return mean_of_known(values)
+
+
+def _average_precision(found: _Found, weights: np.ndarray, place: int) -> np.ndarray:
+    """Mean over 101 recalls of the highest precision at that recall or a higher one, as `COCOeval.accumulate`."""
+    right, wrong = found.cumulated(weights, place)
+    totals = weights @ found.targets
+    precision = right / (right + wrong + np.spacing(1))
+    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    result = np.full(len(weights), np.nan)
+    for i in np.flatnonzero(totals > 0):
+        reached = np.searchsorted(right[i] / totals[i], RECALLS, side="left")
+        reached = reached[reached < right.shape[1]]
+        result[i] = highest[i, reached].sum() / len(RECALLS)
+    return result
+
+
+def _recall(found: _Found, weights: np.ndarray, place: int) -> np.ndarray:
+    right, _ = found.cumulated(weights, place)
+    most = right[:, -1] if right.shape[1] else np.zeros(len(weights))
+    return safe_ratio(most, weights @ found.targets)
+
+
+def _sensitivity_at(rate: float, place: int) -> Callable[[Rows], Statistic]:
+    """Highest share of targets found at a threshold of the score that lets `rate` wrong boxes per image pass on average."""
+
+    def build(rows: Rows) -> Statistic:
+        found = _Found.gather(rows)
+        # a threshold cannot part boxes of the same score
+        last = np.flatnonzero(np.append(found.scores[1:] != found.scores[:-1], len(found.scores) > 0))
+
+        def compute(weights: np.ndarray) -> np.ndarray:
+            right, wrong = (sums[:, last] for sums in found.cumulated(weights, place))
+            allowed = wrong <= rate * weights.sum(axis=1, keepdims=True) + 1e-9
+            most = np.max(np.where(allowed, right, 0.0), axis=1, initial=0.0)
+            return safe_ratio(most, weights @ found.targets)
+
+        return Statistic(compute, n=len(rows))
+
+    return build

@@ -1,0 +1,358 @@
+"""How sure a number is: bootstrap intervals and paired permutation tests, by patient where patients are known.
+
+A statistic is a function of how often each item counts, `weights (R, N) -> (R,)`: all ones give the number itself, the
+counts of a resample its replicate, and zeros leave items out. So the same code serves means, pooled ratios, areas under
+curves and average precision.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+
+from ..import_utils import require
+
+
+Weighing = Callable[[np.ndarray], np.ndarray]
+
+_BLOCK = 4_000_000  # numbers of a block of weights, so that memory does not grow with the number of resamples
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number over items, such as the images of a split.
+
+    Args:
+        compute (`Callable`): From weights `np.ndarray` of shape `(num_replicates, num_items)`, float >= 0, to values
+            of shape `(num_replicates,)`; NaN where it is undefined.
+        n (`int`): How many items it is taken over.
+        undefined (`int`): How many items it leaves out, since they have no value.
+    """
+
+    compute: Weighing
+    n: int
+    undefined: int = 0
+
+    def value(self, num_items: int) -> float:
+        """The number itself, every item counted once."""
+        return float(self.compute(np.ones((1, num_items)))[0])
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals and p-values are drawn.
+
+    Args:
+        level (`float`): Coverage of intervals, in (0, 1).
+        num_resamples (`int`): Bootstrap resamples of an interval.
+        num_permutations (`int`): Random exchanges of a test; all possible ones are taken where they are not more.
+        method (`str`): `"bca"` (bias-corrected and accelerated; Efron, 1987) or `"percentile"`.
+        seed (`int`): The same seed gives the same result.
+    """
+
+    level: float = 0.95
+    num_resamples: int = 2000
+    num_permutations: int = 5000
+    method: str = "bca"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.level < 1:
+            raise ValueError(f"`level` must lie between 0 and 1, got {self.level}. Pass 0.95 for a 95 % interval.")
+        if self.method not in ("bca", "percentile"):
+            raise ValueError(f"`method` must be 'bca' or 'percentile', got {self.method!r}.")
+        if min(self.num_resamples, self.num_permutations) < 1:
+            raise ValueError(
+                f"`num_resamples` and `num_permutations` must be positive, got {self.num_resamples} and "
+                f"{self.num_permutations}."
+            )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its confidence interval; the ends are NaN where no interval can be given."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Difference of two numbers on the same items (first minus second), its interval and p-value of no difference."""
+
+    first: float
+    second: float
+    difference: Interval
+    p_value: float
+
+
+def weighted_mean(values: np.ndarray) -> Statistic:
+    """Mean over the items that have a value.
+
+    Args:
+        values (`np.ndarray` of shape `(num_items,)`): float; NaN where an item has none.
+
+    Returns:
+        `Statistic`: The mean; NaN where no item has a value.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+
+    def compute(weights: np.ndarray) -> np.ndarray:
+        return safe_ratio(weights @ filled, weights @ known.astype(np.float64))
+
+    return Statistic(compute, n=int(known.sum()), undefined=int((~known).sum()))
+
+
+def mean_of(statistics: Sequence[Statistic]) -> Statistic:
+    """Mean of several numbers over the same items, such as those of several seeds."""
+
+    def compute(weights: np.ndarray) -> np.ndarray:
+        return np.mean([statistic.compute(weights) for statistic in statistics], axis=0)
+
+    return Statistic(compute, min(s.n for s in statistics), max(s.undefined for s in statistics))
+
+
+def safe_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Quotient, NaN where the denominator is 0.
+
+    Args:
+        part (`np.ndarray` of any shape): float.
+        whole (`np.ndarray` of the shape of `part`): float.
+
+    Returns:
+        `np.ndarray` of the shape of `part`: float.
+    """
+    result = np.full(np.broadcast_shapes(np.shape(part), np.shape(whole)), np.nan)
+    return np.divide(part, whole, out=result, where=np.asarray(whole) != 0)
+
+
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean along the last axis over what is not NaN; NaN where nothing is left.
+
+    Args:
+        values (`np.ndarray` of shape `(num_replicates, num_classes)`): float.
+
+    Returns:
+        `np.ndarray` of shape `(num_replicates,)`: float.
+    """
+    known = ~np.isnan(values)
+    return safe_ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))
+
+
+def groups_of(clusters: Sequence[Hashable] | None, num_items: int) -> np.ndarray:
+    """Number the groups that are drawn as a whole.
+
+    Args:
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; `None` for an item is a group of
+            its own, and without clusters all items are.
+        num_items (`int`): Number of items.
+
+    Returns:
+        `np.ndarray` of shape `(num_items,)`: `int64`, from 0 on without gaps, in order of appearance.
+
+    Raises:
+        ValueError: If there are not as many clusters as items.
+    """
+    if clusters is None:
+        return np.arange(num_items)
+    if len(clusters) != num_items:
+        raise ValueError(f"`clusters` must name one group for each of {num_items} items, got {len(clusters)}.")
+    numbers: dict[Hashable, int] = {}
+    keys = (("item", i) if cluster is None else ("group", cluster) for i, cluster in enumerate(clusters))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def bootstrap_interval(
+    statistic: Statistic,
+    num_items: int,
+    clusters: Sequence[Hashable] | None = None,
+    resampling: Resampling | None = None,
+) -> Interval:
+    """Confidence interval by drawing groups with replacement, each with all of its items.
+
+    Replicates in which the number is undefined are left out, as when a rare class is not drawn.
+
+    Args:
+        statistic (`Statistic`): The number.
+        num_items (`int`): Number of items it is over.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; without it items are drawn.
+        resampling (`Resampling`, *optional*): Level, method, seed.
+
+    Returns:
+        `Interval`: Without ends where there are fewer than two groups or the number is undefined.
+
+    Example:
+        >>> bootstrap_interval(weighted_mean(np.array([0.5, 0.7, 0.9])), 3, resampling=Resampling(method="percentile"))
+        Interval(value=0.7000000000000001, low=0.5, high=0.9)
+    """
+    resampling = resampling or Resampling()
+    groups = groups_of(clusters, num_items)
+    value = statistic.value(num_items) if num_items else float("nan")
+    num_groups = int(groups.max()) + 1 if num_items else 0
+    if num_groups < 2 or np.isnan(value):
+        return Interval(value, float("nan"), float("nan"))
+    replicates = _replicates(statistic, groups, resampling)
+    shares = ((1 - resampling.level) / 2, (1 + resampling.level) / 2)
+    if resampling.method == "bca" and len(replicates):
+        shares = _corrected_shares(shares, value, replicates, _leaving_one_out(statistic, groups))
+    if not len(replicates):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(replicates, shares)
+    return Interval(value, float(low), float(high))
+
+
+def _replicates(statistic: Statistic, groups: np.ndarray, resampling: Resampling) -> np.ndarray:
+    rng = np.random.default_rng(resampling.seed)
+    num_groups = int(groups.max()) + 1
+    values = []
+    for rows in _blocks(resampling.num_resamples, len(groups)):
+        drawn = rng.integers(0, num_groups, (rows, num_groups))
+        flat = (drawn + np.arange(rows)[:, None] * num_groups).ravel()
+        counts = np.bincount(flat, minlength=rows * num_groups).reshape(rows, num_groups)
+        values.append(statistic.compute(counts[:, groups].astype(np.float64)))
+    found = np.concatenate(values)
+    return found[~np.isnan(found)]
+
+
+def _blocks(rows: int, columns: int) -> Iterator[int]:
+    size = max(1, _BLOCK // max(columns, 1))
+    yield from (min(size, rows - start) for start in range(0, rows, size))
+
+
+def _leaving_one_out(statistic: Statistic, groups: np.ndarray) -> np.ndarray:
+    """The number without each group in turn."""
+    num_groups = int(groups.max()) + 1
+    values, start = [], 0
+    for rows in _blocks(num_groups, len(groups)):
+        left_out = np.arange(start, start + rows)[:, None]
+        values.append(statistic.compute((groups[None] != left_out).astype(np.float64)))
+        start += rows
+    found = np.concatenate(values)
+    return found[~np.isnan(found)]
+
+
+def _corrected_shares(
+    shares: tuple[float, float], value: float, replicates: np.ndarray, without: np.ndarray
+) -> tuple[float, float]:
+    """Which quantiles of the replicates BCa takes (Efron and Tibshirani, 1993, section 14.3)."""
+    normal = NormalDist()
+    below = ((replicates < value).mean() + (replicates <= value).mean()) / 2
+    if not 0 < below < 1 or not len(without):
+        return shares
+    bias = normal.inv_cdf(float(below))
+    away = without.mean() - without
+    # what remains of rounding, where all are the same
+    spread = float((away**2).sum()) if not np.allclose(away, 0, atol=1e-12) else 0.0
+    acceleration = float((away**3).sum()) / (6 * spread**1.5) if spread else 0.0
+    moved = [bias + normal.inv_cdf(share) for share in shares]
+    low, high = (normal.cdf(bias + z / (1 - acceleration * z)) for z in moved)
+    return low, high
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same number of two models on the same items.
+
+    Args:
+        first (`Statistic`): Of the first model.
+        second (`Statistic`): Of the second.
+        exchanged (`Callable`): From weights of the items of both models, shape `(num_replicates, 2 * num_items)`, to the
+            number, shape `(num_replicates,)`.
+        num_items (`int`): Number of items.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item.
+    """
+
+    first: Statistic
+    second: Statistic
+    exchanged: Weighing
+    num_items: int
+    clusters: Sequence[Hashable] | None = field(default=None)
+
+    def difference(self) -> Statistic:
+        """First minus second."""
+
+        def compute(weights: np.ndarray) -> np.ndarray:
+            return self.first.compute(weights) - self.second.compute(weights)
+
+        return Statistic(compute, min(self.first.n, self.second.n))
+
+
+def paired_test(pair: Pair, resampling: Resampling | None = None) -> PairedTest:
+    """Difference of two models on the same items.
+
+    The interval is that of the paired bootstrap: both models on the same drawn items. The p-value is that of a paired
+    permutation test, two-sided: if the models were alike, the results of a group might as well be exchanged between
+    them; it is the share of exchanges whose difference is at least as large as the one found. All exchanges are taken
+    where they are few, and the one found is counted among random ones (Phipson and Smyth, 2010), so that p is never 0.
+    For means this is the sign-flip test.
+
+    Args:
+        pair (`Pair`): The number of both.
+        resampling (`Resampling`, *optional*): Level, method, seed.
+
+    Returns:
+        `PairedTest`: NaN for p where the difference is undefined.
+    """
+    resampling = resampling or Resampling()
+    first, second = pair.first.value(pair.num_items), pair.second.value(pair.num_items)
+    interval = bootstrap_interval(pair.difference(), pair.num_items, pair.clusters, resampling)
+    p_value = float("nan") if np.isnan(interval.value) else _permutation_p(pair, interval.value, resampling)
+    return PairedTest(first, second, interval, p_value)
+
+
+def _permutation_p(pair: Pair, found: float, resampling: Resampling) -> float:
+    groups = groups_of(pair.clusters, pair.num_items)
+    extreme, total = 0, 0
+    is_exact = 2 ** (int(groups.max()) + 1) <= resampling.num_permutations
+    # a difference that only rounding makes smaller counts as one that is as large
+    bound = abs(found) - 1e-9 * max(abs(found), 1e-3)
+    for exchange in _exchanges(groups, is_exact, resampling):
+        stay = 1.0 - exchange
+        first = pair.exchanged(np.concatenate([stay, exchange], axis=1))
+        second = pair.exchanged(np.concatenate([exchange, stay], axis=1))
+        difference = np.abs(first - second)
+        extreme += int((difference >= bound).sum())
+        total += int((~np.isnan(difference)).sum())
+    return extreme / total if is_exact else (extreme + 1) / (total + 1)
+
+
+def _exchanges(groups: np.ndarray, is_exact: bool, resampling: Resampling) -> Iterator[np.ndarray]:
+    """Blocks of (R, N), 1 where the item's group is exchanged."""
+    num_groups = int(groups.max()) + 1
+    rng = np.random.default_rng(resampling.seed)
+    start = 0
+    for rows in _blocks(2**num_groups if is_exact else resampling.num_permutations, 2 * len(groups)):
+        numbers = np.arange(start, start + rows)[:, None]
+        flips = numbers >> np.arange(num_groups) & 1 if is_exact else rng.integers(0, 2, (rows, num_groups))
+        yield flips[:, groups].astype(np.float64)
+        start += rows
+
+
+def wilcoxon_p(first: np.ndarray, second: np.ndarray, clusters: Sequence[Hashable] | None = None) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test, as a check of the permutation test. Needs the extra `eval`.
+
+    Args:
+        first (`np.ndarray` of shape `(num_items,)`): float; NaN for items without a value.
+        second (`np.ndarray` of shape `(num_items,)`): float.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; the mean difference of each is
+            ranked.
+
+    Returns:
+        `float`: 1 where no difference is left, NaN where no item has both values.
+    """
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    known = ~np.isnan(difference)
+    if not known.any():
+        return float("nan")
+    groups = groups_of(clusters, len(difference))[known]
+    counts = np.bincount(groups)
+    means = np.bincount(groups, weights=difference[known])[counts > 0] / counts[counts > 0]
+    # equal results may differ in the last bit
+    means[np.abs(means) < 1e-12] = 0.0
+    if not means.any():
+        return 1.0
+    return float(require("scipy.stats", extra="eval").wilcoxon(means).pvalue)
