@@ -7,7 +7,7 @@ Nothing is opened here but CADICA's lists of key frames and the heads of Coronar
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from functools import lru_cache
 from typing import NamedTuple
 
 from .frames import FrameReadError
@@ -232,7 +232,7 @@ def ids_from_name(path: str) -> Ids:
         >>> ids_from_name("0815.png")
         Ids(patient_id=None, study_id=None, frame_index=None)
     """
-    stem = PurePosixPath(path).stem
+    stem = _stem(path.rpartition("/")[2])
     if match := _CADICA_STEM.fullmatch(stem):
         return Ids(match[1], f"{match[1]}_{match[2]}", int(match[3]))
     if match := _SERIES_STEM.search(stem):
@@ -246,7 +246,7 @@ def stray_reason(path: str) -> str:
     """Why a file is no frame, and what to do."""
     if path.lower().endswith(".7z"):
         return (
-            f"is packed. Unpack it, with `7z x {PurePosixPath(path).name}`, and name the folder that holds the result"
+            f"is packed. Unpack it, with `7z x {path.rpartition('/')[2]}`, and name the folder that holds the result"
         )
     return "is an image in no folder of a collection" if is_image(path) else "is no image"
 
@@ -281,21 +281,37 @@ def source_of(name: str) -> str | None:
 
 def _place(found: dict[str, Collection], parts: list[str], path: str) -> bool:
     for depth, part in enumerate(parts[:-1]):
-        if masks := _MASKS.fullmatch(part.lower()):
-            folder = _of(found, masks[1]).masks.setdefault(masks[2], {})
-            folder[mask_key("/".join(parts[depth + 1 :]))] = path
+        meaning = _meaning(part)
+        if meaning is None:
+            continue
+        inner = parts[depth if meaning.is_inside else depth + 1 :]
+        if meaning.masks is not None:
+            folder = _of(found, meaning.source).masks.setdefault(meaning.masks, {})
+            folder[mask_key("/".join(inner))] = path
             return True
-        if source := source_of(part):
-            inner = parts[depth + 1 :]
-            while len(inner) > 1 and source_of(inner[0]) == source:
-                inner = inner[1:]
-            _of(found, source).files["/".join(inner)] = path
-            return True
-        for source, pattern in _INSIDE.items():
-            if pattern.fullmatch(part.lower()):
-                _of(found, source).files["/".join(parts[depth:])] = path
-                return True
+        while len(inner) > 1 and source_of(inner[0]) == meaning.source:
+            inner = inner[1:]
+        _of(found, meaning.source).files["/".join(inner)] = path
+        return True
     return False
+
+
+class _Meaning(NamedTuple):
+    """What a folder is: of which collection, whether it stands inside of it, and one of `MASK_FOLDERS`."""
+
+    source: str
+    is_inside: bool = False
+    masks: str | None = None
+
+
+@lru_cache(maxsize=4096)
+def _meaning(folder: str) -> _Meaning | None:
+    name = folder.lower()
+    if match := _MASKS.fullmatch(name):
+        return _Meaning(match[1], masks=match[2])
+    if source := source_of(name):
+        return _Meaning(source)
+    return next((_Meaning(s, is_inside=True) for s, pattern in _INSIDE.items() if pattern.fullmatch(name)), None)
 
 
 def _of(found: dict[str, Collection], source: str) -> Collection:
@@ -304,4 +320,9 @@ def _of(found: dict[str, Collection], source: str) -> Collection:
 
 def mask_key(inner: str) -> str:
     """Under what a mask and its frame find each other: the path without its ending."""
-    return str(PurePosixPath(inner).with_suffix(""))
+    folder, between, name = inner.rpartition("/")
+    return f"{folder}{between}{_stem(name)}"
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name

@@ -276,8 +276,7 @@ class _Search:
         root = root.resolve()
         paths = self._listed("folder", FolderStore(root))
         archives = [path for path in paths if path.lower().endswith(".zip")]
-        others = [path for path in paths if path not in set(archives)]
-        self._take("folder", others, root.name)
+        self._take("folder", [path for path in paths if not path.lower().endswith(".zip")], root.name)
         for path in archives:
             try:
                 self.archive(path, ZipStore(root / path), Path(path).stem, f"{path[:-4]}/")

@@ -4,13 +4,14 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from .frames import FrameReadError
@@ -23,7 +24,7 @@ SAMPLE_SIZE = 4096
 MOST_BYTES = 2**31
 # Bytes that are fetched together where a zip is read over the network
 BLOCK_SIZE = 4 * 2**20
-_HIDDEN = ("__macosx", "thumbs.db", "desktop.ini")
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__macosx(?:/|$)|thumbs\.db$|desktop\.ini$)", re.I)
 _LOCAL_HEADER = b"PK\x03\x04"
 # What the standard library raises for a damaged, encrypted or unknown member
 DAMAGED = (
@@ -48,12 +49,11 @@ class Listing:
 
     def add(self, path: str) -> None:
         """Put a file where it belongs."""
-        parts = path.split("/")
         if not path.isprintable() or not _is_text(path):
             self.faults.append(
                 Fault(ascii(path), "left out, since its name is no text that can be stored. Rename it.")
             )
-        elif any(part.startswith(".") or part.lower() in _HIDDEN for part in parts):
+        elif _HIDDEN.search(path):
             self.hidden.append(path)
         else:
             self.paths.append(path)
@@ -139,7 +139,7 @@ class _Opened(NamedTuple):
     process: int
     archive: zipfile.ZipFile
     members: dict[str, zipfile.ZipInfo]
-    listing: Listing
+    faults: list[Fault]
 
 
 class ZipStore:
@@ -164,7 +164,11 @@ class ZipStore:
         Raises:
             ValueError: If it is no zip, or its end is missing.
         """
-        return self._open().listing
+        opened = self._open()
+        listing = Listing(faults=list(opened.faults))
+        for path in opened.members:
+            listing.add(path)
+        return listing
 
     def open(self, path: str) -> BinaryIO:
         """A member, unpacked in memory."""
@@ -197,10 +201,8 @@ class ZipStore:
         # A file handle that came through a fork shares its position with the parent
         if self._opened is None or self._opened.process != os.getpid():
             archive = self._archive()
-            listing = Listing()
-            self._opened = _Opened(os.getpid(), archive, dict(_members(archive, listing)), listing)
-            for path in self._opened.members:
-                listing.add(path)
+            faults: list[Fault] = []
+            self._opened = _Opened(os.getpid(), archive, dict(_members(archive, faults)), faults)
         return self._opened
 
     def _archive(self) -> zipfile.ZipFile:
@@ -229,7 +231,7 @@ class ConnectionAbort(RuntimeError):
     """An archive on the network went away; not a fault of one frame, so that it ends what reads it."""
 
 
-def _members(archive: zipfile.ZipFile, listing: Listing) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+def _members(archive: zipfile.ZipFile, faults: list[Fault]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """Members by clean path; a later one of the same path takes the place of an earlier one, as on unpacking."""
     seen = set()
     for member in archive.infolist():
@@ -238,10 +240,10 @@ def _members(archive: zipfile.ZipFile, listing: Listing) -> Iterator[tuple[str, 
         if member.is_dir() or path == "":
             continue
         if reason is not None:
-            listing.faults.append(Fault(member.filename, reason))
+            faults.append(Fault(member.filename, reason))
             continue
         if path in seen:
-            listing.faults.append(Fault(path, "is twice in the archive; the later one counts, as on unpacking"))
+            faults.append(Fault(path, "is twice in the archive; the later one counts, as on unpacking"))
         seen.add(path)
         yield path, member
 
@@ -252,7 +254,7 @@ def _clean(name: str) -> str:
 
 def _unusable(member: zipfile.ZipInfo) -> str | None:
     name = member.filename.replace("\\", "/")
-    if name.startswith("/") or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
+    if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
         return "left out, since its path leads out of the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "left out, since it is a link"
