@@ -113,6 +113,12 @@ def test_strata_are_as_frequent_in_each_split_as_in_the_whole():
             assert split["source"].count("rare") / len(split["source"]) == pytest.approx(share, abs=0.01)
 
 
+def test_what_small_strata_leave_open_carries_over():
+    columns = {"patient_id": list(range(200)), "source": [f"s{k // 4}" for k in range(200)]}
+    splits = split_by_group(columns, THREE, by="patient_id", stratify="source")
+    assert sizes(splits) == pytest.approx({"train": 160, "validation": 20, "test": 20}, abs=1)
+
+
 def test_no_split_is_empty_where_groups_are_few():
     columns = {"patient_id": ["a"] * 50 + ["b"] * 50 + ["c"] * 50}
     assert sizes(split_by_group(columns, THREE, by="patient_id")) == {"train": 50, "validation": 50, "test": 50}
