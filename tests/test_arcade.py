@@ -162,6 +162,21 @@ def test_where_outlines_overlap_the_later_one_counts(own):
     assert np.unique(labels_of(load_arcade(own, "segments")[0])).tolist() == [0, 10]
 
 
+def test_a_stenosis_among_the_segments_is_no_vessel(own):
+    before = [labels_of(row) for row in load_arcade(own)]
+
+    def edit(content):
+        outline = [[0.0, 0.0, 96.0, 0.0, 96.0, 96.0, 0.0, 96.0]]
+        extra = {"id": "a", "category_id": 26, "segmentation": outline, "bbox": [0, 0, 96, 96]}
+        content["annotations"].append(content["annotations"][0] | extra)
+
+    change(own, "syntax/train", "train.json", edit)
+    for task in ("vessel", "segments"):
+        after = [labels_of(row) for row in load_arcade(own, task)]
+        assert all(np.array_equal(a > 0, b > 0) for a, b in zip(before, after, strict=True))
+    assert len(load_arcade(own, "side")) == 3
+
+
 def test_names_of_categories_count_and_not_their_ids(own):
     def edit(content):
         content["categories"] = [{"id": 99 - entry["id"], "name": entry["name"]} for entry in content["categories"]]
@@ -329,6 +344,18 @@ def test_endings_may_differ_between_the_annotations_and_the_disk(own):
     assert len(data) == 3 and faults == []
 
 
+def test_the_file_of_the_very_name_goes_before_one_with_another_ending(own):
+    images = own / "syntax/train/images"
+    for ending in ("bmp", "jpg"):
+        Image.new("L", (SIZE, SIZE)).save(images / f"1.{ending}")
+    data, faults = load(own)
+    assert np.asarray(data[0]["image"]).any() and faults == []
+    for name, is_drawn in {"1.gif": True, "1.jpg": False}.items():
+        change(own, "syntax/train", "train.json", lambda content, n=name: content["images"][0].update(file_name=n))
+        data, faults = load(own)
+        assert np.asarray(data[0]["image"]).any() == is_drawn and faults == []
+
+
 def test_the_only_json_file_of_a_folder_is_read_whatever_its_name(own):
     folder = own / "syntax/train/annotations"
     (folder / "train.json").rename(folder / "train.JSON")
@@ -349,6 +376,13 @@ def test_twins_share_a_group_and_every_other_frame_has_its_own(own):
     assert load_arcade(own, "vessel")["twin_group"] == ["syntax/train/1", "stenosis/val/1", "syntax/train/3"]
     assert load_arcade(own, "vessel", "val")["twin_group"] == ["syntax/train/3", "syntax/val/2"]
     assert load_arcade(own, "stenosis", "val")["twin_group"] == ["stenosis/val/1", "stenosis/val/2"]
+
+
+def test_twins_may_be_listed_in_the_root_above(pristine, tmp_path):
+    shutil.copytree(pristine[0], tmp_path / "downloads/arcade")
+    (tmp_path / "twins.json").write_text('{"twins": [["syntax/train/3", "stenosis/val/1"]]}')
+    groups = ["syntax/train/1", "syntax/train/2", "stenosis/val/1"]
+    assert load_arcade(tmp_path)["twin_group"] == groups
 
 
 @pytest.mark.parametrize(

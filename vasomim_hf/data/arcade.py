@@ -309,7 +309,7 @@ class _ImageFiles:
     def __init__(self, folder: Path):
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES)
         self._by_name = {path.name: path for path in paths if path.name[0] != "."}
-        self._by_stem = {path.stem: path for path in reversed(self._by_name.values())}
+        self._by_stem = {path.stem: path for path in self._by_name.values()}
         self._taken: set[str] = set()
 
     def take(self, frame: CocoFrame) -> Path | None:
