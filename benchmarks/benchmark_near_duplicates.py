@@ -251,10 +251,11 @@ def filling(num: int) -> None:
 def synthetic_signatures(num: int, run: int = 100, share: float = 0.78) -> np.ndarray:
     """Signatures as of runs, in which `share` of the frames are near copies of others, the rest alone."""
     generator = np.random.default_rng(0)
-    owner = np.arange(num)
     copied = int(num * share / (run - 1)) * run
-    owner[:copied] = np.arange(copied) // run * run
-    signatures = generator.normal(128, 40, (num, SIGNATURE_SIZE)).clip(1, 255).astype(np.uint8)
+    signatures = np.empty((num, SIGNATURE_SIZE), np.uint8)
+    for start in range(0, num, 1000):  # piece by piece, so that the peak of memory is that of the grouping
+        rows = signatures[start : start + 1000]
+        rows[:] = (128 + 40 * generator.standard_normal(rows.shape, np.float32)).clip(1, 255)
     signatures[:, : HASH_BITS // 8] = generator.integers(0, 256, (num, HASH_BITS // 8), np.uint8)
     flips = np.uint8(1) << generator.integers(0, 8, (num, HASH_BITS // 8), np.uint8)
     flips *= generator.random(flips.shape) < 0.4  # two copies differ in about 45 bits

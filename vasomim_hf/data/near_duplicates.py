@@ -61,7 +61,9 @@ class NearDuplicateThreshold:
     Measured on the 2,400 frames of ARCADE, whose twins (352 pairs, re-encoded) are listed: the defaults find all twins,
     and 43 pairs more, all of them frames of one run a moment apart. Up to 112 bits with a correlation of at least 0.3,
     the first pair of different runs has 94 bits and 0.35. Different pictures behind one collimator come to 109 bits and
-    0.58. A shift of the whole frame by 16 of 512 pixels parts about half of the copies.
+    0.58. A shift of the whole frame by 16 of 512 pixels parts about half of the copies. Neighbours of a synthetic run stay
+    together up to 24 pixels of motion a frame in the middle of the heart, and while contrast fills the arteries; with
+    `NearDuplicateThreshold(24, 0.95)`, which still finds 99 % of the twins, they part from 8 pixels on.
 
     Args:
         max_hash_distance (`int`, *optional*, defaults to 80):
@@ -404,6 +406,9 @@ def drop_near_duplicates(
     dataset: "datasets.Dataset", group_column: str = "near_duplicate_group"
 ) -> "datasets.Dataset":
     """Keep the first row of each group of near copies.
+
+    With the default threshold this usually leaves one frame of a run, whatever its phase of the heart and of contrast.
+    Groups of a stricter [`NearDuplicateThreshold`], in a column of their own, leave more; split by the default ones.
 
     Args:
         dataset (`datasets.Dataset`): Rows with their group, of [`near_duplicate_groups`].
