@@ -304,6 +304,8 @@ def test_an_interrupted_epoch_goes_on_at_the_same_place_and_reads_nothing_before
     assert keys_of(DataLoader(stream, batch_size=4, num_workers=num_workers)) == whole[20:]
     with pytest.raises(ValueError, match="multiple of batch_size=4, got 21"):
         stream.skip_to(21)
+    stream.set_epoch(4)
+    assert len(keys_of(DataLoader(stream, batch_size=4))) == NUM_ROWS
 
 
 def test_skipping_decodes_nothing(frames, monkeypatch):
@@ -374,6 +376,8 @@ def test_a_dataset_on_the_hub_is_streamed_without_a_copy_on_disk(folder, frames,
             hub.put("tester/frames", f"data/{path.name}", path.read_bytes())
         result = hub.run(code)
         assert result.returncode == 0, result.stderr
+        # One for each footer and row group, and a second for groups that two lanes or the last batches share
+        assert sum("/lfs/" in request for request in hub.requests) <= 2 + 2 * len(frames.row_groups)
         home = Path(hub.environment["HF_HOME"])
         assert not [path for path in home.rglob("*") if path.suffix in (".parquet", ".arrow")]
     key, length, sums, name = json.loads(result.stdout.splitlines()[-1])

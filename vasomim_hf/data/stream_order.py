@@ -28,8 +28,8 @@ class StreamOptions:
         batch_size (`int`, defaults to 1): Rows that are read together by one loader process: the `DataLoader`'s
             `batch_size`. With it, the number of loader processes changes nothing in the sequence.
         num_lanes (`int`, defaults to 4): Places in the data that a rank reads at, in turn. Memory holds about
-            `num_lanes * buffer_row_groups` row groups for each rank, whatever the number of its loader processes. One that
-            divides this number reads each row group once.
+            `num_lanes * buffer_row_groups` row groups for each rank, whatever the number of its loader processes: 0.7 GB
+            for groups of 100 frames of 512×512. If that number divides `num_lanes`, each group is read once.
         buffer_row_groups (`int`, defaults to 4): Row groups among which the rows of a lane are mixed.
         drop_last (`bool`, defaults to `False`): Whether all ranks leave out what they cannot share out evenly in whole
             batches. Otherwise each row comes exactly once, the first ranks may have one row more than the others, and
