@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vasomim_hf.data.arcade import PARTS, arcade_labels, load_arcade
+from vasomim_hf.data.arcade import PARTS, arcade_labels, arcade_splits, export_arcade, load_arcade
 from vasomim_hf.data.reports import FaultReport
 from vasomim_hf.data.synthetic import RIGHT_SEGMENTS, SEGMENT_IDS, SEGMENT_NAMES, SyntheticAngiogram
 
@@ -546,3 +546,23 @@ def test_masks_of_all_real_frames_equal_those_of_pycocotools(shared_data, task, 
     for row, entry in zip(masks, content["images"], strict=True):
         wanted = reference_labels(entries.get(entry["id"], []), task, entry["height"], entry["width"])
         assert np.array_equal(labels_of(row), wanted)
+
+
+def test_what_was_exported_is_what_was_loaded(own, tmp_path):
+    (own / "syntax" / "train" / "images" / "1.png").write_bytes(b"no image")
+    shutil.rmtree(own / "stenosis" / "test")
+    assert arcade_splits(own, "segments") == ["train", "val", "test"]
+    assert arcade_splits(own, "stenosis_boxes") == ["train", "val"]
+    report = export_arcade(own, tmp_path / "out", tasks=["segments", "stenosis_boxes"], num_workers=1)
+    assert [fault.name for fault in report] == ["syntax/train/1"]
+    for task in ("segments", "stenosis_boxes"):
+        for split in arcade_splits(own, task):
+            loaded = load_arcade(own, task, split)
+            exported = datasets.load_dataset(
+                str(tmp_path / "out"), task, split=split, cache_dir=str(tmp_path / "cache")
+            )
+            assert exported.features == loaded.features
+            for row, expected in zip(exported, loaded, strict=True):
+                images = [(row.pop(name), expected.pop(name)) for name in ("image", "mask") if name in row]
+                assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in images)
+                assert row == expected

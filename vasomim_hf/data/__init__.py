@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .arcade import arcade_labels as arcade_labels
     from .arcade import load_arcade as load_arcade
     from .cadica import load_cadica as load_cadica
     from .dca1 import load_dca1 as load_dca1
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _MODULES = {
+    "arcade_labels": "arcade",
     "drop_near_duplicates": "near_duplicates",
     "load_arcade": "arcade",
     "load_cadica": "cadica",

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..import_utils import require
 from .coco import CocoFrame, CocoObject, paint, read_coco
+from .dataset_export import export_dataset
 from .dataset_rows import to_dataset
 from .frames import FRAME_SUFFIXES, FrameReadError, read_frame
 from .png import encode_label_png
@@ -43,6 +44,13 @@ PARTS = {
     "side": "syntax",
 }
 _MASK_TASKS = ("vessel", "segments", "stenosis")
+
+_ABOUT = """# ARCADE as Parquet
+
+Coronary angiograms of Popov et al. (Sci Data 11, 20, 2024, doi:10.1038/s41597-023-02871-z; Zenodo 10.5281/zenodo.10390295),
+written by `vasomim_hf`. Images are the original files; masks are drawn from the original polygons, their levels are class
+ids; `side` is derived from the segments. Public copies say CC0 1.0, which was not checked at the source. Frames of one
+patient are in several rows and splits, and patients are not named. For research, not a medical device."""
 
 # Folders that are searched for one of the layouts, counted from the one that was named
 _SEARCH_DEPTH = 2
@@ -178,6 +186,57 @@ def arcade_labels(task: str) -> dict[int, str]:
     if task == "segments":
         return {0: "background"} | {number: SEGMENT_NAMES[number] for number in _SEGMENTS}
     return {0: "background", 1: task}
+
+
+def arcade_splits(root: str | Path, task: str = "vessel") -> list[str]:
+    """Splits of a task that are on disk.
+
+    Args:
+        root (`str` or `Path`): As in [`load_arcade`].
+        task (`str`, defaults to `"vessel"`): As in [`load_arcade`].
+
+    Returns:
+        `list[str]`: Some of `"train"`, `"val"` and `"test"`, in this order.
+
+    Raises:
+        ValueError: If the task is unknown, or the root holds neither layout.
+    """
+    _check_task(task)
+    base, layout = _find(Path(root))
+    return [split for split in SPLITS if (base / layout.folders[PARTS[task], split][0]).is_dir()]
+
+
+def export_arcade(
+    root: str | Path,
+    output: str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    num_workers: int | None = None,
+) -> FaultReport:
+    """Write ARCADE as Parquet: a configuration for each task with the splits that are on disk.
+
+    `datasets.load_dataset(output, "segments", split="val")` then gives what `load_arcade(root, "segments", "val")` does.
+
+    Args:
+        root (`str` or `Path`): As in [`load_arcade`].
+        output (`str` or `Path`): A new folder, an empty one, or that of the same data.
+        tasks (`Sequence[str]`, *optional*): As in [`load_arcade`]; all by default.
+        num_workers (`int`, *optional*): Processes; as many as cores by default.
+
+    Returns:
+        [`~reports.FaultReport`]: What was left out or mended, and why.
+
+    Raises:
+        ValueError: As [`load_arcade`] does.
+        FileExistsError: If `output` holds something else.
+    """
+    report = FaultReport()
+    configs = {
+        task: {split: load_arcade(root, task, split, report=report) for split in arcade_splits(root, task)}
+        for task in tasks or PARTS
+    }
+    report.extend(export_dataset(configs, output, about=_ABOUT, num_workers=num_workers))
+    return report
 
 
 # Vessel segments: all of ARCADE's categories but the stenosis
