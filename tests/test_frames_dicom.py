@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 import tracemalloc
 from dataclasses import asdict
 from functools import cache
@@ -643,8 +644,7 @@ def test_jpeg_of_12_bits_without_gdcm_names_what_to_install(
 ) -> None:
     decoder = pydicom.pixels.get_decoder(frames_jpeg.JPEG_EXTENDED)
     monkeypatch.setattr(decoder, "_available", {"pillow": decoder._available["pillow"]})
-    monkeypatch.setattr(frames_jpeg, "is_available", lambda uid: False)
-    monkeypatch.setitem(__import__("sys").modules, "gdcm", None)
+    monkeypatch.setitem(sys.modules, "gdcm", None)
     with pytest.raises(FrameReadError, match=r"JPEG Extended.*pip install python-gdcm"):
         read(shared_data / "odd" / "XA1_JPLY.dcm")
 

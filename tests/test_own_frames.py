@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,7 @@ def test_of_a_cut_run_the_frames_before_the_damage_are_used_and_the_report_says_
 
 
 def test_a_missing_package_is_a_fault_of_the_files_that_need_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
     report = FaultReport()
     assert len(load_frames(folder, report=report)) == 4
     ((name, reason),) = report

@@ -4,7 +4,6 @@ pydicom's own use of GDCM refuses this one combination, and the other decoder th
 refuses files whose scan header leaves the end of the spectrum at 0, which the samples of NEMA do. GDCM reads both.
 """
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..import_utils import require
@@ -23,7 +22,11 @@ DECODER_DEPENDENCIES = {JPEG_EXTENDED: ("python-gdcm>=3.0.10",)}
 
 def is_available(uid: str) -> bool:
     """Whether frames of a transfer syntax can be decoded here."""
-    return uid == JPEG_EXTENDED and find_spec("gdcm") is not None
+    try:
+        require("gdcm", "dicom")
+    except ImportError:
+        return False
+    return uid == JPEG_EXTENDED
 
 
 def register() -> None:
