@@ -226,11 +226,12 @@ class _Rows:
             return None
         item = self.source.items[number]
         frame, mask = self._read(item, self.state[number] == READY)
-        if frame_digest(frame) != self.digests[number].tobytes():
-            raise _changed(item, "has other pixels now")
         if mask is None:
             mask = vessel_mask(frame, **self.vesselness)
-        return frame_row(item, frame, mask, int(self.groups[index]))
+        row = frame_row(item, frame, mask, int(self.groups[index]))
+        if row["sha256"] != self.digests[number].tobytes().hex():
+            raise _changed(item, "has other pixels now")
+        return row
 
     def _read(self, item: FrameItem, is_ready: bool) -> tuple[np.ndarray, np.ndarray | None]:
         try:

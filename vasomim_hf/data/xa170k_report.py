@@ -26,7 +26,7 @@ from .xa170k_survey import frame_digest
 REPORT_NAME = "build_report.json"
 CARD_NAME = "README.md"
 # A worker process takes about as long to start as this many rows take to check
-MIN_ROWS_FOR_PROCESSES = 2000
+MIN_ROWS_FOR_PROCESSES = 6000
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from .xa170k_sources import XA170KSource
 
 FRAMES_PER_CHUNK = 500
 # A worker process takes about as long to start as this many frames take to survey
-MIN_FRAMES_FOR_PROCESSES = 1000
+MIN_FRAMES_FOR_PROCESSES = 2000
 
 # What becomes of a frame
 UNREADABLE_FRAME, FILTERED, READY = 0, 1, 2

@@ -1,0 +1,137 @@
+"""Frames a second from PNG files to verified Parquet with vesselness masks, and how much memory that takes.
+
+    python benchmarks/benchmark_xa170k_build.py [--frames DIR] [--count 2000] [--workers 2] [--rounds 2]
+
+Timed is all of `build_xa170k`: survey, groups of near duplicates, masks and shards, verification, card, and the start of
+its worker processes. The frames are 512×512 PNG in the layout of the authors' zip, unpacked, written
+before: those of a folder, or made-up ones (a few hundred drawn, the others mirrored and shifted from them). The fastest of
+the rounds counts; the time on cores is less than the machine's if others use it. Memory is the sum of the resident pages of all processes, so that pages they share count twice.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import tempfile
+import time
+from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vasomim_hf.data.frames import list_frames, read_frame
+from vasomim_hf.data.synthetic import synthetic_angiogram
+from vasomim_hf.data.xa170k import XA170KBuildOptions, build_xa170k
+
+
+SIZE = 512
+NUM_DRAWN = 200
+KNOWN = 171_478
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def made_up_frames(count: int) -> list[np.ndarray]:
+    """Frames of shape `(512, 512)`, no two equal."""
+    drawn = [synthetic_angiogram(seed, size=SIZE).image for seed in range(min(count, NUM_DRAWN))]
+    return [
+        np.roll(drawn[number % NUM_DRAWN][:, :: 1 - 2 * (number // NUM_DRAWN % 2)], 37 * (number // NUM_DRAWN), axis=0)
+        for number in range(count)
+    ]
+
+
+def frames_of(folder: str, count: int) -> list[np.ndarray]:
+    """The first frames of a folder that have the size."""
+    frames = (read_frame(path) for path in list_frames(folder))
+    return list(islice((frame for frame in frames if frame.shape == (SIZE, SIZE)), count))
+
+
+def write_frames(frames: list[np.ndarray], folder: Path) -> None:
+    (folder / "coronarydominance").mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / "coronarydominance" / f"{number:06d}.png")
+
+
+def first_frames(source: Path, folder: Path, count: int) -> Path:
+    """A folder with links to the first frames of another."""
+    (folder / "coronarydominance").mkdir(parents=True)
+    for path in sorted((source / "coronarydominance").iterdir())[:count]:
+        os.link(path, folder / "coronarydominance" / path.name)
+    return folder
+
+
+def core_seconds() -> float:
+    """Seconds on cores of this process and of those that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def build(source: str, output: str, num_workers: int, answer: Connection) -> None:
+    """Build in this process, and answer with the seconds that took, and those on the cores of all processes."""
+    options = XA170KBuildOptions(num_workers=num_workers, show_progress=False, frames_per_shard=250)
+    start, used = time.perf_counter(), core_seconds()
+    build_xa170k(source, output, options)
+    answer.send((time.perf_counter() - start, core_seconds() - used))
+
+
+def resident_bytes(process: int) -> int:
+    """Resident memory of a process and of all that it started."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        children = [text.read_text().split() for text in Path(f"/proc/{process}/task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return pages * PAGE + sum(resident_bytes(int(child)) for child in sum(children, []))
+
+
+def measure(source: Path, num_workers: int) -> tuple[float, float, float, float]:
+    """Seconds, seconds on cores, peak memory in MB and size of the Parquet files in MB of one build."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "out")
+        context, peak = get_context("spawn"), 0
+        receiver, answer = context.Pipe(duplex=False)
+        process = context.Process(target=build, args=(str(source), str(output), num_workers, answer))
+        process.start()
+        while process.is_alive():
+            peak = max(peak, resident_bytes(process.pid))
+            process.join(0.05)
+        if process.exitcode != 0:
+            raise RuntimeError(f"the build ended with {process.exitcode}")
+        size = sum(path.stat().st_size for path in (output / "data").iterdir())
+    seconds, used = receiver.recv()
+    return seconds, used, peak / 1e6, size / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", metavar="DIR", help="folder of frames (default: made up)")
+    parser.add_argument("--count", type=int, default=2000, help="number of frames")
+    parser.add_argument("--workers", type=int, default=2, help="processes, on as many cores")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions; the fastest counts")
+    arguments = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.workers])
+    folder = Path(tempfile.mkdtemp(prefix="vasomim-benchmark-"))
+    try:
+        count = arguments.count
+        write_frames(frames_of(arguments.frames, count) if arguments.frames else made_up_frames(count), folder / "all")
+        count = len(list((folder / "all" / "coronarydominance").iterdir()))
+        quarter = first_frames(folder / "all", folder / "quarter", count // 4)
+        _, _, small, _ = measure(quarter, arguments.workers)
+        results = [measure(folder / "all", arguments.workers) for _ in range(arguments.rounds)]
+    finally:
+        shutil.rmtree(folder)
+    seconds, used, peak, size = min(results)
+    rate = count / seconds
+    print(f"{count} frames in {seconds:.1f} s: {rate:.1f} frames/s, {rate / arguments.workers:.1f} per core")
+    print(f"{used:.1f} s on cores, {1e3 * used / count:.1f} ms a frame: at most {count / used:.1f} frames/s per core")
+    print(f"the {KNOWN:,} frames of XA-170K would take {KNOWN / rate / 60:.0f} minutes at that rate")
+    print(
+        f"peak memory {small:.0f} MB at {count // 4} frames, {peak:.0f} MB at {count}, {size / count * 1e3:.0f} kB a frame"
+    )
+
+
+if __name__ == "__main__":
+    main()
