@@ -58,8 +58,11 @@ def export_dataset(
             plan = ShardPlan(len(dataset), split=split, key=dataset_digest(dataset))
             rows = DatasetRows(dataset.with_format("arrow"))
             report.extend(write_shards(rows, plan, output / config, dataset.features, num_workers=num_workers))
-    with atomic_file(output / CARD_NAME) as temporary:
-        temporary.write_text(_card(configs, about, license), encoding="utf-8")
+    written = {
+        config: {split: (f"{config}/{DATA_NAME}/{split}-*.parquet", len(dataset)) for split, dataset in splits.items()}
+        for config, splits in configs.items()
+    }
+    write_card(output, about, license, written)
     return report
 
 
@@ -114,19 +117,27 @@ def _stored(value: Any) -> Any:
     return value
 
 
-def _card(configs: Mapping[str, Mapping[str, "Dataset"]], about: str, license: str) -> str:
+def write_card(
+    output: str | Path, about: str, license: str, configs: Mapping[str, Mapping[str, tuple[str, int]]]
+) -> None:
+    """Write the README of a folder of Parquet, whose front matter tells `load_dataset` where everything is.
+
+    Args:
+        output (`str` or `Path`): The folder.
+        about (`str`): Text, in Markdown.
+        license (`str`): As the Hub abbreviates it.
+        configs (`Mapping`): Configuration -> split -> pattern of the files below `output`, and number of rows.
+    """
     hub = require("huggingface_hub", "data")
-    data = hub.DatasetCardData(
-        license=license,
-        configs=[
-            {
-                "config_name": config,
-                "data_files": [{"split": s, "path": f"{config}/{DATA_NAME}/{s}-*.parquet"} for s in splits],
-            }
-            for config, splits in configs.items()
-        ],
-    )
+    entries = [
+        {"config_name": config, "data_files": [{"split": split, "path": path} for split, (path, _) in splits.items()]}
+        for config, splits in configs.items()
+    ]
+    front_matter = hub.DatasetCardData(license=license, configs=entries).to_yaml()
     lines = ["| configuration | split | rows |", "|---|---|---|"]
-    lines += [f"| {c} | {s} | {len(dataset)} |" for c, splits in configs.items() for s, dataset in splits.items()]
+    lines += [
+        f"| {name} | {split} | {rows} |" for name, splits in configs.items() for split, (_, rows) in splits.items()
+    ]
     table = "\n".join(lines)
-    return f"---\n{data.to_yaml()}\n---\n\n{about.strip()}\n\n{table}\n"
+    with atomic_file(Path(output) / CARD_NAME) as temporary:
+        temporary.write_text(f"---\n{front_matter}\n---\n\n{about.strip()}\n\n{table}\n", encoding="utf-8")

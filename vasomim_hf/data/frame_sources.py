@@ -99,9 +99,9 @@ class FolderSource:
     def signature(self) -> list:
         """Name, size in bytes and a sample of the content of every file; no times, which a copy changes."""
         files: list = [["bits_stored", self.bits_stored]]
-        files += [[name, *_size_and_sample(self.folder / name)] for name in self.names]
+        files += [[name, *size_and_sample(self.folder / name)] for name in self.names]
         if self.masks is not None:
-            files += [["mask", *_size_and_sample(self._mask_path(name))] for name in self.names]
+            files += [["mask", *size_and_sample(self._mask_path(name))] for name in self.names]
         return files
 
     def frame(self, index: int) -> np.ndarray:
@@ -384,8 +384,15 @@ def _unreadable_mask(name: str, reason: object) -> OSError:
     return OSError(f"the mask {name} cannot be read: {reason}")
 
 
-def _size_and_sample(path: Path) -> tuple[int, str]:
-    """Size and digest of some bytes in the middle and at the end, where a PNG holds the check sum of its pixels."""
+def size_and_sample(path: Path) -> tuple[int, str]:
+    """Size and digest of some bytes in the middle and at the end, where a PNG holds the check sum of its pixels.
+
+    Args:
+        path (`Path`): The file.
+
+    Returns:
+        `tuple[int, str]`: Bytes, and hexadecimal digits.
+    """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(size // 2)

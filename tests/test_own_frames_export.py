@@ -1,0 +1,101 @@
+"""A folder of own files becomes Parquet with masks, and is trained from as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vasomim_hf.data.frame_sources import open_source
+from vasomim_hf.data.frames import to_uint8
+from vasomim_hf.data.frames_types import ReadOptions
+from vasomim_hf.data.own_frames import export_frames, load_frames
+from vasomim_hf.data.parquet_frames import ParquetFrames, find_shards
+from vasomim_hf.data.synthetic import synthetic_angiogram, write_folder
+from vasomim_hf.data.vesselness import VesselnessOptions, vessel_mask
+
+from .test_own_frames import SALT, dicom
+
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    write_folder(folder, 3, size=96)
+    run = np.stack([synthetic_angiogram(seed, size=96).image for seed in range(2)])
+    np.savez(folder / "run.npz", pixel_array=run)
+    dicom(folder / "Smith John" / "run.dcm")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def load(folder: Path, split: str = "train"):
+    return datasets.load_dataset(str(folder), split=split, cache_dir=str(folder.parent / "datasets"))
+
+
+def test_rows_are_those_of_load_frames_with_the_mask_of_the_filter(source: Path, tmp_path: Path):
+    options = ReadOptions(salt=SALT)
+    report = export_frames(source, tmp_path / "out", options=options, vesselness=VesselnessOptions(border=4))
+    assert [fault.name for fault in report] == ["notes.txt", "broken.png"]
+    expected = load_frames(source, options=options)
+    rows = load(tmp_path / "out")
+    assert len(rows) == len(expected) == 8
+    for row, other in zip(rows, expected, strict=True):
+        mask = np.asarray(row.pop("vesselness"))
+        pixels = np.asarray(row.pop("image"))
+        assert np.array_equal(pixels, np.asarray(other.pop("image")))
+        assert np.array_equal(mask, vessel_mask(to_uint8(pixels, row["bits_stored"]), border=4))
+        assert row == other
+    assert "8" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_no_name_of_a_folder_gets_into_the_files(source: Path, tmp_path: Path):
+    export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
+    written = [path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()]
+    written.append((tmp_path / "out" / "README.md").read_bytes())
+    assert all(b"Smith" not in content and SALT.encode() not in content for content in written)
+    export_frames(source, tmp_path / "named", keep_names=True)
+    assert "Smith John/run.dcm" in load(tmp_path / "named")["name"]
+
+
+def test_an_export_is_trained_from_with_and_without_a_cache(source: Path, tmp_path: Path):
+    export_frames(source, tmp_path / "out")
+    frames = open_source(str(tmp_path / "out"))
+    stored = ParquetFrames(find_shards(str(tmp_path / "out")))
+    assert len(frames) == len(stored) == 8
+    for index in (0, 4, 7):
+        frame = frames.frame(index)
+        assert frame.dtype == np.uint8
+        assert np.array_equal(stored.frame(index), frame)
+        assert np.array_equal(stored.vesselness(index) > 0, frames.vesselness(index, frame.shape))
+
+
+def test_a_second_call_does_nothing_and_other_frames_or_options_are_refused(source: Path, tmp_path: Path):
+    export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
+    (shard,) = (tmp_path / "out" / "data").iterdir()
+    before = shard.stat().st_mtime_ns
+    report = export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
+    assert shard.stat().st_mtime_ns == before
+    assert "broken.png" in [fault.name for fault in report]
+    for changed in (
+        {"options": ReadOptions(salt=SALT + "!")},
+        {"options": ReadOptions(salt=SALT), "keep_names": True},
+    ):
+        with pytest.raises(FileExistsError, match="something else"):
+            export_frames(source, tmp_path / "out", **changed)
+    Image.fromarray(np.zeros((96, 96), np.uint8)).save(source / "synthetic_000000.png")
+    with pytest.raises(FileExistsError, match="something else"):
+        export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
+
+
+def test_a_folder_without_a_frame_is_an_error_that_says_why(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no frame that can be read.*broken.png"):
+        export_frames(tmp_path / "a", tmp_path / "out")
+    (tmp_path / "a" / "broken.png").unlink()
+    with pytest.raises(ValueError, match="no image, array, film or DICOM"):
+        export_frames(tmp_path / "a", tmp_path / "out2")
