@@ -189,6 +189,10 @@ def test_the_same_build_is_found_and_another_is_not_mixed_with_it(folder: Path, 
     other = dataclasses.replace(OPTIONS, vesselness=VesselnessOptions(border=5))
     with pytest.raises(FileExistsError, match="finished build of other frames or with other options"):
         build_xa170k(folder, tmp_path / "out", other)
+    path = sorted((folder / "cadica").iterdir())[0]
+    Image.fromarray(255 - read_frame(path)).save(path)
+    with pytest.raises(FileExistsError, match="finished build of other frames or with other options"):
+        build_xa170k(folder, tmp_path / "out", OPTIONS)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(FileExistsError, match="is no build"):
