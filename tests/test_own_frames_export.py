@@ -73,6 +73,19 @@ def test_an_export_is_trained_from_with_and_without_a_cache(source: Path, tmp_pa
         assert np.array_equal(stored.vesselness(index) > 0, frames.vesselness(index, frame.shape))
 
 
+def test_deep_frames_are_scaled_by_the_depth_that_the_file_states(tmp_path: Path):
+    # 12 bits of which the levels fill 9: inferred, they would be scaled to eight times the brightness
+    dark = (synthetic_angiogram(0, size=96).image.astype(np.uint16)) * 2
+    (tmp_path / "source").mkdir()
+    Image.fromarray(dark).save(tmp_path / "source" / "a.png")
+    export_frames(tmp_path / "source", tmp_path / "out", options=ReadOptions(bits_stored=12))
+    expected = to_uint8(dark, 12)
+    assert np.array_equal(open_source(str(tmp_path / "out")).frame(0), expected)
+    assert np.array_equal(ParquetFrames(find_shards(str(tmp_path / "out"))).frame(0), expected)
+    stated = ParquetFrames(find_shards(str(tmp_path / "out")), bits_stored=16)
+    assert np.array_equal(stated.frame(0), to_uint8(dark, 16))
+
+
 def test_a_second_call_does_nothing_and_other_frames_or_options_are_refused(source: Path, tmp_path: Path):
     export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
     (shard,) = (tmp_path / "out" / "data").iterdir()

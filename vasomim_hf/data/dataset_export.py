@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..folders import atomic_file
 from ..import_utils import require
@@ -20,6 +20,14 @@ CARD_NAME = "README.md"
 NAME_COLUMN = "image_id"
 # Rows whose bytes are taken together into the digest of a data set
 ROWS_PER_DIGEST = 100
+
+
+class SplitFiles(NamedTuple):
+    """Files of a split below the folder, how many rows they have, and a digest of what they hold."""
+
+    pattern: str
+    num_rows: int
+    digest: str
 
 
 def export_dataset(
@@ -51,17 +59,15 @@ def export_dataset(
         OSError: If the disk is full. What is done stays.
     """
     output = Path(output)
-    report = FaultReport()
+    report, written = FaultReport(), dict[str, dict[str, SplitFiles]]()
     _refuse_other_folder(output, set(configs))
     for config, splits in configs.items():
         for split, dataset in splits.items():
             plan = ShardPlan(len(dataset), split=split, key=dataset_digest(dataset))
             rows = DatasetRows(dataset.with_format("arrow"))
             report.extend(write_shards(rows, plan, output / config, dataset.features, num_workers=num_workers))
-    written = {
-        config: {split: (f"{config}/{DATA_NAME}/{split}-*.parquet", len(dataset)) for split, dataset in splits.items()}
-        for config, splits in configs.items()
-    }
+            pattern = f"{config}/{DATA_NAME}/{split}-*.parquet"
+            written.setdefault(config, {})[split] = SplitFiles(pattern, len(dataset), plan.key)
     write_card(output, about, license, written)
     return report
 
@@ -118,7 +124,7 @@ def _stored(value: Any) -> Any:
 
 
 def write_card(
-    output: str | Path, about: str, license: str, configs: Mapping[str, Mapping[str, tuple[str, int]]]
+    output: str | Path, about: str, license: str, configs: Mapping[str, Mapping[str, "SplitFiles"]]
 ) -> None:
     """Write the README of a folder of Parquet, whose front matter tells `load_dataset` where everything is.
 
@@ -126,17 +132,22 @@ def write_card(
         output (`str` or `Path`): The folder.
         about (`str`): Text, in Markdown.
         license (`str`): As the Hub abbreviates it.
-        configs (`Mapping`): Configuration -> split -> pattern of the files below `output`, and number of rows.
+        configs (`Mapping[str, Mapping[str, SplitFiles]]`): Configuration -> split -> its files.
     """
     hub = require("huggingface_hub", "data")
     entries = [
-        {"config_name": config, "data_files": [{"split": split, "path": path} for split, (path, _) in splits.items()]}
+        {
+            "config_name": config,
+            # What `datasets` tells its copies of local folders apart by: file patterns alone are those of any folder
+            "description": f"content {' '.join(files.digest for files in splits.values())}",
+            "data_files": [{"split": split, "path": files.pattern} for split, files in splits.items()],
+        }
         for config, splits in configs.items()
     ]
     front_matter = hub.DatasetCardData(license=license, configs=entries).to_yaml()
     lines = ["| configuration | split | rows |", "|---|---|---|"]
     lines += [
-        f"| {name} | {split} | {rows} |" for name, splits in configs.items() for split, (_, rows) in splits.items()
+        f"| {name} | {s} | {files.num_rows} |" for name, splits in configs.items() for s, files in splits.items()
     ]
     table = "\n".join(lines)
     with atomic_file(Path(output) / CARD_NAME) as temporary:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..import_utils import require
 from .frames import UNREADABLE, list_frames, read_frame, scan_folder, to_uint8
+from .parquet_loading import load_parquet_folder
 
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf://datasets/"
+# Column in which a data set may state the bit depth of each frame
+BITS_COLUMN = "bits_stored"
 # Folder names that a list of frames may leave out: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
 SILENT_FOLDERS = ("images",)
 MASK_VALUES = {0, 1, 255}
@@ -139,7 +142,8 @@ class DatasetSource:
         dataset (`datasets.Dataset`): With an `Image` column.
         image_column (`str`, defaults to `"image"`): Column of the frames.
         vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks; need not be there.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`]; `None` takes that of each row, where
+            there is a column `bits_stored`.
         description (`str`, defaults to `"dataset"`): How messages call it.
 
     Raises:
@@ -165,6 +169,8 @@ class DatasetSource:
         self._frames = dataset.select_columns([image_column])
         self._masks = dataset.select_columns([vesselness_column]) if self.vesselness_column else None
         self.bits_stored = bits_stored
+        states_bits = bits_stored is None and BITS_COLUMN in dataset.column_names
+        self._bits = dataset.select_columns([BITS_COLUMN]) if states_bits else None
         self.description = description
         self.names = [str(index) for index in range(len(dataset))]
 
@@ -181,7 +187,8 @@ class DatasetSource:
         if image is None:
             raise ValueError(f"row {index} has no image in the column `{self.image_column}`")
         if image.mode.startswith(("I", "F")):
-            return to_uint8(np.asarray(image), self.bits_stored)
+            bits_stored = self.bits_stored if self._bits is None else self._bits[index][BITS_COLUMN]
+            return to_uint8(np.asarray(image), bits_stored)
         return np.array(image.convert("L"))
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
@@ -280,7 +287,7 @@ def _load_dataset(data: str, kind: str, split: str) -> "Dataset":
         name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
         return datasets.load_dataset(name, split=split, revision=revision or None)
     if kind == "parquet":
-        return datasets.load_dataset(data, split=split)
+        return load_parquet_folder(data, split)
     dataset = datasets.load_from_disk(data)
     if isinstance(dataset, datasets.Dataset):
         return dataset

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..import_utils import require
-from .dataset_export import write_card
+from .dataset_export import SplitFiles, write_card
 from .dataset_rows import to_dataset
 from .frame_sources import size_and_sample
 from .frames import UNREADABLE, kind_of, read_frames, to_uint8
@@ -151,7 +151,8 @@ def export_frames(
     num_rows = sum(record.num_rows for record in records if record is not None)
     if not num_rows:
         raise ValueError(f"`{path}` holds no frame that can be read. {report}")
-    write_card(output, _ABOUT, "unknown", {"default": {plan.split: (f"{DATA_NAME}/{plan.split}-*.parquet", num_rows)}})
+    written = SplitFiles(f"{DATA_NAME}/{plan.split}-*.parquet", num_rows, plan.key)
+    write_card(output, _ABOUT, "unknown", {"default": {plan.split: written}})
     return report
 
 

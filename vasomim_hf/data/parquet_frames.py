@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,9 @@ from torch.utils.data import get_worker_info
 
 from ..import_utils import require
 from .frame_cache import FrameCacheDataset
-from .frame_sources import HUB_PREFIX
+from .frame_sources import BITS_COLUMN, HUB_PREFIX
 from .frames import UNREADABLE, FrameReadError
+from .parquet_loading import find_parquet
 from .png_reading import decode_frame, decode_mask, read_header
 from .stream_order import BUFFER_ROW_GROUPS, NUM_LANES, StreamOptions, stream_order
 from .transforms import CROP_SCALE
@@ -56,17 +56,8 @@ def find_shards(data: str, split: str = "train") -> dict[str, str]:
     if not is_hub and not Path(data).is_dir():
         raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
     name, _, revision = data.removeprefix(HUB_PREFIX).partition("@") if is_hub else (data, "", "")
-    datasets = require("datasets", "data")
-    with tempfile.TemporaryDirectory() as scratch:  # for the lock of a cache that stays empty
-        builder = datasets.load_dataset_builder(name, revision=revision or None, cache_dir=scratch)
-    files = builder.config.data_files or {}
-    if builder.name != "parquet":
-        raise ValueError(
-            f"{data} is read as `{builder.name}`, and only Parquet files can be streamed. Convert it before."
-        )
-    if split not in files:
-        raise ValueError(f"{data} has no split {split!r}, but {sorted(files)}. Set data_split.")
-    return {_short_name(path, data, is_hub): path for path in files[split]}
+    files = find_parquet(name, split, revision=revision or None)
+    return {_short_name(path, data, is_hub): path for path in files}
 
 
 def _short_name(path: str, data: str, is_hub: bool) -> str:
@@ -84,9 +75,12 @@ class _Shard(NamedTuple):
 class _RowGroup:
     """Encoded frames and masks of a row group, as views of the columns' memory."""
 
-    def __init__(self, images: list[memoryview | None], masks: list[memoryview | None]):
+    def __init__(
+        self, images: list[memoryview | None], masks: list[memoryview | None], bits_stored: list[int | None] | None
+    ):
         self.images = images
         self.masks = masks
+        self.bits_stored = bits_stored
         self.num_left = len(images)
 
 
@@ -100,7 +94,8 @@ class ParquetFrames:
         shards (`dict[str, str]`): Name and path or address of each file, from [`find_shards`].
         image_column (`str`, defaults to `"image"`): Column of the frames.
         vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks, of the size of their frames.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`to_uint8`].
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`to_uint8`]; `None` takes that of each row, where
+            the files have a column `bits_stored`.
         max_row_groups (`int`, *optional*): Row groups kept in memory by each process; `None` is enough for
             [`stream_order`] with its usual options, in a loader process for its share of them.
 
@@ -126,6 +121,7 @@ class ParquetFrames:
         self._shards = [_read_footer(name, path) for name, path in shards.items()]
         self.columns = (image_column, vesselness_column)
         self._leaves = [[_leaf(shard, column) for column in self.columns] for shard in self._shards]
+        self._states_bits = bits_stored is None and all(_states_bits(shard) for shard in self._shards)
         self._groups = [(n, g) for n, s in enumerate(self._shards) for g in range(s.metadata.num_row_groups)]
         sizes = [self._shards[n].metadata.row_group(g).num_rows for n, g in self._groups]
         self._firsts = np.cumsum([0, *sizes])
@@ -188,7 +184,7 @@ class ParquetFrames:
             FrameReadError: If the row has no frame that can be read.
         """
         if self._last is None or self._last[0] != index:
-            self._last = (index, self._decode(index, 0, lambda data: decode_frame(data, self.bits_stored)))
+            self._last = (index, self._decode(index, 0, lambda data: decode_frame(data, self._bits_stored(index))))
             self._count(self._place(index)[0])
         return self._last[1]
 
@@ -201,6 +197,11 @@ class ParquetFrames:
         size = self.size(index)
         rows = slice(top, size[0] if height is None else top + height)
         return self._decode(index, 1, lambda data: decode_mask(data, size, rows))
+
+    def _bits_stored(self, index: int) -> int | None:
+        group, row = self._place(index)
+        stated = self._loaded[group].bits_stored
+        return self.bits_stored if stated is None else stated[row]
 
     def _count(self, group: int) -> None:
         # Where each row is read once, as in training, this frees a group before others push it out
@@ -242,8 +243,10 @@ class ParquetFrames:
         shard, number = self._groups[group]
         if shard not in self._files:
             self._files[shard] = _open(self._shards[shard])
-        table = self._files[shard].read_row_group(number, columns=self._leaves[shard], use_threads=False)
-        return _RowGroup(*(_views(table.column(column)) for column in self.columns))
+        columns = self._leaves[shard] + [BITS_COLUMN] * self._states_bits
+        table = self._files[shard].read_row_group(number, columns=columns, use_threads=False)
+        images, masks = (_views(table.column(column)) for column in self.columns)
+        return _RowGroup(images, masks, table.column(BITS_COLUMN).to_pylist() if self._states_bits else None)
 
 
 def _usual_row_groups() -> int:
@@ -272,6 +275,11 @@ def _open(shard: _Shard) -> "ParquetFile":
 def _open_remote(path: str) -> Any:
     file_system, place = require("fsspec.core", "data").url_to_fs(path)
     return file_system.open(place, "rb", cache_type="none")
+
+
+def _states_bits(shard: _Shard) -> bool:
+    schema = shard.metadata.schema.to_arrow_schema()
+    return BITS_COLUMN in schema.names and str(schema.field(BITS_COLUMN).type).startswith(("int", "uint"))
 
 
 def _leaf(shard: _Shard, column: str) -> str:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
-from huggingface_hub import HfApi, RepoFile, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, RepoFile, errors, try_to_load_from_cache
 
 from ..folders import atomic_file
 from ..import_utils import require
 from . import near_duplicates
 from .dataset_rows import to_dataset
 from .frames import UNREADABLE, scan_folder
+from .parquet_loading import load_parquet_folder
 from .parquet_shards import BUILD_NAME
 from .reports import FaultReport
 from .vesselness import vessel_mask
@@ -184,11 +184,11 @@ def _is_built(folder: Path) -> bool:
 def _has_parquet(repo_id: str, revision: str | None, options: XA170KOptions) -> bool:
     try:
         names = HfApi().list_repo_files(repo_id, repo_type="dataset", revision=revision)
-    except OfflineModeIsEnabled:
+    except errors.OfflineModeIsEnabled:
         where = None if options.cache_dir is None else str(options.cache_dir)
         archive = try_to_load_from_cache(repo_id, options.archive, where, revision, "dataset")
         return not isinstance(archive, str)
-    except HfHubHTTPError:
+    except errors.HfHubHTTPError:
         return False  # opening it as a source says what is wrong
     return any(name.endswith(".parquet") for name in names)
 
@@ -198,7 +198,10 @@ def _load_parquet(
 ) -> Union["Dataset", "IterableDataset"]:
     datasets = require("datasets", "data")
     cache_dir = None if options.source.cache_dir is None else str(options.source.cache_dir)
-    dataset = datasets.load_dataset(**arguments, split="train", streaming=streaming, cache_dir=cache_dir)
+    if Path(arguments["path"]).is_dir():
+        dataset = load_parquet_folder(arguments["path"], streaming=streaming, cache_dir=cache_dir)
+    else:
+        dataset = datasets.load_dataset(**arguments, split="train", streaming=streaming, cache_dir=cache_dir)
     missing = sorted(xa170k_features().keys() - dataset.column_names) if dataset.column_names else []
     if missing:
         raise ValueError(f"{arguments['path']} is no build of XA-170K: it has no columns {', '.join(missing)}.")
