@@ -1,6 +1,7 @@
 """Configuration of VasoMIM: every number that belongs to a checkpoint, none that belongs to a run."""
 
 import difflib
+import math
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -50,6 +51,43 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             Whether the reconstruction target is normalised by the mean and standard deviation of each patch.
         segmentor_config (`UNeXtConfig` or `dict`, *optional*):
             Sizes of the frozen vessel segmentor. Defaults to UNeXt-S.
+        detection_scale_factors (`list[float]`, defaults to 2, 1 and 0.5):
+            Levels of the pyramid of `VasoMIMForObjectDetection`, each a power of two, from fine to coarse: how many
+            times finer than the grid of patches. 2, 1 and 0.5 look for boxes every 8, 16 and 32 pixels with patches of 16.
+        detection_channels, detection_num_convs (`int`, default to 128 and 2):
+            Width of the pyramid and of the head, and the convolutions in each of the head's two branches.
+        detection_detail_stem_channels (`int`, defaults to 0):
+            Width of the convolutions that bring detail of the image into the pyramid; 0 leaves them out.
+        detection_assigned_locations (`int`, defaults to 10):
+            Places that learn a box, at most: those with the highest score ** `detection_score_exponent` x IoU **
+            `detection_iou_exponent`.
+        detection_score_exponent, detection_iou_exponent (`float`, default to 1 and 6):
+            What the two count in that choice, >= 0 (alpha and beta of TOOD, arXiv:2108.07755).
+        detection_box_loss_weight (`float`, defaults to 2):
+            Weight of the GIoU loss beside the classification loss, >= 0.
+        drop_path_rate (`float`, defaults to 0):
+            Stochastic depth in training: probability in [0, 1) that the last encoder layer's two branches are left out
+            for an image, each by itself; linear over depth, from 0 at the first layer.
+        freeze_encoder (`bool`, defaults to `False`):
+            Whether the encoder of a model with a head stays as it is in training, without gradients and in evaluation
+            mode. Kept in the file, so that a model for a linear probe comes back as one.
+        classifier_pooling (`str`, defaults to `"mean"`):
+            What a frame is classified by: `"mean"`, the mean of its patches after the last norm, or `"cls"`, the class
+            token.
+        segmentation_layers (`list` of 4 `int`, *optional*):
+            Encoder layers, counted from 1, that the segmentation head looks at, from the finest to the coarsest level.
+            Defaults to four evenly spread over the depth, the last included.
+        segmentation_hidden_size (`int`, defaults to 64):
+            Channels of the segmentation head at strides 4 and more, divisible by 16.
+        segmentation_use_encoder (`bool`, defaults to `True`):
+            Whether the segmentation model has an encoder. Without one it is the detail stem and the decoder alone: the
+            control that tells what the encoder adds.
+        detail_stem_channels (`int`, defaults to 24):
+            Channels at stride 1 of the convolutional branch on the grey image, divisible by 8; 0 leaves it out.
+        dice_weight, cl_dice_weight (`float`, default to 1 and 0):
+            Weights of the soft Dice loss and of the soft clDice loss beside the cross entropy, >= 0.
+        cl_dice_iterations (`int`, defaults to 5):
+            Erosions for the soft skeleton of clDice; half the width in pixels of the widest vessel.
         out_features, out_indices (`list`, *optional*):
             Layers whose feature maps `VasoMIMBackbone` returns: `"stem"`, `"stage1"`, ... or their indices.
 
@@ -64,7 +102,14 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "vasomim"
     sub_configs_defaults = {"segmentor_config": UNeXtConfig}
-    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    # what Trainer must not take for predictions
+    keys_to_ignore_at_inference = [
+        "hidden_states",
+        "attentions",
+        "cross_entropy_loss",
+        "dice_loss",
+        "cl_dice_loss",
+    ]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -90,6 +135,24 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
     consistency_loss_weight: float | int = 1.0
     norm_pix_loss: bool = True
     segmentor_config: dict | PreTrainedConfig | None = None
+    detection_scale_factors: list[float | int] | tuple[float | int, ...] = (2, 1, 0.5)
+    detection_channels: int = 128
+    detection_num_convs: int = 2
+    detection_detail_stem_channels: int = 0
+    detection_assigned_locations: int = 10
+    detection_score_exponent: float | int = 1.0
+    detection_iou_exponent: float | int = 6.0
+    detection_box_loss_weight: float | int = 2.0
+    drop_path_rate: float | int = 0.0
+    freeze_encoder: bool = False
+    classifier_pooling: str = "mean"
+    segmentation_layers: list[int] | tuple[int, ...] | None = None
+    segmentation_hidden_size: int = 64
+    segmentation_use_encoder: bool = True
+    detail_stem_channels: int = 24
+    dice_weight: float | int = 1.0
+    cl_dice_weight: float | int = 0.0
+    cl_dice_iterations: int = 5
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -130,10 +193,20 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         """Whether the pre-training model needs the segmentor: for the guidance or for the consistency loss."""
         return self.filter_weight < 1 or self.consistency_loss_weight > 0
 
+    @property
+    def segmentation_layer_numbers(self) -> list[int]:
+        """The four encoder layers of the segmentation head, counted from 1."""
+        if self.segmentation_layers is not None:
+            return list(self.segmentation_layers)
+        # rounded up, so that encoders of fewer than four layers give some of theirs more than once
+        return [-(-self.num_hidden_layers * level // 4) for level in range(1, 5)]
+
     def validate_architecture(self):
         """Refuse combinations that cannot be built or trained."""
         self._validate_sizes()
         self._validate_objective()
+        self._validate_heads()
+        self._validate_detection()
 
     def _validate_sizes(self):
         for prefix in ("", "decoder_"):
@@ -147,7 +220,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in (*counts, "decoder_num_hidden_layers", "decoder_intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is a probability and must be in [0, 1), got {getattr(self, name)}.")
         if not self.initializer_range > 0 or not self.layer_norm_eps > 0:
@@ -190,6 +263,65 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "`norm_pix_loss` needs at least two values in a patch, got patches of one. Set it to False."
             )
+
+    def _validate_heads(self):
+        if self.classifier_pooling not in ("mean", "cls"):
+            raise ValueError(f"`classifier_pooling` must be 'mean' or 'cls', got {self.classifier_pooling!r}.")
+        layers = self.segmentation_layer_numbers
+        if len(layers) != 4 or layers != sorted(layers) or not 1 <= layers[0] <= layers[-1] <= self.num_hidden_layers:
+            raise ValueError(
+                f"`segmentation_layers` must be four layers from 1 to {self.num_hidden_layers} in rising order, got {layers}."
+            )
+        if self.segmentation_hidden_size < 16 or self.segmentation_hidden_size % 16:
+            raise ValueError(
+                "`segmentation_hidden_size` must be a multiple of 16 (it is halved twice, and normalised in groups), got "
+                f"{self.segmentation_hidden_size}."
+            )
+        if self.detail_stem_channels < 0 or self.detail_stem_channels % 8:
+            raise ValueError(
+                "`detail_stem_channels` must be a multiple of 8, or 0 for a head without the stem, got "
+                f"{self.detail_stem_channels}."
+            )
+        if not self.segmentation_use_encoder and not self.detail_stem_channels:
+            raise ValueError(
+                "A segmentation model needs the encoder, the detail stem or both: set `segmentation_use_encoder` to True "
+                "or `detail_stem_channels` above 0."
+            )
+        for name in ("dice_weight", "cl_dice_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number >= 0, got {getattr(self, name)}.")
+        if self.cl_dice_iterations < 1:
+            raise ValueError(f"`cl_dice_iterations` must be at least 1, got {self.cl_dice_iterations}.")
+
+    def _validate_detection(self):
+        factors = list(self.detection_scale_factors)
+        if (
+            not factors
+            or factors != sorted(set(factors), reverse=True)
+            or any(not _is_power_of_two(f) for f in factors)
+        ):
+            raise ValueError(
+                f"`detection_scale_factors` must be different powers of two from large to small, got {factors}. "
+                "Use [2, 1, 0.5], or [4, 2, 1, 0.5] for smaller boxes."
+            )
+        if self.detection_channels < 8 or self.detection_channels % 8:
+            raise ValueError(
+                f"`detection_channels` must be a multiple of 8 (it is normalised in 8 groups), got {self.detection_channels}."
+            )
+        for name, least in (
+            ("detection_num_convs", 0),
+            ("detection_detail_stem_channels", 0),
+            ("detection_assigned_locations", 1),
+            ("detection_score_exponent", 0),
+            ("detection_iou_exponent", 0),
+            ("detection_box_loss_weight", 0),
+        ):
+            if not least <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number >= {least}, got {getattr(self, name)}.")
+
+
+def _is_power_of_two(factor: float) -> bool:
+    return factor > 0 and math.frexp(factor)[0] == 0.5
 
 
 __all__ = ["VasoMIMConfig"]

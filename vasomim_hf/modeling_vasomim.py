@@ -199,16 +199,47 @@ class VasoMIMAttention(ViTAttention):
         return dtype == torch.bfloat16 and torch.is_grad_enabled() and not (self.training and self.attention_dropout)
 
 
-class VasoMIMLayer(ViTLayer):
-    """A layer of transformers' ViT, drawn at the start as in MAE."""
+class VasoMIMBranchDropout(nn.Module):
+    """Dropout of single values at the end of a branch, then stochastic depth: the branch is left out for some images."""
 
-    def __init__(self, config: VasoMIMConfig):
+    def __init__(self, dropout: float, drop_path_rate: float):
+        super().__init__()
+        self.dropout = dropout
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return hidden_states
+        hidden_states = nn.functional.dropout(hidden_states, self.dropout)
+        # dropout of one value for each image: what is kept is scaled up by 1 / (1 - rate)
+        kept = torch.ones_like(hidden_states[:, :1, :1])
+        return (
+            hidden_states * nn.functional.dropout(kept, self.drop_path_rate) if self.drop_path_rate else hidden_states
+        )
+
+    def extra_repr(self) -> str:
+        return f"dropout={self.dropout}, drop_path_rate={self.drop_path_rate:.3g}"
+
+
+class VasoMIMLayer(ViTLayer):
+    """A layer of transformers' ViT, drawn at the start as in MAE, whose branches may be left out in training."""
+
+    def __init__(self, config: VasoMIMConfig, drop_path_rate: float = 0.0):
         super().__init__(config)
         self.attention = VasoMIMAttention(config)
+        # ViTLayer applies this to either branch, just before it is added
+        self.dropout = VasoMIMBranchDropout(config.hidden_dropout_prob, drop_path_rate)
         # MAE has one matrix for query, key and value, and draws it as a whole
         size = config.hidden_size
         for projection in (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj):
             projection._init_fan_in_out = (size, 3 * size)
+
+
+def encoder_layers(config: VasoMIMConfig) -> nn.ModuleList:
+    """The layers of an encoder; the rate of stochastic depth rises from 0 at the first to its full value at the last."""
+    last = max(config.num_hidden_layers - 1, 1)
+    rates = [config.drop_path_rate * number / last for number in range(config.num_hidden_layers)]
+    return nn.ModuleList([VasoMIMLayer(config, rate) for rate in rates])
 
 
 class VasoMIMPreTrainedModel(PreTrainedModel):
@@ -225,6 +256,29 @@ class VasoMIMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": VasoMIMLayer, "attentions": VasoMIMAttention}
     _input_embed_layer = "patch_embeddings"
+
+    def train(self, mode: bool = True) -> "VasoMIMPreTrainedModel":
+        """Set the training mode; an encoder that `config.freeze_encoder` freezes stays in evaluation mode."""
+        super().train(mode)
+        # from_pretrained makes every floating-point parameter trainable, and calls this method last
+        if self.config.freeze_encoder:
+            self._freeze_base_model()
+        return self
+
+    def freeze_encoder(self, frozen: bool = True) -> None:
+        """Freeze the encoder below a head, or set it free, also for when the model is saved and loaded.
+
+        Args:
+            frozen (`bool`, defaults to `True`):
+                Whether the encoder has no gradients and stays in evaluation mode in training.
+        """
+        self.config.freeze_encoder = frozen
+        self.base_model.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def _freeze_base_model(self) -> None:
+        if self.base_model is not self:
+            self.base_model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -261,7 +315,7 @@ class VasoMIMModel(VasoMIMPreTrainedModel):
     def __init__(self, config: VasoMIMConfig):
         super().__init__(config)
         self.embeddings = VasoMIMEmbeddings(config)
-        self.layers = nn.ModuleList([VasoMIMLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = encoder_layers(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -336,7 +390,7 @@ class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.embeddings = VasoMIMEmbeddings(config)
-        self.layers = nn.ModuleList([VasoMIMLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = encoder_layers(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
