@@ -281,3 +281,81 @@ def test_building_the_parser_imports_no_array_library() -> None:
     package = str(Path(vasomim_hf.__file__).parent)
     result = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_data_frames_writes_parquet_names_what_it_left_out_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    frame(tmp_path / "in/1.png")
+    (tmp_path / "in/notes.txt").write_text("mine")
+    (tmp_path / "salt").write_text("a secret of sixteen\n")
+    arguments = ["data", "frames", str(tmp_path / "in"), str(tmp_path / "out"), "--salt-file", str(tmp_path / "salt")]
+    assert main([*arguments, "--border", "5", "--keep-names"]) == 1
+    told = capsys.readouterr()
+    assert "notes.txt: is no image" in told.err and str(tmp_path / "out") in told.out
+    (shard,) = (tmp_path / "out/data").iterdir()
+    assert shard.name == "train-00000-of-00001.parquet"
+
+
+def test_data_frames_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vasomim_hf.data import own_frames
+    from vasomim_hf.data.frames_types import ReadOptions
+    from vasomim_hf.data.vesselness import VesselnessOptions
+
+    seen = []
+    monkeypatch.setattr(own_frames, "export_frames", lambda *args, **options: seen.append((args, options)) or [])
+    (tmp_path / "salt").write_text("a secret of sixteen\n")
+    assert main(["data", "frames", "a", "b"]) == 0
+    flags = (
+        f"--salt-file {tmp_path / 'salt'} --modalities XA RF --window --allow-burned-in --bits-stored 12 --workers 3"
+    )
+    assert main(["data", "frames", "a", "b", *flags.split(), "--region", "all"]) == 0
+    assert main(["data", "frames", "a", "b", "--modalities", "all"]) == 0
+    plain = {"options": ReadOptions(), "vesselness": VesselnessOptions(), "keep_names": False, "num_workers": None}
+    full = ReadOptions(12, "a secret of sixteen", True, ("XA", "RF"), True)
+    assert seen == [
+        (("a", "b"), plain),
+        (("a", "b"), plain | {"options": full, "vesselness": VesselnessOptions(region="all"), "num_workers": 3}),
+        (("a", "b"), plain | {"options": ReadOptions(modalities=None)}),
+    ]
+
+
+def test_data_arcade_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from vasomim_hf.data import arcade
+    from vasomim_hf.data.reports import Fault
+
+    seen = []
+    monkeypatch.setattr(
+        arcade, "export_arcade", lambda *args, **options: seen.append((args, options)) or [Fault("1.png", "is gone")]
+    )
+    assert main(["data", "arcade", "a", "b", "--tasks", "vessel", "side", "--workers", "2"]) == 1
+    assert seen == [(("a", "b"), {"tasks": ["vessel", "side"], "num_workers": 2})]
+    assert "1.png: is gone" in capsys.readouterr().err
+
+
+def test_data_xa170k_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from vasomim_hf.data import xa170k
+    from vasomim_hf.data.vesselness import VesselnessOptions
+
+    seen = []
+
+    def record(*args: object) -> types.SimpleNamespace:
+        seen.append(args)
+        return types.SimpleNamespace(num_rows=7, faults=())
+
+    monkeypatch.setattr(xa170k, "build_xa170k", record)
+    assert main(["data", "xa170k", "a", "b"]) == 0
+    flags = "--collections cadica xcad --all-cadica-frames --no-ready-masks --stream --percentile 90 --workers 2"
+    assert main(["data", "xa170k", "a", "b", *flags.split()]) == 0
+    source = xa170k.XA170KOptions(sources=("cadica", "xcad"), all_cadica_frames=True, use_masks=False, stream=True)
+    full = xa170k.XA170KBuildOptions(source, VesselnessOptions(percentile=90), num_workers=2)
+    assert seen == [("a", "b", xa170k.XA170KBuildOptions()), ("a", "b", full)]
+    assert "7 frames of XA-170K: b" in capsys.readouterr().out
+
+
+def test_data_answers_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for kind in ("frames", "arcade", "xa170k"):
+        assert main(["data", kind, str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+        message = capsys.readouterr().err.splitlines()
+        assert len(message) == 1 and "nowhere" in message[0]
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The command `vasomim`: vesselness masks, conversion of checkpoints, a demonstration.
+"""The command `vasomim`: data sets, vesselness masks, conversion of checkpoints, a demonstration.
 
 Each command imports what it needs when it runs, so that `vasomim --help` answers at once.
 """
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser = argparse.ArgumentParser(prog="vasomim", description="A foundation model for X-ray angiograms.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_vesselness, _add_convert, _add_demo, _add_version):
+    for add in (_add_data, _add_vesselness, _add_convert, _add_demo, _add_version):
         add(commands, shared)
     return parser
 
@@ -103,7 +103,6 @@ def _add_filter_options(parser: argparse.ArgumentParser) -> None:
 def _vesselness(arguments: argparse.Namespace) -> int:
     from .data.vesselness import vesselness_files
 
-    options = {name: getattr(arguments, name) for name in ("border", "sigmas", "percentile", "region", "floor")}
     report = vesselness_files(
         arguments.inputs,
         arguments.output,
@@ -111,12 +110,180 @@ def _vesselness(arguments: argparse.Namespace) -> int:
         bits_stored=arguments.bits_stored,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
-        **{name: value for name, value in options.items() if value is not None},
+        **_filter_options(arguments),
     )
     for path, reason in report.failed.items():
         print(f"vasomim: failed: {path}: {reason}", file=sys.stderr)
     print(f"{report}: {arguments.output}")
     return 1 if report.failed else 0
+
+
+def _add_data(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="turn archives and folders of angiograms into Parquet that `load_dataset` reads",
+        description="Turn archives and folders of angiograms into a folder of Parquet that `load_dataset` reads. An "
+        "interrupted command goes on when it is given again. What is left out is named at the end.",
+    )
+    kinds = parser.add_subparsers(title="kinds of data", metavar="KIND", required=True)
+    both = argparse.ArgumentParser(add_help=False, parents=[shared])
+    both.add_argument("source", metavar="SOURCE", help="where the data are")
+    both.add_argument("output", metavar="OUTPUT", help="folder to write")
+    both.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as cores)")
+    for add in (_add_data_xa170k, _add_data_arcade, _add_data_frames):
+        add(kinds, both)
+
+
+def _add_data_xa170k(kinds: Any, both: argparse.ArgumentParser) -> None:
+    parser = kinds.add_parser(
+        "xa170k",
+        parents=[both],
+        help="the pre-training data, with vesselness masks and groups of near duplicates",
+        description="SOURCE is the authors' zip, or that zip unpacked, or the originals of the four collections, each "
+        "alone or together in a folder; or the authors' repository on the Hub, waha2000huang/XA-170K, which is downloaded.",
+    )
+    parser.add_argument(
+        "--collections", nargs="+", metavar="NAME", help="take these only: cadica, syntax, xcad, coronarydominance"
+    )
+    parser.add_argument(
+        "--layout", metavar="NAME", help="the collection a folder holds, where it does not look like it"
+    )
+    parser.add_argument(
+        "--all-cadica-frames", action="store_true", help="all frames of CADICA's videos, not the key frames alone"
+    )
+    parser.add_argument(
+        "--no-ready-masks", action="store_true", help="make masks anew where they lie beside the frames"
+    )
+    parser.add_argument(
+        "--stream", action="store_true", help="read a zip on the Hub over the network, keep no copy of it"
+    )
+    _add_filter_options(parser)
+    parser.set_defaults(run=_data_xa170k)
+
+
+def _data_xa170k(arguments: argparse.Namespace) -> int:
+    from .data.vesselness import VesselnessOptions
+    from .data.xa170k import XA170KBuildOptions, XA170KOptions, build_xa170k
+
+    _log_to_terminal()
+    source = XA170KOptions(
+        layout=arguments.layout,
+        sources=None if arguments.collections is None else tuple(arguments.collections),
+        all_cadica_frames=arguments.all_cadica_frames,
+        use_masks=not arguments.no_ready_masks,
+        stream=arguments.stream,
+    )
+    options = XA170KBuildOptions(
+        source, VesselnessOptions(**_filter_options(arguments)), num_workers=arguments.workers
+    )
+    report = build_xa170k(arguments.source, arguments.output, options)
+    print(f"{report.num_rows} frames of XA-170K: {arguments.output}")
+    return _tell_faults(report.faults)
+
+
+def _add_data_arcade(kinds: Any, both: argparse.ArgumentParser) -> None:
+    parser = kinds.add_parser(
+        "arcade",
+        parents=[both],
+        help="the downstream set ARCADE, one configuration for each task",
+        description="SOURCE is the unpacked archive of ARCADE. The splits that are there are written.",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="some of vessel, segments, stenosis, stenosis_boxes, side (default: all)",
+    )
+    parser.set_defaults(run=_data_arcade)
+
+
+def _data_arcade(arguments: argparse.Namespace) -> int:
+    from .data.arcade import export_arcade
+
+    _log_to_terminal()
+    report = export_arcade(arguments.source, arguments.output, tasks=arguments.tasks, num_workers=arguments.workers)
+    print(f"ARCADE: {arguments.output}")
+    return _tell_faults(report)
+
+
+def _add_data_frames(kinds: Any, both: argparse.ArgumentParser) -> None:
+    parser = kinds.add_parser(
+        "frames",
+        parents=[both],
+        help="your own images, arrays, films and DICOM runs, a row for each frame, with vesselness masks",
+        description="SOURCE is a file, or a folder with files at any depth. No name of a file or folder, no id and no date "
+        "of a DICOM file gets into OUTPUT, unless asked for.",
+    )
+    parser.add_argument(
+        "--salt-file",
+        metavar="FILE",
+        help="file with a secret of your own: patients, studies and series are then told apart by hashes under it",
+    )
+    parser.add_argument("--keep-names", action="store_true", help="add the path of each file as the column `name`")
+    parser.add_argument(
+        "--modalities", nargs="+", metavar="NAME", help="DICOM modalities to read, or `all` (default: XA alone)"
+    )
+    parser.add_argument("--window", action="store_true", help="apply the window or lookup table of DICOM files")
+    parser.add_argument(
+        "--allow-burned-in",
+        action="store_true",
+        help="read DICOM files that say that a patient's text is in the picture",
+    )
+    parser.add_argument(
+        "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit images and arrays (default: inferred)"
+    )
+    _add_filter_options(parser)
+    parser.set_defaults(run=_data_frames)
+
+
+def _data_frames(arguments: argparse.Namespace) -> int:
+    from .data.frames_types import ReadOptions
+    from .data.own_frames import export_frames
+    from .data.vesselness import VesselnessOptions
+
+    _log_to_terminal()
+    known: dict[str, Any] = {}
+    if arguments.modalities is not None:
+        known["modalities"] = None if arguments.modalities == ["all"] else tuple(arguments.modalities)
+    options = ReadOptions(
+        bits_stored=arguments.bits_stored,
+        salt=None if arguments.salt_file is None else _read_salt(arguments.salt_file),
+        apply_window=arguments.window,
+        allow_burned_in=arguments.allow_burned_in,
+        **known,
+    )
+    report = export_frames(
+        arguments.source,
+        arguments.output,
+        options=options,
+        vesselness=VesselnessOptions(**_filter_options(arguments)),
+        keep_names=arguments.keep_names,
+        num_workers=arguments.workers,
+    )
+    print(f"frames: {arguments.output}")
+    return _tell_faults(report)
+
+
+def _read_salt(path: str) -> str:
+    # From a file, since arguments are seen by everyone on the machine and kept in the shell's history
+    with open(path, encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def _log_to_terminal() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
+def _filter_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(arguments, name) for name in ("border", "sigmas", "percentile", "region", "floor")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _tell_faults(faults: Sequence[Any]) -> int:
+    """Name what was left out or mended, one line each; part of the work failed if there is any."""
+    for fault in faults:
+        print(f"vasomim: {fault.name}: {fault.reason}", file=sys.stderr)
+    return 1 if len(faults) else 0
 
 
 def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -189,7 +356,7 @@ def _add_demo(commands: Any, shared: argparse.ArgumentParser) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo
 
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    _log_to_terminal()
     result = run_demo(arguments.output)
     print(f"Model: {result.model} ({result.num_features} features per frame)  Picture: {result.picture}")
     return 0
