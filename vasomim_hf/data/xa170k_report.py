@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -264,18 +265,21 @@ def verify_xa170k(
     """
     folder = Path(folder)
     report = report or BuildReport.read(folder)
-    found = FaultReport()
-    with tempfile.TemporaryDirectory(prefix="vasomim-verify-") as temporary:
-        job = _Check(folder, report.files, results or Path(temporary))
+    # made where it is needed only: a killed process could not remove it
+    with _place(results) as place:
+        job = _Check(folder, report.files, Path(place))
         todo = [number for number in range(len(report.files)) if job.read(number) is None]
         workers = num_workers if report.num_rows >= MIN_ROWS_FOR_PROCESSES else 1
         with tqdm(total=report.num_rows, desc="verify", unit="row", disable=None if show_progress else True) as bar:
+            bar.update(report.num_rows - sum(report.files[number].num_rows for number in todo))
             for number in run_jobs(job, todo, workers):
                 bar.update(report.files[number].num_rows)
-        for number, file in enumerate(report.files):
-            for reason in job.read(number) or ():
-                found.add(file.path, reason)
-    return found
+        reasons = [(file, job.read(number) or ()) for number, file in enumerate(report.files)]
+    return FaultReport(Fault(file.path, reason) for file, texts in reasons for reason in texts)
+
+
+def _place(results: Path | None) -> AbstractContextManager[str | Path]:
+    return nullcontext(results) if results is not None else tempfile.TemporaryDirectory(prefix="vasomim-verify-")
 
 
 @dataclass
