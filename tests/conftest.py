@@ -1,12 +1,20 @@
 """Where the tests find real angiograms and reference values: beside the checkout, or in `$VASOMIM_TEST_DATA`."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+
+# Before `datasets` is imported, which looks once: what tests load is not kept among the user's data
+_CACHE = tempfile.mkdtemp(prefix="vasomim-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["HF_DATASETS_CACHE"] = _CACHE
 
 SHARED = Path(os.environ.get("VASOMIM_TEST_DATA", Path(__file__).parents[2] / "shared"))
 

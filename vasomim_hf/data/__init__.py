@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from .cadica import load_cadica as load_cadica
     from .dca1 import load_dca1 as load_dca1
     from .near_duplicates import drop_near_duplicates as drop_near_duplicates
+    from .near_duplicates import near_duplicate_groups as near_duplicate_groups
     from .own_frames import load_frames as load_frames
+    from .splits import leaks as leaks
     from .splits import split_by_group as split_by_group
     from .stenosis import load_stenosis as load_stenosis
     from .xa170k import load_xa170k as load_xa170k
+    from .xa170k import push_xa170k as push_xa170k
+    from .xa170k_build import build_xa170k as build_xa170k
     from .xcad import load_xcad as load_xcad
     from .xcav import load_xcav as load_xcav
 
 
 _MODULES = {
     "arcade_labels": "arcade",
+    "build_xa170k": "xa170k_build",
     "drop_near_duplicates": "near_duplicates",
+    "leaks": "splits",
     "load_arcade": "arcade",
     "load_cadica": "cadica",
     "load_dca1": "dca1",
@@ -33,6 +39,8 @@ _MODULES = {
     "load_xa170k": "xa170k",
     "load_xcad": "xcad",
     "load_xcav": "xcav",
+    "near_duplicate_groups": "near_duplicates",
+    "push_xa170k": "xa170k",
     "split_by_group": "splits",
 }
 
