@@ -16,7 +16,7 @@ import numpy as np
 from ..import_utils import require
 from .measures import Measure, Rows, summarise
 from .results import ResultRow, RowCollector, SummaryValue
-from .statistics import Resampling, Statistic, mean_of_known, safe_ratio
+from .statistics import Resampling, Statistic, Weighing, mean_of_known, safe_ratio
 
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -334,55 +334,75 @@ class _Found:
         targets = np.array([len(kind) if label is None else kind.count(label) for kind in kinds], dtype=np.float64)
         return cls(joined[order], images[order], np.concatenate(bits)[order].astype(np.int64), targets)
 
-    def cumulated(self, weights: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Right and wrong boxes down to each one, (R, D), where images count `weights` (R, N)."""
-        of_boxes = weights[:, self.images]
-        right = (self.bits >> place & 1).astype(np.float64)
-        return np.cumsum(of_boxes * right, axis=1), np.cumsum(of_boxes * (1 - right), axis=1)
+    def is_right(self, place: int) -> np.ndarray:
+        """(D,) bool: which boxes count as right by a criterion."""
+        return (self.bits >> place & 1).astype(bool)
+
+    def counted(self, chosen: np.ndarray, stops: np.ndarray) -> Weighing:
+        """How many of the chosen boxes (D,) there are down to each of the stops (S,): weights (R, N) -> (R, S)."""
+        where = np.flatnonzero(chosen)
+        segments = np.searchsorted(stops, where, side="left")
+        inside = segments < len(stops)
+        content = np.ones(int(inside.sum())), (segments[inside], self.images[where[inside]])
+        # between two stops few images have a box
+        matrix = require("scipy.sparse", extra="eval").csr_array(content, shape=(len(stops), len(self.targets)))
+        return lambda weights: np.cumsum((matrix @ weights.T).T, axis=1)
 
 
-Curve = Callable[[_Found, np.ndarray, int], np.ndarray]
-
-
-def _over_categories(curve: Curve, places: Sequence[int], num_labels: int) -> Callable[[Rows], Statistic]:
-    """Mean over overlaps, and over the categories that have targets."""
+def _over_categories(
+    curve: Callable[[_Found, Sequence[int]], Weighing], places: Sequence[int], num_labels: int
+) -> Callable[[Rows], Statistic]:
+    """Mean over the categories that have targets."""
 
     def build(rows: Rows) -> Statistic:
-        found = [_Found.gather(rows, label) for label in range(num_labels)]
+        curves = [curve(_Found.gather(rows, label), places) for label in range(num_labels)]
 
         def compute(weights: np.ndarray) -> np.ndarray:
-            # a few rows at a time: there may be a hundred boxes for each image
+            # a few at a time: the boxes of a data set are many times its images
             parts = np.array_split(weights, max(1, len(weights) // 64))
-            return np.concatenate([_mean_curve(curve, found, part, places) for part in parts])
+            return np.concatenate([mean_of_known(np.stack([one(part) for one in curves], axis=1)) for part in parts])
 
         return Statistic(compute, n=len(rows))
 
     return build
 
 
-def _mean_curve(curve: Curve, found: Sequence[_Found], weights: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    values = np.stack([np.mean([curve(one, weights, place) for place in places], axis=0) for one in found], axis=1)
-    return mean_of_known(values)
+def _average_precision(found: _Found, places: Sequence[int]) -> Weighing:
+    """Mean over 101 recalls of the highest precision at that recall or a higher one, as `COCOeval.accumulate`.
+
+    Precision falls with each wrong box, so that it is needed at the right ones only.
+    """
+    right_somewhere = np.any([found.is_right(place) for place in places], axis=0)
+    stops = np.flatnonzero(right_somewhere)
+    everything = found.counted(np.ones(len(found.scores), dtype=bool), stops)
+    right = [found.is_right(place)[stops] for place in places]
+    images = found.images[stops]
+
+    def compute(weights: np.ndarray) -> np.ndarray:
+        counts, totals = everything(weights), weights @ found.targets
+        of_stops = weights[:, images]
+        areas = [_areas(np.cumsum(of_stops[:, one], axis=1), counts[:, one], totals) for one in right]
+        return np.mean(areas, axis=0)
+
+    return compute
 
 
-def _average_precision(found: _Found, weights: np.ndarray, place: int) -> np.ndarray:
-    """Mean over 101 recalls of the highest precision at that recall or a higher one, as `COCOeval.accumulate`."""
-    right, wrong = found.cumulated(weights, place)
-    totals = weights @ found.targets
-    precision = right / (right + wrong + np.spacing(1))
+def _areas(right: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Right boxes and all boxes (R, S) down to each right one, and targets (R,) -> (R,)."""
+    precision = right / (counts + np.spacing(1))
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    result = np.full(len(weights), np.nan)
+    result = np.full(len(totals), np.nan)
     for i in np.flatnonzero(totals > 0):
         reached = np.searchsorted(right[i] / totals[i], RECALLS, side="left")
-        reached = reached[reached < right.shape[1]]
-        result[i] = highest[i, reached].sum() / len(RECALLS)
+        result[i] = highest[i, reached[reached < right.shape[1]]].sum() / len(RECALLS)
     return result
 
 
-def _recall(found: _Found, weights: np.ndarray, place: int) -> np.ndarray:
-    right, _ = found.cumulated(weights, place)
-    most = right[:, -1] if right.shape[1] else np.zeros(len(weights))
-    return safe_ratio(most, weights @ found.targets)
+def _recall(found: _Found, places: Sequence[int]) -> Weighing:
+    """Share of the targets found at any score, mean over the overlaps."""
+    size = len(found.targets)
+    hits = np.mean([np.bincount(found.images[found.is_right(place)], minlength=size) for place in places], axis=0)
+    return lambda weights: safe_ratio(weights @ hits, weights @ found.targets)
 
 
 def _sensitivity_at(rate: float, place: int) -> Callable[[Rows], Statistic]:
@@ -390,13 +410,15 @@ def _sensitivity_at(rate: float, place: int) -> Callable[[Rows], Statistic]:
 
     def build(rows: Rows) -> Statistic:
         found = _Found.gather(rows)
+        right = found.is_right(place)
         # a threshold cannot part boxes of the same score
-        last = np.flatnonzero(np.append(found.scores[1:] != found.scores[:-1], len(found.scores) > 0))
+        stops = np.unique(np.searchsorted(-found.scores, -found.scores[right], side="right") - 1)
+        counted = found.counted(right, stops), found.counted(~right, stops)
 
         def compute(weights: np.ndarray) -> np.ndarray:
-            right, wrong = (sums[:, last] for sums in found.cumulated(weights, place))
+            hits, wrong = counted[0](weights), counted[1](weights)
             allowed = wrong <= rate * weights.sum(axis=1, keepdims=True) + 1e-9
-            most = np.max(np.where(allowed, right, 0.0), axis=1, initial=0.0)
+            most = np.max(np.where(allowed, hits, 0.0), axis=1, initial=0.0)
             return safe_ratio(most, weights @ found.targets)
 
         return Statistic(compute, n=len(rows))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .results import ResultRow, SummaryValue, clusters_of
-from .statistics import Resampling, Statistic, bootstrap_interval, weighted_mean
+from .statistics import Resampling, Statistic, bootstrap_intervals, weighted_mean
 
 
 Rows = Sequence[ResultRow]
@@ -76,11 +76,9 @@ def summarise(
     """
     if not rows:
         raise ValueError("There are no images to summarise. Update the scores with at least one batch.")
-    clusters, summary = clusters_of(rows), {}
-    for name, measure in measures.items():
-        statistic = measure.build(rows)
-        interval = bootstrap_interval(statistic, len(rows), clusters, resampling)
-        summary[name] = SummaryValue(
-            interval.value, interval.low, interval.high, n=statistic.n, undefined=statistic.undefined
-        )
-    return summary
+    statistics = [measure.build(rows) for measure in measures.values()]
+    intervals = bootstrap_intervals(statistics, len(rows), clusters_of(rows), resampling)
+    return {
+        name: SummaryValue(interval.value, interval.low, interval.high, statistic.n, statistic.undefined)
+        for name, statistic, interval in zip(measures, statistics, intervals, strict=True)
+    }

@@ -189,33 +189,67 @@ def bootstrap_interval(
         >>> bootstrap_interval(weighted_mean(np.array([0.5, 0.7, 0.9])), 3, resampling=Resampling(method="percentile"))
         Interval(value=0.7000000000000001, low=0.5, high=0.9)
     """
+    return bootstrap_intervals([statistic], num_items, clusters, resampling)[0]
+
+
+def bootstrap_intervals(
+    statistics: Sequence[Statistic],
+    num_items: int,
+    clusters: Sequence[Hashable] | None = None,
+    resampling: Resampling | None = None,
+) -> list[Interval]:
+    """As `bootstrap_interval`, for several numbers over the same items and from the same draws.
+
+    Args:
+        statistics (sequence of `Statistic`): The numbers.
+        num_items (`int`): Number of items they are over.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item.
+        resampling (`Resampling`, *optional*): Level, method, seed.
+
+    Returns:
+        `list[Interval]`: In the order of `statistics`.
+    """
     resampling = resampling or Resampling()
     groups = groups_of(clusters, num_items)
-    value = statistic.value(num_items) if num_items else float("nan")
-    num_groups = int(groups.max()) + 1 if num_items else 0
-    if num_groups < 2 or np.isnan(value):
+    values = [statistic.value(num_items) if num_items else float("nan") for statistic in statistics]
+    if not num_items or groups.max() < 1:
+        return [Interval(value, float("nan"), float("nan")) for value in values]
+    replicates = _computed(statistics, _resamples(groups, resampling))
+    is_bca = resampling.method == "bca"
+    without = _computed(statistics, _leaving_one_out(groups)) if is_bca else [np.empty(0)] * len(values)
+    parts = zip(values, replicates, without, strict=True)
+    return [_interval(value, _known(found), _known(left), resampling.level) for value, found, left in parts]
+
+
+def _interval(value: float, replicates: np.ndarray, without: np.ndarray, level: float) -> Interval:
+    if np.isnan(value) or not len(replicates):
         return Interval(value, float("nan"), float("nan"))
-    replicates = _replicates(statistic, groups, resampling)
-    shares = ((1 - resampling.level) / 2, (1 + resampling.level) / 2)
-    if resampling.method == "bca" and len(replicates):
-        shares = _corrected_shares(shares, value, replicates, _leaving_one_out(statistic, groups))
-    if not len(replicates):
-        return Interval(value, float("nan"), float("nan"))
+    shares = _corrected_shares(((1 - level) / 2, (1 + level) / 2), value, replicates, without)
     low, high = np.quantile(replicates, shares)
     return Interval(value, float(low), float(high))
 
 
-def _replicates(statistic: Statistic, groups: np.ndarray, resampling: Resampling) -> np.ndarray:
+def _computed(statistics: Sequence[Statistic], blocks: Iterator[np.ndarray]) -> list[np.ndarray]:
+    found: list[list[np.ndarray]] = [[] for _ in statistics]
+    for weights in blocks:
+        for values, statistic in zip(found, statistics, strict=True):
+            values.append(statistic.compute(weights))
+    return [np.concatenate(values) for values in found]
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
+def _resamples(groups: np.ndarray, resampling: Resampling) -> Iterator[np.ndarray]:
+    """Blocks of weights (R, N): how often the group of each item was drawn."""
     rng = np.random.default_rng(resampling.seed)
     num_groups = int(groups.max()) + 1
-    values = []
     for rows in _blocks(resampling.num_resamples, len(groups)):
         drawn = rng.integers(0, num_groups, (rows, num_groups))
         flat = (drawn + np.arange(rows)[:, None] * num_groups).ravel()
         counts = np.bincount(flat, minlength=rows * num_groups).reshape(rows, num_groups)
-        values.append(statistic.compute(counts[:, groups].astype(np.float64)))
-    found = np.concatenate(values)
-    return found[~np.isnan(found)]
+        yield counts[:, groups].astype(np.float64)
 
 
 def _blocks(rows: int, columns: int) -> Iterator[int]:
@@ -223,16 +257,12 @@ def _blocks(rows: int, columns: int) -> Iterator[int]:
     yield from (min(size, rows - start) for start in range(0, rows, size))
 
 
-def _leaving_one_out(statistic: Statistic, groups: np.ndarray) -> np.ndarray:
-    """The number without each group in turn."""
-    num_groups = int(groups.max()) + 1
-    values, start = [], 0
-    for rows in _blocks(num_groups, len(groups)):
-        left_out = np.arange(start, start + rows)[:, None]
-        values.append(statistic.compute((groups[None] != left_out).astype(np.float64)))
+def _leaving_one_out(groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of weights (R, N) without each group in turn."""
+    start = 0
+    for rows in _blocks(int(groups.max()) + 1, len(groups)):
+        yield (groups[None] != np.arange(start, start + rows)[:, None]).astype(np.float64)
         start += rows
-    found = np.concatenate(values)
-    return found[~np.isnan(found)]
 
 
 def _corrected_shares(
