@@ -359,3 +359,12 @@ def test_data_answers_bad_input_in_one_line(tmp_path: Path, capsys: pytest.Captu
         message = capsys.readouterr().err.splitlines()
         assert len(message) == 1 and "nowhere" in message[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_two_builds_in_one_folder_are_answered_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from vasomim_hf.data.parquet_shards import build_lock
+
+    frame(tmp_path / "in/1.png")
+    with build_lock(tmp_path / "out"):
+        assert main(["data", "frames", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    assert "Another process is building" in capsys.readouterr().err

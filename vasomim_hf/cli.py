@@ -13,6 +13,8 @@ from typing import Any
 
 # what a user's input or installation can cause; anything else is a fault of the program and keeps its traceback
 _USER_ERRORS = (ValueError, OSError, ImportError)
+# a build that another process works on, or whose source changes meanwhile
+_BUILD_ERRORS = (RuntimeError,)
 _METHOD = "--border 20 --sigmas 1 2 3 4 --percentile 92 --region brightest, with the floor"
 # parameters of `convert` that are no settings of the model, and where the command takes them
 _CONVERT_ARGUMENTS = {
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except _USER_ERRORS as error:
+    except (*_USER_ERRORS, *arguments.other_user_errors) as error:
         if arguments.debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
@@ -47,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show where an error comes from")
+    shared.set_defaults(other_user_errors=())
     parser = argparse.ArgumentParser(prog="vasomim", description="A foundation model for X-ray angiograms.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_add_data, _add_vesselness, _add_convert, _add_demo, _add_version):
@@ -158,7 +161,7 @@ def _add_data_xa170k(kinds: Any, both: argparse.ArgumentParser) -> None:
         "--stream", action="store_true", help="read a zip on the Hub over the network, keep no copy of it"
     )
     _add_filter_options(parser)
-    parser.set_defaults(run=_data_xa170k)
+    parser.set_defaults(run=_data_xa170k, other_user_errors=_BUILD_ERRORS)
 
 
 def _data_xa170k(arguments: argparse.Namespace) -> int:
@@ -194,7 +197,7 @@ def _add_data_arcade(kinds: Any, both: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="some of vessel, segments, stenosis, stenosis_boxes, side (default: all)",
     )
-    parser.set_defaults(run=_data_arcade)
+    parser.set_defaults(run=_data_arcade, other_user_errors=_BUILD_ERRORS)
 
 
 def _data_arcade(arguments: argparse.Namespace) -> int:
@@ -233,7 +236,7 @@ def _add_data_frames(kinds: Any, both: argparse.ArgumentParser) -> None:
         "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit images and arrays (default: inferred)"
     )
     _add_filter_options(parser)
-    parser.set_defaults(run=_data_frames)
+    parser.set_defaults(run=_data_frames, other_user_errors=_BUILD_ERRORS)
 
 
 def _data_frames(arguments: argparse.Namespace) -> int:

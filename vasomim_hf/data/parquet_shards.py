@@ -273,7 +273,14 @@ class _ShardJob:
     def _table(self, rows: list[dict[str, Any]], schema: "pa.Schema") -> "pa.Table":
         """Rows as a table in which every image is held, none only named."""
         table = require("pyarrow", "data").Table.from_pylist(rows, schema=schema)
+        if not any(_is_named_only(value) for row in rows for value in row.values()):
+            return table
         return require("datasets.table", "data").embed_table_storage(table)
+
+
+def _is_named_only(value: Any) -> bool:
+    """Whether it is an image, as `datasets` encodes one, whose bytes are still in a file."""
+    return isinstance(value, dict) and "bytes" in value and value["bytes"] is None
 
 
 def _as_rows(rows: dict[str, Any] | Iterator[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
