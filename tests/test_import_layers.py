@@ -20,10 +20,15 @@ PACKAGE = Path(__file__).parents[1] / "vasomim_hf"
 # From the lowest to the highest; the first pattern that fits counts. A new module needs a place here.
 LAYERS = [
     ["version", "import_utils", "folders", "optimization"],
-    ["configuration_unext", "masking_vasomim", "image_processing_reading"],
-    ["configuration_vasomim", "modeling_unext", "image_processing_vasomim"],
+    ["configuration_unext", "masking_vasomim", "image_processing_reading", "image_processing_boxes"],
+    ["configuration_vasomim", "modeling_unext", "modeling_vasomim_detection_loss", "image_processing_vasomim"],
     ["modeling_vasomim", "presets"],
-    ["modeling_vasomim_pretraining", "modeling_vasomim_heads"],
+    [
+        "modeling_vasomim_pretraining",
+        "modeling_vasomim_segmentation",
+        "modeling_vasomim_detection",
+        "modeling_vasomim_classification",
+    ],
     ["data.frames_*"],
     ["data.frames"],
     ["data", "data.*"],

@@ -8,9 +8,11 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
+from transformers.models.auto import modeling_auto
 from transformers.utils import is_torchvision_available
 
 from .configuration_unext import UNeXtConfig
@@ -18,7 +20,9 @@ from .configuration_vasomim import VasoMIMConfig
 from .image_processing_vasomim import VasoMIMImageProcessor, VasoMIMImageProcessorPil
 from .modeling_unext import UNeXtForVesselSegmentation
 from .modeling_vasomim import VasoMIMBackbone, VasoMIMModel
+from .modeling_vasomim_classification import VasoMIMForImageClassification
 from .modeling_vasomim_pretraining import VasoMIMForPreTraining
+from .modeling_vasomim_segmentation import VasoMIMForSemanticSegmentation
 from .version import __version__
 
 
@@ -28,7 +32,12 @@ AutoModel.register(VasoMIMConfig, VasoMIMModel, exist_ok=True)
 AutoModel.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
 AutoBackbone.register(VasoMIMConfig, VasoMIMBackbone, exist_ok=True)
 AutoModelForPreTraining.register(VasoMIMConfig, VasoMIMForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(VasoMIMConfig, VasoMIMForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(VasoMIMConfig, VasoMIMForSemanticSegmentation, exist_ok=True)
 AutoModelForSemanticSegmentation.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
+
+# The pipeline for segmentation looks at the library's own table alone, and logs an error for models that are registered.
+modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim"] = "VasoMIMForSemanticSegmentation"
 
 _image_processors = {"pil": VasoMIMImageProcessorPil}
 if is_torchvision_available():
@@ -42,7 +51,9 @@ __all__ = [
     "UNeXtForVesselSegmentation",
     "VasoMIMBackbone",
     "VasoMIMConfig",
+    "VasoMIMForImageClassification",
     "VasoMIMForPreTraining",
+    "VasoMIMForSemanticSegmentation",
     "VasoMIMImageProcessor",
     "VasoMIMImageProcessorPil",
     "VasoMIMModel",

@@ -24,6 +24,8 @@ AUTO_CLASSES = {
         "AutoModel": "modeling_vasomim.VasoMIMModel",
         "AutoBackbone": "modeling_vasomim.VasoMIMBackbone",
         "AutoModelForPreTraining": "modeling_vasomim_pretraining.VasoMIMForPreTraining",
+        "AutoModelForSemanticSegmentation": "modeling_vasomim_segmentation.VasoMIMForSemanticSegmentation",
+        "AutoModelForImageClassification": "modeling_vasomim_classification.VasoMIMForImageClassification",
     },
     "vasomim_unext": {
         "AutoConfig": "configuration_unext.UNeXtConfig",
