@@ -322,8 +322,9 @@ def test_a_window_without_width_is_an_error_only_where_it_is_applied(tmp_path: P
 
 
 def test_an_empty_table_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no entries"):
-        level_table(PixelLayout(16, 12), Transformation(lookup=Lookup(0, 8, ())))
+    for lookup in (Lookup(0, 8, ()), Lookup(0, 0, (1, 2))):
+        with pytest.raises(ValueError, match=f"{len(lookup.entries)} entries of {lookup.bits} bits"):
+            level_table(PixelLayout(16, 12), Transformation(lookup=lookup))
 
 
 # What is known of a run
@@ -462,6 +463,8 @@ def test_ids_are_the_same_under_one_salt_and_others_under_another(tmp_path: Path
     assert first.patient_id == second.patient_id and first.study_id == second.study_id
     assert first.series_id != second.series_id and len({first.patient_id, first.study_id, first.series_id}) == 3
     assert read(one, salt=SALT + "!")[0].metadata.patient_id != first.patient_id
+    same = read(identifying(tmp_path / "c", StudyInstanceUID="1.2.3", PatientID="1.2.3"), salt=SALT)[0].metadata
+    assert same.patient_id != same.study_id
     assert len(first.patient_id) == 32 and int(first.patient_id, 16)
 
 
@@ -488,29 +491,32 @@ def test_kept_tags_name_no_person_place_time_or_object() -> None:
     assert [tag for tag in KEPT_TAGS if pydicom.datadict.tag_for_keyword(tag) is None] == []
 
 
-def test_errors_do_not_quote_what_the_file_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bad = {
-        "FrameTime": b"Zebediah",
-        "WindowCenter": b"Zebediah",
-        "PixelSpacing": b"Zebediah",
-        "BitsStored": b"Zebediah",
-    }
-    path = write(tmp_path / "a.dcm", levels())
-    dataset = pydicom.dcmread(path)
-    for name, value in bad.items():
-        tag = pydicom.datadict.tag_for_keyword(name)
+def ill_formed(path: Path, *names: str) -> Path:
+    """A run with text where numbers should be."""
+    dataset = pydicom.dcmread(write(path, levels()))
+    for name in names:
+        tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(name))
         vr = pydicom.datadict.dictionary_VR(tag)
-        raw = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), vr, len(value), value, 0, False, True)
-        dataset._dict[pydicom.tag.Tag(tag)] = raw
+        dataset._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, 8, b"Zebediah", 0, False, True)
     dataset.save_as(path)
-    try:
-        frames = read(path)
-    except FrameReadError as error:
-        told = str(error)
-    else:
-        told = repr(frames)
-        assert frames[0].metadata.frame_time_ms is None and frames[0].metadata.window_center is None
-    assert "Zebediah" not in told + caplog.text
+    return path
+
+
+def test_ill_formed_values_count_as_unknown_and_are_not_quoted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("FrameTime", "WindowCenter", "PixelSpacing", "RescaleSlope", "PositionerPrimaryAngle")
+    frames = read(ill_formed(tmp_path / "a.dcm", *names))
+    known = frames[0].metadata
+    assert np.array_equal(stack(frames), levels()) and "Zebediah" not in repr(frames) + caplog.text
+    assert {known.frame_time_ms, known.window_center, known.pixel_spacing_mm, known.primary_angle} == {None}
+
+
+def test_errors_do_not_quote_what_the_file_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("BitsStored", "BitsAllocated", "NumberOfFrames", "Rows"):
+        with pytest.raises(FrameReadError) as error:
+            read(ill_formed(tmp_path / "a.dcm", name))
+        assert "Zebediah" not in str(error.value) + caplog.text
 
 
 def test_a_file_that_says_that_names_are_burned_in_is_refused_unless_allowed(tmp_path: Path) -> None:
@@ -567,6 +573,33 @@ def test_of_a_cut_run_the_frames_before_the_damage_are_given(tmp_path: Path, syn
                 found.append(next(frames).pixels)
         assert len(found) == {0.4: 1, 0.65: 2, 0.97: 3}[share]
         assert np.array_equal(found, levels(size=64)[: len(found)])
+
+
+# Where a byte of the head of a stream was changed: bits, a marker, a table, the size; and what begins a stream
+HEADS = {
+    JPEG_LOSSLESS: (b"\xff\xd8\xff", (3, 6, 8, 15, 16)),
+    JPEG_LS: (b"\xff\xd8\xff", (3, 6, 8)),
+    JPEG_2000: (b"\xff\x4f\xff\x51", (1, 11, 41, 42, 43)),
+}
+
+
+@pytest.mark.parametrize("syntax", HEADS)
+def test_a_stream_with_a_damaged_head_is_never_given_to_a_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str
+) -> None:
+    path = recode(write(tmp_path / "raw.dcm", levels(num_frames=2)), tmp_path / "packed.dcm", syntax)
+    whole, (mark, places) = path.read_bytes(), HEADS[syntax]
+    start = whole.index(mark, whole.index(mark) + 1)  # of the second frame
+    for place in places:
+        content = bytearray(whole)
+        content[start + place] ^= 0x5A
+        path.write_bytes(content)
+        frames = read_frames(path)
+        assert np.array_equal(next(frames).pixels, levels()[0])
+        # some of these end the process in GDCM
+        with monkeypatch.context() as patch, pytest.raises(FrameReadError, match="ends after 1 of 2 .*does not fit"):
+            patch.setattr("vasomim_hf.data.frames_dicom._frame", lambda *_: pytest.fail("decoded"))
+            next(frames)
 
 
 def test_a_frame_that_cannot_be_decoded_is_named_with_its_place(tmp_path: Path) -> None:

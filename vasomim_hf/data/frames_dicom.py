@@ -12,9 +12,11 @@ Damage: frames before the place of damage are given, then an error that says how
 """
 
 import os
+import re
 import struct
+import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,13 +24,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..import_utils import require
-from .frames_jpeg import JPEG_EXTENDED, PLUGIN, register
+from .frames_jpeg import JPEG_EXTENDED, PLUGIN, fits, register
 from .frames_levels import LevelTable, Lookup, PixelLayout, Transformation, level_table
 from .frames_types import Frame, FrameMetadata, FrameReadError, ReadOptions, grey_from_colour, hashed_id
 
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -93,6 +96,8 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 LOSSY_SYNTAXES = ("1.2.840.10008.1.2.4.50", JPEG_EXTENDED, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91")
+JPEG_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))
+JPEG_HEAD = 1 << 16  # bytes of a stream in which its head must end
 ITEM = 0xE000FFFE
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
@@ -135,7 +140,8 @@ def read_dicom_frames(path: str | os.PathLike, options: ReadOptions | None = Non
         yield _frame(run, pixels, index)
     if index + 1 < run.num_frames:
         raise FrameReadError(
-            f"`{path}` ends after {index + 1} of {run.num_frames} frames; those before the damage are good."
+            f"`{path}` ends after {index + 1} of {run.num_frames} frames: the rest is cut off or does not fit the file's "
+            "header. Those before the damage are good."
         )
 
 
@@ -173,8 +179,11 @@ def _open(path: Path, options: ReadOptions) -> _Run:
         )
     _check_decoder(path, syntax)
     layout = _layout(path, header, syntax)
-    metadata = _metadata(header, options, syntax)
-    return _Run(path, header, options, layout, syntax, *counts, metadata, _transformation(header, options, layout))
+    try:
+        transformation = _transformation(header, options, layout)
+    except (AttributeError, TypeError, ValueError):
+        raise FrameReadError(f"`{path}` has an ill-formed lookup table. Export it again.") from None
+    return _Run(path, header, options, layout, syntax, *counts, _metadata(header, options, syntax), transformation)
 
 
 def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tuple[int, int]]:
@@ -182,25 +191,35 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tupl
     pydicom = require("pydicom", "dicom")
     tags = [*KEPT_TAGS, *(ID_TAGS.values() if options.salt is not None else ())]
     try:
-        # pydicom would warn of ill-formed values, and quote them
-        with open(path, "rb") as file, pydicom.config.disable_value_validation():
+        with open(path, "rb") as file, _quiet():
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
             position = file.tell()
             _convert(header)
             file.seek(position)
             syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
             counts = _count_whole(file, header, syntax, os.fstat(file.fileno()).st_size)
-    except (pydicom.errors.InvalidDicomError, AttributeError, EOFError, KeyError, ValueError, struct.error) as error:
-        # not with the error's own text, which may quote the file
-        raise FrameReadError(
-            f"`{path}` cannot be read as DICOM ({type(error).__name__}): its header is damaged or it is another kind of "
-            "file. Restore or remove it."
-        ) from None
     except OSError as error:
         raise FrameReadError(f"`{path}` cannot be read ({type(error).__name__}: {error.strerror}).") from error
+    except Exception as error:  # a damaged header can raise anything; its text may quote the file
+        raise _header_error(path, error) from None
     if counts is None:
         raise FrameReadError(f"`{path}` is a DICOM file without pixels. Leave it out.")
     return header, syntax, counts
+
+
+def _header_error(path: Path, error: Exception) -> FrameReadError:
+    return FrameReadError(
+        f"`{path}` cannot be read as DICOM ({type(error).__name__}): its header is damaged or it is another kind of file. "
+        "Restore or remove it."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings of ill-formed values, which quote them."""
+    with require("pydicom", "dicom").config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _convert(header: "Dataset") -> None:
@@ -229,26 +248,38 @@ def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> t
         return None
     (length,) = struct.unpack(f"{order}L", element[-4:])
     if length == UNDEFINED_LENGTH:
-        return _count_fragments(file, size, _num_frames(header))
+        return _count_fragments(file, size, header, syntax)
     is_halved = header.get("PhotometricInterpretation") == "YBR_FULL_422"  # two pixels share their colour
     samples = 2 if is_halved else int(header.get("SamplesPerPixel") or 1)
     bits = int(header.Rows) * int(header.Columns) * samples * int(header.BitsAllocated)
     return min(_num_frames(header), min(length, size - file.tell()) * 8 // bits), _num_frames(header)
 
 
-def _count_fragments(file: BinaryIO, size: int, num_frames: int) -> tuple[int, int]:
-    fragments, is_cut = -1, False  # the first item is a table of offsets
+def _count_fragments(file: BinaryIO, size: int, header: "Dataset", syntax: str) -> tuple[int, int]:
+    num_frames = _num_frames(header)
+    fragments, is_bad = -1, False  # the first item is a table of offsets
     while len(item := file.read(8)) == 8:
         tag, length = struct.unpack("<LL", item)
-        is_cut = tag == ITEM and file.tell() + length > size
-        if tag != ITEM or is_cut:
+        if tag != ITEM:
             break
-        file.seek(length, os.SEEK_CUR)
+        start = file.tell()
+        starts_frame = fragments == 0 or (fragments > 0 and num_frames > 1)
+        if start + length > size or (starts_frame and not _fits(file.read(min(length, JPEG_HEAD)), header, syntax)):
+            is_bad = True
+            break
+        file.seek(start + length)
         fragments += 1
-    found = min(max(fragments, 0) + is_cut, num_frames)
+    whole = max(fragments, 0)
     if num_frames == 1:
-        return int(found > 0 and not is_cut), found
-    return min(max(fragments, 0), num_frames), found
+        whole = int(whole > 0 and not is_bad)
+    return min(whole, num_frames), min(max(fragments, 0) + is_bad, num_frames)
+
+
+def _fits(head: bytes, header: "Dataset", syntax: str) -> bool:
+    if syntax not in JPEG_SYNTAXES:
+        return True
+    samples = int(header.get("SamplesPerPixel") or 1)
+    return fits(head, int(header.Rows), int(header.Columns), samples, int(header.BitsAllocated))
 
 
 def _num_frames(header: "Dataset") -> int:
@@ -285,7 +316,12 @@ def _layout(path: Path, header: "Dataset", syntax: str) -> PixelLayout:
 
 
 def _is_compressed(syntax: str) -> bool:
-    return require("pydicom.uid", "dicom").UID(syntax).is_compressed
+    return bool(_uid(syntax).is_compressed)
+
+
+def _uid(syntax: str) -> "UID":
+    with _quiet():
+        return require("pydicom.uid", "dicom").UID(syntax)
 
 
 # Decoders
@@ -293,10 +329,11 @@ def _is_compressed(syntax: str) -> bool:
 
 def _check_decoder(path: Path, syntax: str) -> None:
     """Say which package is missing before anything is decoded."""
-    pydicom = require("pydicom", "dicom")
-    name = f"{pydicom.uid.UID(syntax).name} ({syntax})" if syntax else "no transfer syntax"
+    is_uid = re.fullmatch(r"[\d.]+", syntax) is not None
+    name = f"{_uid(syntax).name} ({syntax})" if is_uid else "an ill-formed transfer syntax"
     try:
-        decoder = require("pydicom.pixels", "dicom").get_decoder(syntax)
+        with _quiet():
+            decoder = require("pydicom.pixels", "dicom").get_decoder(_uid(syntax) if is_uid else "0")
     except (NotImplementedError, ValueError):
         raise FrameReadError(
             f"`{path}` is stored as {name}, which is not read. Export it uncompressed or in a lossless syntax."
@@ -321,10 +358,7 @@ def _decoded(run: _Run) -> Iterator[np.ndarray]:
         keywords |= {"decoding_plugin": PLUGIN} if has_plugin else {}
     if run.num_begun < run.num_frames:
         keywords["number_of_frames"] = run.num_begun  # else pydicom reads none of them
-    source: Any = run.path
-    if run.syntax == DEFLATED:
-        source = require("pydicom", "dicom").dcmread(run.path)  # unpacked as a whole: there is no other way
-    with closing(pixels.iter_pixels(source, **keywords)) as frames:
+    with closing(pixels.iter_pixels(_source(run), **keywords)) as frames:
         for index in range(run.num_whole):
             try:
                 frame = next(frames)
@@ -335,6 +369,16 @@ def _decoded(run: _Run) -> Iterator[np.ndarray]:
             yield frame
 
 
+def _source(run: _Run) -> Any:
+    if run.syntax != DEFLATED:
+        return run.path
+    try:
+        with _quiet():  # unpacked as a whole: there is no other way
+            return require("pydicom", "dicom").dcmread(run.path)
+    except Exception as error:
+        raise _header_error(run.path, error) from None
+
+
 def _decode_error(run: _Run, index: int, error: Exception) -> FrameReadError:
     gdcm_helps = _is_compressed(run.syntax) and run.syntax != RLE_LOSSLESS
     try:
@@ -342,9 +386,8 @@ def _decode_error(run: _Run, index: int, error: Exception) -> FrameReadError:
         hint = "Restore the file"
     except ImportError:
         hint = _remedy(run.syntax) if gdcm_helps else "Restore the file"
-    name = require("pydicom.uid", "dicom").UID(run.syntax).name
     return FrameReadError(
-        f"`{run.path}` (stored as {name}): frame {index} of {run.num_frames} cannot be decoded "
+        f"`{run.path}` (stored as {_uid(run.syntax).name}): frame {index} of {run.num_frames} cannot be decoded "
         f"({type(error).__name__}: {' '.join(str(error).split())}); the {index} before it are good. {hint}."
     )
 
@@ -429,8 +472,8 @@ def _metadata(header: "Dataset", options: ReadOptions, syntax: str) -> FrameMeta
     known = None if lossy is None else lossy == "01"
     return FrameMetadata(
         num_frames=_num_frames(header),
-        photometric_interpretation=header.get("PhotometricInterpretation"),
-        modality=header.get("Modality") or None,
+        photometric_interpretation=str(header.get("PhotometricInterpretation") or "") or None,
+        modality=str(header.get("Modality") or "") or None,
         is_lossy=True if syntax in LOSSY_SYNTAXES else known,
         **ids,
     )

@@ -62,8 +62,11 @@ class Lookup:
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Results for values of any shape, as float64 of the same shape."""
-        if not self.entries:
-            raise ValueError("a lookup table has no entries. Export the file again.")
+        if not self.entries or not 1 <= self.bits <= MOST_BITS:
+            raise ValueError(
+                f"a lookup table has {len(self.entries)} entries of {self.bits} bits; expected some of at most {MOST_BITS}. "
+                "Export the file again."
+            )
         entries = np.asarray(self.entries, dtype=np.float64)
         return entries[np.clip(np.rint(values) - self.first, 0, len(entries) - 1).astype(np.int64)]
 
@@ -151,7 +154,8 @@ def level_table(layout: PixelLayout, transformation: Transformation) -> LevelTab
     levels, bits, top = _as_levels(values, lowest, highest)
     if transformation.window is not None or transformation.window_lookup is not None:
         lowest, top = 0.0, float((1 << bits) - 1)
-        levels = _windowed(values, transformation) * top
+        with np.errstate(over="ignore"):  # of a window that is next to nothing wide, and clipped
+            levels = _windowed(values, transformation) * top
     if transformation.is_inverted:
         levels = top + max(0.0, lowest) - levels
     if transformation.padding is not None:
@@ -183,6 +187,8 @@ def _after_modality(
     if transformation.slope == 0:
         raise ValueError("Rescale Slope is 0, which would make every pixel the same. Export the file again.")
     ends = [end * transformation.slope + transformation.intercept for end in (layout.lowest, layout.highest)]
+    if not all(math.isfinite(end) for end in ends):
+        raise ValueError("Rescale Slope and Intercept lead beyond all numbers. Export the file again.")
     return stored * transformation.slope + transformation.intercept, min(ends), max(ends)
 
 

@@ -69,7 +69,7 @@ def _find(path: Path, key: str | None) -> _Member:
     try:
         with zipfile.ZipFile(path) as file:
             members = [_member(file, info) for info in file.infolist() if info.filename.endswith(".npy")]
-    except DAMAGE as error:
+    except Exception as error:  # numpy parses headers as expressions, and raises whatever the parser does
         raise FrameReadError(
             f"`{path}` cannot be read as NPZ ({type(error).__name__}: {error}). Restore or remove it."
         ) from error
