@@ -119,6 +119,9 @@ class SegmentationScores:
         expected = (len(targets), len(self.labels), *targets.shape[1:])
         if probabilities is not None and probabilities.shape != expected:
             raise ValueError(f"`probabilities` must have shape {expected}, got {probabilities.shape}.")
+        # written so that NaN fails too
+        if probabilities is not None and not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
+            raise ValueError("`probabilities` must lie in [0, 1]. Apply the softmax to the logits first.")
         if self.rows and ("ece" in self.rows[0].values) != (probabilities is not None):
             raise ValueError("`probabilities` must come with all batches or with none.")
 
