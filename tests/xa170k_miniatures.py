@@ -89,7 +89,9 @@ def write_cadica(root: Path, every_frame: bool = False) -> dict[str, np.ndarray]
             folder / "input", {f"{n}.png": encode_png(frame(100 + 10 * seed + i)) for i, n in enumerate(names)}
         )
         if not kind:
-            (folder / f"{stem}_selectedFrames.txt").write_text("\r\n".join(chosen) + "\r\n")
+            # a stem on each line; other endings of lines and names are no reason to lose frames
+            lines = chosen if patient == 1 else [f"{name}.png\r" for name in chosen]
+            (folder / f"{stem}_selectedFrames.txt").write_text("\n".join(lines) + "\n")
             write_files(folder / "groundtruth", {f"{chosen[0]}.txt": b"10 10 5 5 p50_70\n"})
         for i, name in enumerate(names):
             if every_frame or name in chosen:
