@@ -1,0 +1,385 @@
+"""VasoMIM for detection: a simple feature pyramid on the encoder and a dense anchor-free head.
+
+The pyramid is ViTDet's (arXiv:2203.16527): every level is made from the encoder's last feature map. The head is shared by
+the levels and gives for each location the classes' scores and the distances to the four sides of the box; what it learns
+is in `modeling_vasomim_detection_loss.py`. Shapes: B batch size, D hidden size, C channels, K classes, L locations of all
+levels together, H and W height and width of the frames in pixels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.image_transforms import corners_to_center_format
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vasomim import VasoMIMConfig
+from .modeling_unext import refuse_unknown_arguments
+from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel, grid_of
+from .modeling_vasomim_detection_loss import (
+    AssignmentRule,
+    BoxTargets,
+    assign_boxes,
+    candidate_locations,
+    check_box_labels,
+    detection_loss,
+    pad_box_labels,
+    pairwise_iou,
+)
+
+
+GROUPS = 8
+# The share of locations that show an object, as the head guesses at the start (RetinaNet's prior).
+PRIOR_PROBABILITY = 0.01
+# Largest distance, in steps between locations, as a natural logarithm: far above any frame, far below overflow.
+MAX_LOG_DISTANCE = 8.0
+
+
+@dataclass
+class VasoMIMForObjectDetectionOutput(ModelOutput):
+    """Output of [`VasoMIMForObjectDetection`]; a query is a location.
+
+    Args:
+        loss (`torch.Tensor`, scalar): Classification loss + `config.detection_box_loss_weight` x box loss.
+        loss_dict (`dict[str, torch.Tensor]`): The two by themselves, `class_loss` and `box_loss`, detached.
+        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels)`): One for each class; their sigmoid is the
+            score. There is none for the background.
+        pred_boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): Centre x, centre y, width and height as
+            shares of `pixel_values`, cut at its edges, in [0, 1]; float32.
+        hidden_states, attentions (`tuple[torch.Tensor]`): Of the encoder, where asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VasoMIMDetectionConvolution(nn.Conv2d):
+    """Convolution that keeps the size, or divides it by `stride`; drawn by Xavier's rule over its whole kernel."""
+
+    _init_fan_in_out: tuple[int, int]
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=(kernel_size - stride + 1) // 2)
+        self._init_fan_in_out = (in_channels * kernel_size**2, out_channels * kernel_size**2)
+
+
+class VasoMIMDetectionPredictor(nn.Conv2d):
+    """Last convolution of a branch, which starts near a constant."""
+
+    initial_bias: float
+
+    def __init__(self, in_channels: int, out_channels: int, initial_bias: float):
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+        self.initial_bias = initial_bias
+
+
+class VasoMIMDetectionConv(nn.Sequential):
+    """Convolution, group norm (batches are small) and SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1):
+        convolution = VasoMIMDetectionConvolution(in_channels, out_channels, kernel_size, stride)
+        super().__init__(convolution, nn.GroupNorm(GROUPS, out_channels), nn.SiLU())
+
+
+class VasoMIMDetectionUpsample(nn.Sequential):
+    """Transposed convolution to twice the resolution, group norm and SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        convolution = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
+        super().__init__(convolution, nn.GroupNorm(GROUPS, out_channels), nn.SiLU())
+
+
+class VasoMIMDetectionLevel(nn.Module):
+    """One level of the pyramid: the encoder's map (B, D, rows, columns) at another resolution and C channels."""
+
+    def __init__(self, config: VasoMIMConfig, scale_factor: float):
+        super().__init__()
+        channels = config.detection_channels
+        doublings = round(math.log2(scale_factor))
+        self.pool_size = 2 ** max(0, -doublings)
+        widths = [config.hidden_size] + [channels] * max(0, doublings)
+        self.upsample = nn.Sequential(
+            *(VasoMIMDetectionUpsample(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        )
+        self.project = VasoMIMDetectionConv(widths[-1], channels, kernel_size=1)
+        self.smooth = VasoMIMDetectionConv(channels, channels)
+
+    def forward(self, feature_map: torch.Tensor, detail: torch.Tensor | None) -> torch.Tensor:
+        hidden_states = self.project(pool(self.upsample(feature_map), self.pool_size))
+        return self.smooth(hidden_states if detail is None else hidden_states + detail)
+
+
+def pool(feature_map: torch.Tensor, size: int) -> torch.Tensor:
+    """Largest value of each cell of `size` x `size`; those at the right and bottom edge may be cut.
+
+    Args:
+        feature_map (`torch.Tensor` of shape `(batch_size, channels, rows, columns)`): Any float.
+        size (`int`): Side of a cell; 1 changes nothing.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels, ceil(rows / size), ceil(columns / size))`.
+    """
+    return nn.functional.max_pool2d(feature_map, size, ceil_mode=True) if size > 1 else feature_map
+
+
+class VasoMIMDetailStem(nn.Module):
+    """Convolutions of stride 2 on the frames (B, channels, H, W), one C-channel map for each level of the pyramid."""
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__()
+        channels, width = config.detection_channels, config.detection_detail_stem_channels
+        finest = config.patch_size / config.detection_scale_factors[0]
+        halvings = max(1, math.ceil(math.log2(max(finest, 1))))
+        widths = [config.num_channels, *(GROUPS * -(-width * 2**i // GROUPS) for i in range(halvings))]
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.layers = nn.Sequential(*(VasoMIMDetectionConv(*pair, kernel_size=4, stride=2) for pair in pairs))
+        self.project = VasoMIMDetectionConvolution(widths[-1], channels, kernel_size=1)
+        self.downsample = nn.ModuleList(
+            [VasoMIMDetectionConv(channels, channels) for _ in config.detection_scale_factors[1:]]
+        )
+
+    def forward(self, pixel_values: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        hidden_states = self.project(self.layers(pixel_values.to(self.project.weight.dtype)))
+        details = [self._resize(hidden_states, sizes[0])]
+        for layer, size in zip(self.downsample, sizes[1:], strict=True):
+            details.append(self._resize(layer(pool(details[-1], 2)), size))
+        return details
+
+    def _resize(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        # patches that are no power of two have no level at a power of two
+        if feature_map.shape[-2:] == size:
+            return feature_map
+        return nn.functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+class VasoMIMFeaturePyramid(nn.Module):
+    """Maps of C channels at each of `config.detection_scale_factors`, from the encoder's last one and the frames."""
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.scale_factors = list(config.detection_scale_factors)
+        self.levels = nn.ModuleList([VasoMIMDetectionLevel(config, factor) for factor in self.scale_factors])
+        self.detail_stem = VasoMIMDetailStem(config) if config.detection_detail_stem_channels else None
+
+    @property
+    def strides(self) -> list[float]:
+        """Pixels from one location of a level to the next."""
+        return [self.patch_size / factor for factor in self.scale_factors]
+
+    def forward(self, last_hidden_state: torch.Tensor, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        grid = grid_of(pixel_values, self.patch_size)
+        feature_map = last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, grid)
+        details = self._details(pixel_values, grid)
+        return [level(feature_map, detail) for level, detail in zip(self.levels, details, strict=True)]
+
+    def _details(self, pixel_values: torch.Tensor, grid: tuple[int, int]) -> Sequence[torch.Tensor | None]:
+        if self.detail_stem is None:
+            return [None] * len(self.levels)
+        rows, columns = grid
+        height, width = pixel_values.shape[-2:]
+        missing = (0, columns * self.patch_size - width, 0, rows * self.patch_size - height)
+        pixel_values = nn.functional.pad(pixel_values, missing, mode="replicate") if any(missing) else pixel_values
+        sizes = [(math.ceil(rows * factor), math.ceil(columns * factor)) for factor in self.scale_factors]
+        return self.detail_stem(pixel_values, sizes)
+
+
+class VasoMIMDetectionHead(nn.Module):
+    """Scores and distances of every location, by one set of weights for all levels."""
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__()
+        channels = config.detection_channels
+        layers = range(config.detection_num_convs)
+        self.class_convs = nn.Sequential(*(VasoMIMDetectionConv(channels, channels) for _ in layers))
+        self.box_convs = nn.Sequential(*(VasoMIMDetectionConv(channels, channels) for _ in layers))
+        prior = math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY))
+        self.classifier = VasoMIMDetectionPredictor(channels, config.num_labels, initial_bias=prior)
+        self.box_regressor = VasoMIMDetectionPredictor(channels, 4, initial_bias=0.0)
+
+    def forward(self, pyramid: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict.
+
+        Args:
+            pyramid (sequence of `torch.Tensor` of shape `(batch_size, channels, rows, columns)`): From fine to coarse.
+
+        Returns:
+            `tuple`: Logits of shape `(batch_size, num_locations, num_labels)`, and distances to the left, top, right and
+            bottom side, of shape `(batch_size, num_locations, 4)`, float32, > 0, in steps between locations. Level after
+            level, row by row.
+        """
+        logits = [self.classifier(self.class_convs(level)).flatten(2) for level in pyramid]
+        logarithms = [self.box_regressor(self.box_convs(level)).flatten(2) for level in pyramid]
+        # in float32: half precision would round positions in large frames to several pixels
+        distances = torch.cat(logarithms, dim=2).transpose(1, 2).float().clamp(max=MAX_LOG_DISTANCE).exp()
+        return torch.cat(logits, dim=2).transpose(1, 2), distances
+
+
+def locations_of(pyramid: Sequence[torch.Tensor], strides: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the locations of a pyramid are: in the middle of their cells.
+
+    Args:
+        pyramid (sequence of `torch.Tensor` of shape `(batch_size, channels, rows, columns)`): Maps of the levels.
+        strides (sequence of `float`): Pixels from one location to the next, for each level.
+
+    Returns:
+        `tuple`: x and y in pixels, of shape `(num_locations, 2)`, and the strides, of shape `(num_locations,)`; float32.
+
+    Example:
+        >>> locations_of([torch.zeros(1, 1, 1, 2)], [8])[0].tolist()
+        [[4.0, 4.0], [12.0, 4.0]]
+    """
+    points, steps = [], []
+    for level, stride in zip(pyramid, strides, strict=True):
+        rows, columns = (torch.arange(side, device=level.device) + 0.5 for side in level.shape[-2:])
+        y, x = torch.meshgrid(rows * stride, columns * stride, indexing="ij")
+        points.append(torch.stack([x, y], dim=-1).flatten(0, 1).float())
+        steps.append(torch.full_like(points[-1][:, 0], stride))
+    return torch.cat(points), torch.cat(steps)
+
+
+class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
+    """Encoder, feature pyramid and dense head: boxes of `config.num_labels` classes, such as stenoses.
+
+    Example:
+        >>> from vasomim_hf.presets import load_preset
+        >>> model = VasoMIMForObjectDetection(load_preset("tiny", id2label={0: "stenosis"}, label2id={"stenosis": 0}))
+        >>> labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.1, 0.2]])}]
+        >>> output = model(torch.zeros(1, 3, 256, 256), labels=labels)
+        >>> output.logits.shape, output.pred_boxes.shape, sorted(output.loss_dict)
+        (torch.Size([1, 1344, 1]), torch.Size([1, 1344, 4]), ['box_loss', 'class_loss'])
+    """
+
+    accepts_loss_kwargs = False
+    _no_split_modules = [
+        "VasoMIMEmbeddings",
+        "VasoMIMLayer",
+        "VasoMIMFeaturePyramid",
+        "VasoMIMDetectionHead",
+    ]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
+
+    def __init__(self, config: VasoMIMConfig):
+        super().__init__(config)
+        self.vasomim = VasoMIMModel(config)
+        self.pyramid = VasoMIMFeaturePyramid(config)
+        self.detection_head = VasoMIMDetectionHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, VasoMIMDetectionPredictor):
+            init.normal_(module.weight, std=0.01)
+            init.constant_(module.bias, module.initial_bias)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VasoMIMForObjectDetectionOutput:
+        """Find boxes.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised frames from the image processor, any height and width of at least one patch.
+            labels (sequence of `dict`, *optional*):
+                For each image `class_labels` of shape `(n,)`, integer in [0, num_labels), and `boxes` of shape `(n, 4)`,
+                centre x, centre y, width and height as shares of `pixel_values`; n may be 0. The image processor makes
+                them from `annotations`.
+            interpolate_pos_encoding (`bool`, defaults to `True`):
+                Whether sizes other than `config.image_size` are accepted.
+
+        Returns:
+            `VasoMIMForObjectDetectionOutput`.
+
+        Raises:
+            ValueError: If a shape does not fit, or a box or a class of `labels` is not one.
+            TypeError: If an argument is unknown.
+        """
+        refuse_unknown_arguments(self, kwargs)
+        if labels is not None:
+            check_box_labels(labels, len(pixel_values), self.config.num_labels)
+        outputs = self.vasomim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        pyramid = self.pyramid(outputs.last_hidden_state, pixel_values)
+        logits, distances = self.detection_head(pyramid)
+        locations, strides = locations_of(pyramid, self.pyramid.strides)
+        corners = self.corners(locations, distances * strides[:, None])
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        losses = {} if labels is None else self.losses(logits, corners, (locations, strides), labels, size)
+        return VasoMIMForObjectDetectionOutput(
+            loss=self.total_loss(losses) if losses else None,
+            loss_dict={name: value.detach() for name, value in losses.items()} or None,
+            logits=logits,
+            pred_boxes=self.shares_of_frame(corners, size),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def corners(self, locations: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        """Left, top, right and bottom, (B, L, 4), from locations (L, 2) and distances (B, L, 4), all in pixels."""
+        return torch.cat([locations - distances[..., :2], locations + distances[..., 2:]], dim=-1)
+
+    def shares_of_frame(self, corners: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Corners (B, L, 4) in pixels, cut at the edges of a frame of (height, width), as centre and size in [0, 1]."""
+        height, width = size
+        shares = corners / corners.new_tensor([width, height, width, height])
+        return corners_to_center_format(shares.clamp(0, 1))
+
+    def losses(
+        self,
+        logits: torch.Tensor,
+        corners: torch.Tensor,
+        locations: tuple[torch.Tensor, torch.Tensor],
+        labels: Sequence[Mapping[str, torch.Tensor]],
+        size: tuple[int, int],
+    ) -> dict[str, torch.Tensor]:
+        """Losses of the classes and of the boxes.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch_size, num_locations, num_labels)`): Predicted.
+            corners (`torch.Tensor` of shape `(batch_size, num_locations, 4)`): Predicted, in pixels.
+            locations (`tuple`): Positions of shape `(num_locations, 2)` and strides of shape `(num_locations,)`.
+            labels (sequence of `dict`): As for `forward`.
+            size (`tuple[int, int]`): Height and width of the frames.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `class_loss` and `box_loss`, scalars, float32, without weights.
+        """
+        targets = pad_box_labels(labels, size, logits.device)
+        with torch.no_grad():
+            candidates = candidate_locations(*locations, targets)
+            scores = self._scores_of_targets(logits, targets)
+            ious = pairwise_iou(targets.corners, corners)
+            assignment = assign_boxes(scores, ious, candidates, self._assignment_rule())
+        class_loss, box_loss = detection_loss(logits, assignment, targets, corners)
+        return {"class_loss": class_loss, "box_loss": box_loss}
+
+    def total_loss(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return losses["class_loss"] + self.config.detection_box_loss_weight * losses["box_loss"]
+
+    def _scores_of_targets(self, logits: torch.Tensor, targets: BoxTargets) -> torch.Tensor:
+        """Score of every location for the class of every box, (B, N, L), float32."""
+        index = targets.class_labels.unsqueeze(-1).expand(-1, -1, logits.shape[1])
+        return logits.float().sigmoid().transpose(1, 2).gather(1, index)
+
+    def _assignment_rule(self) -> AssignmentRule:
+        config = self.config
+        return AssignmentRule(
+            config.detection_assigned_locations, config.detection_score_exponent, config.detection_iou_exponent
+        )
+
+
+__all__ = ["VasoMIMForObjectDetection", "VasoMIMForObjectDetectionOutput"]
