@@ -20,7 +20,17 @@ from .results import (
     format_table,
 )
 from .segmentation_scores import segmentation_measures
-from .statistics import Pair, PairedTest, Resampling, Statistic, mean_of, paired_test, weighted_mean, wilcoxon_p
+from .statistics import (
+    Pair,
+    PairedTest,
+    Resampling,
+    Statistic,
+    groups_of,
+    mean_of,
+    paired_test,
+    weighted_mean,
+    wilcoxon_p,
+)
 
 
 class Scores(Protocol):
@@ -178,7 +188,7 @@ def compare_results(
         first=firsts[0].model,
         second=seconds[0].model,
         num_images=len(rows[0]),
-        num_groups=len({row.patient_id or (row.image_id,) for row in rows[0]}),
+        num_groups=len(set(groups_of(clusters_of(rows[0]), len(rows[0])).tolist())),
         num_seeds=len(firsts),
         differing_settings=_differing_settings(everything),
         differences=differences,
