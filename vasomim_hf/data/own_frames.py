@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-import numpy as np
 from PIL import Image
 
 from ..import_utils import require
 from .dataset_export import SplitFiles, write_card
 from .dataset_rows import to_dataset
+from .frame_digest import frame_digest
 from .frame_sources import size_and_sample
 from .frames import UNREADABLE, kind_of, read_frames, to_uint8
 from .frames_types import Frame, FrameReadError, ReadOptions, hashed_id
@@ -63,7 +63,7 @@ def load_frames(
     Columns: `image` (16-bit stays 16-bit, Pillow's mode `I;16`), `bits_stored`, `width`, `height`, `image_id`,
     `frame_index` and `num_frames` (within the file), `frame_time_ms`, `imager_pixel_spacing_mm` and `pixel_spacing_mm`
     (rows, columns; the second where calibrated), `primary_angle` and `secondary_angle` (degrees), `patient_id`, `study_id`,
-    `series_id`, `sha256` of the grey levels (see [`pixel_hash`]); with `keep_names` also `name`. What a file does not say is
+    `series_id`, `sha256` of the grey levels (see [`~frame_digest.frame_digest`]); with `keep_names` also `name`. What a file does not say is
     null.
 
     No name of a file or folder, no id, date or place of a DICOM file gets into a row. `patient_id`, `study_id` and
@@ -196,25 +196,6 @@ class _FileRows:
         return hashlib.sha256(json.dumps([how, files], sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of a frame's grey levels: of `"{height}x{width}:{dtype}"` and then the levels row by row, little-endian.
-
-    Args:
-        pixels (`np.ndarray` of shape `(height, width)`): `uint8` or `uint16`.
-
-    Returns:
-        `str`: 64 hexadecimal digits.
-
-    Example:
-        >>> pixel_hash(np.zeros((2, 2), dtype=np.uint8))[:8]
-        'aeb876df'
-    """
-    height, width = pixels.shape
-    digest = hashlib.sha256(f"{height}x{width}:{pixels.dtype}".encode())
-    digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).data)
-    return digest.hexdigest()
-
-
 def _files(root: Path) -> tuple[list[_File], list[_File]]:
     """Files with frames and others, each sorted, so that every machine sees the same order."""
     if root.is_file():
@@ -306,7 +287,7 @@ def _row(frame: Frame, image_id: str) -> dict[str, Any]:
         "patient_id": known.patient_id,
         "study_id": known.study_id,
         "series_id": known.series_id,
-        "sha256": pixel_hash(frame.pixels),
+        "sha256": frame_digest(frame.pixels).hex(),
     }
 
 

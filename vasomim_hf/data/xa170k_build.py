@@ -21,6 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from ..folders import atomic_file
 from ..import_utils import require
 from ..version import __version__
+from .frame_digest import frame_digest
 from .frames import UNREADABLE
 from .near_duplicates import group_near_duplicates
 from .parquet_shards import BUILD_NAME, DATA_NAME, ShardPlan, build_lock, read_record, write_shards
@@ -30,7 +31,7 @@ from .vesselness import VesselnessOptions, vessel_mask
 from .xa170k_card import xa170k_card
 from .xa170k_report import CARD_NAME, REPORT_NAME, BuildReport, RowTable, ShardFile, count_source, verify_xa170k
 from .xa170k_sources import SOURCES, FrameItem, XA170KOptions, XA170KSource, open_xa170k_source
-from .xa170k_survey import READY, Survey, frame_digest, survey_frames, survey_keys
+from .xa170k_survey import READY, Survey, survey_frames, survey_keys
 
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def xa170k_features() -> "Features":
     """Columns of XA-170K.
 
     `image` is the grey frame and `vesselness` its 1-bit mask; `sha256` is that of the frame's pixels, see
-    [`~xa170k_survey.frame_digest`]; `near_duplicate_group` is the row number of the first frame of the group, among all
+    [`~frame_digest.frame_digest`]; `near_duplicate_group` is the row number of the first frame of the group, among all
     rows of the data set. `patient_id`, `study_id` and `frame_index` are null where a collection does not tell.
 
     Returns:

@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from ..folders import atomic_file
 from ..import_utils import require
+from .frame_digest import frame_digest
 from .frames import UNREADABLE
 from .parquet_shards import file_digest, run_jobs
 from .reports import Fault, FaultReport
 from .xa170k_sources import KNOWN_COUNTS, FrameItem
-from .xa170k_survey import frame_digest
 
 
 REPORT_NAME = "build_report.json"
@@ -95,7 +95,7 @@ class RowTable:
     Args:
         items (`list[FrameItem]`): Its frame.
         groups (`np.ndarray` of shape `(num_rows,)`): `int64`, number of the first row of its group.
-        digests (`np.ndarray` of shape `(num_rows, 32)`): `uint8`, see [`~xa170k_survey.frame_digest`].
+        digests (`np.ndarray` of shape `(num_rows, 32)`): `uint8`, see [`~frame_digest.frame_digest`].
         is_ready (`np.ndarray` of shape `(num_rows,)`): `bool`, whether its mask was there.
     """
 

@@ -5,7 +5,6 @@ survey goes on where it was.
 """
 
 import errno
-import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..folders import atomic_file
 from ..import_utils import require
+from .frame_digest import frame_digest
 from .frames import UNREADABLE
 from .near_duplicates import SIGNATURE_SIZE, frame_signature
 from .parquet_shards import BUILD_NAME, run_jobs
@@ -39,7 +39,7 @@ class Survey:
     Args:
         state (`np.ndarray` of shape `(num_items,)`): `uint8`: 0 cannot be read, 1 the filter makes its mask, 2 it has one.
         sizes (`np.ndarray` of shape `(num_items, 2)`): `int32`, height and width in pixels, 0 where it cannot be read.
-        digests (`np.ndarray` of shape `(num_items, 32)`): `uint8`, see [`frame_digest`].
+        digests (`np.ndarray` of shape `(num_items, 32)`): `uint8`, see [`~frame_digest.frame_digest`].
         signatures (`np.ndarray` of shape `(num_items, SIGNATURE_SIZE)`): `uint8`, see [`~near_duplicates.frame_signature`].
         packed_share (`np.ndarray` of shape `(num_chunks,)`): `float32`, packed bytes for each pixel, of one frame a chunk.
         faults (`tuple[Fault, ...]`): Frames that cannot be read, and masks that are not used.
@@ -103,25 +103,6 @@ def survey_keys(output: Path) -> set[str]:
         `set[str]`: The keys, at most one if all is well.
     """
     return {path.name.split("-")[1] for path in (output / BUILD_NAME).glob("survey-*.npz")}
-
-
-def frame_digest(frame: np.ndarray) -> bytes:
-    """SHA-256 of a frame: of its size and type, written `512x512:uint8`, and then of its pixels, row by row.
-
-    Args:
-        frame (`np.ndarray` of shape `(height, width)`): Grey levels.
-
-    Returns:
-        `bytes`: 32 bytes; equal for equal frames, whatever files they come from.
-
-    Example:
-        >>> frame_digest(np.zeros((2, 3), np.uint8)).hex()[:16]
-        '45b6ada9b411bab3'
-    """
-    head = f"{frame.shape[0]}x{frame.shape[1]}:{frame.dtype}".encode()
-    digest = hashlib.sha256(head)
-    digest.update(np.ascontiguousarray(frame).data)
-    return digest.digest()
 
 
 @dataclass
