@@ -291,3 +291,38 @@ def test_auto_classes_know_the_models(config, tmp_path):
     assert isinstance(AutoBackbone.from_config(config), VasoMIMBackbone)
     VasoMIMModel(config).save_pretrained(tmp_path)
     assert isinstance(AutoModel.from_pretrained(tmp_path), VasoMIMModel)
+
+
+# --- stochastic depth ------------------------------------------------------------------------------------------------
+
+
+def test_drop_path_changes_nothing_in_evaluation_or_at_rate_zero(model):
+    frames = torch.rand(2, 3, 64, 64)
+    expected = model(frames).last_hidden_state
+    assert torch.equal(model.train()(frames).last_hidden_state, expected)
+    dropping = VasoMIMModel(VasoMIMConfig(**SMALL, drop_path_rate=0.5)).eval()
+    dropping.load_state_dict(model.state_dict())
+    assert torch.equal(dropping(frames).last_hidden_state, expected)
+
+
+def test_drop_path_rate_rises_from_the_first_layer_to_the_last():
+    model = VasoMIMModel(VasoMIMConfig(**SMALL, drop_path_rate=0.4))
+    assert [layer.dropout.drop_path_rate for layer in model.layers] == [0.0, 0.2, 0.4]
+    backbone = VasoMIMBackbone(VasoMIMConfig(**SMALL, drop_path_rate=0.4))
+    assert [layer.dropout.drop_path_rate for layer in backbone.layers] == [0.0, 0.2, 0.4]
+
+
+def test_drop_path_leaves_out_whole_branches_by_image_and_keeps_the_mean():
+    dropout = VasoMIMModel(VasoMIMConfig(**SMALL, drop_path_rate=0.25)).layers[2].dropout.train()
+    branch = torch.rand(4000, 5, 8) + 1
+    factor = dropout(branch) / branch
+    torch.testing.assert_close(factor, factor[:, :1, :1].expand_as(factor))
+    assert set(factor[:, 0, 0].mul(3).round().tolist()) == {0.0, 4.0}
+    assert factor[:, 0, 0].mean().item() == pytest.approx(1, abs=0.04)
+
+
+def test_two_branches_of_a_layer_are_left_out_independently():
+    layer = VasoMIMModel(VasoMIMConfig(**SMALL, drop_path_rate=0.5)).layers[2].train()
+    states = torch.rand(1, 3, 32).expand(400, -1, -1)
+    outputs = layer(states)
+    assert len(torch.unique(outputs[:, 0].mul(1e3).round(), dim=0)) == 4
