@@ -9,6 +9,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
@@ -21,6 +22,7 @@ from .image_processing_vasomim import VasoMIMImageProcessor, VasoMIMImageProcess
 from .modeling_unext import UNeXtForVesselSegmentation
 from .modeling_vasomim import VasoMIMBackbone, VasoMIMModel
 from .modeling_vasomim_classification import VasoMIMForImageClassification
+from .modeling_vasomim_detection import VasoMIMForObjectDetection
 from .modeling_vasomim_pretraining import VasoMIMForPreTraining
 from .modeling_vasomim_segmentation import VasoMIMForSemanticSegmentation
 from .version import __version__
@@ -33,11 +35,13 @@ AutoModel.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
 AutoBackbone.register(VasoMIMConfig, VasoMIMBackbone, exist_ok=True)
 AutoModelForPreTraining.register(VasoMIMConfig, VasoMIMForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(VasoMIMConfig, VasoMIMForImageClassification, exist_ok=True)
+AutoModelForObjectDetection.register(VasoMIMConfig, VasoMIMForObjectDetection, exist_ok=True)
 AutoModelForSemanticSegmentation.register(VasoMIMConfig, VasoMIMForSemanticSegmentation, exist_ok=True)
 AutoModelForSemanticSegmentation.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
 
-# The pipeline for segmentation looks at the library's own table alone, and logs an error for models that are registered.
+# These two pipelines look at the library's own tables alone, and log an error for models that are registered.
 modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim"] = "VasoMIMForSemanticSegmentation"
+modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["vasomim"] = "VasoMIMForObjectDetection"
 
 _image_processors = {"pil": VasoMIMImageProcessorPil}
 if is_torchvision_available():
@@ -52,6 +56,7 @@ __all__ = [
     "VasoMIMBackbone",
     "VasoMIMConfig",
     "VasoMIMForImageClassification",
+    "VasoMIMForObjectDetection",
     "VasoMIMForPreTraining",
     "VasoMIMForSemanticSegmentation",
     "VasoMIMImageProcessor",

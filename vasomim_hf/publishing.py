@@ -25,6 +25,7 @@ AUTO_CLASSES = {
         "AutoBackbone": "modeling_vasomim.VasoMIMBackbone",
         "AutoModelForPreTraining": "modeling_vasomim_pretraining.VasoMIMForPreTraining",
         "AutoModelForSemanticSegmentation": "modeling_vasomim_segmentation.VasoMIMForSemanticSegmentation",
+        "AutoModelForObjectDetection": "modeling_vasomim_detection.VasoMIMForObjectDetection",
         "AutoModelForImageClassification": "modeling_vasomim_classification.VasoMIMForImageClassification",
     },
     "vasomim_unext": {
