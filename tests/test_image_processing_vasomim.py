@@ -19,7 +19,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from vasomim_hf import image_processing_reading, image_processing_vasomim
+from vasomim_hf import image_processing_boxes, image_processing_reading, image_processing_vasomim
 from vasomim_hf.image_processing_reading import scale_to_8_bit
 from vasomim_hf.image_processing_vasomim import (
     VasoMIMImageProcessor,
@@ -802,7 +802,7 @@ def test_a_published_folder_loads_by_its_auto_map_where_the_package_cannot_be_im
         }
     }
     processor.save_pretrained(tmp_path / "published")
-    for module in (image_processing_vasomim, image_processing_reading):
+    for module in (image_processing_vasomim, image_processing_boxes, image_processing_reading):
         source = Path(module.__file__)
         (tmp_path / "published" / source.name).write_text(source.read_text())
     result = subprocess.run(

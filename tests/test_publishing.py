@@ -12,7 +12,16 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from vasomim_hf import UNeXtConfig, UNeXtForVesselSegmentation, VasoMIMForPreTraining, VasoMIMModel, publishing
+from vasomim_hf import (
+    UNeXtConfig,
+    UNeXtForVesselSegmentation,
+    VasoMIMForImageClassification,
+    VasoMIMForObjectDetection,
+    VasoMIMForPreTraining,
+    VasoMIMForSemanticSegmentation,
+    VasoMIMModel,
+    publishing,
+)
 from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessor
 from vasomim_hf.presets import load_preset
 
@@ -91,7 +100,7 @@ def test_exported_encoder_has_code_card_and_checksums_and_no_decoder_or_segmento
 
 def test_exported_segmentor_has_no_code_of_the_encoder(tmp_path):
     folder = publishing.export(UNeXtForVesselSegmentation(UNeXtConfig()), VasoMIMImageProcessor(), tmp_path / "unext")
-    processor = {"image_processing_vasomim.py", "image_processing_reading.py"}
+    processor = {f"image_processing_{name}.py" for name in ("vasomim", "boxes", "reading")}
     assert names(folder) == NOT_CODE | {"configuration_unext.py", "modeling_unext.py"} | processor
 
 
@@ -101,6 +110,19 @@ def test_auto_map_is_complete_whatever_class_was_saved(model, tmp_path):
         assert json.loads((folder / "config.json").read_text())["auto_map"] == publishing.AUTO_CLASSES["vasomim"]
         processor = json.loads((folder / "preprocessor_config.json").read_text())
         assert set(processor["auto_map"]["AutoImageProcessor"]) == {"pil", "torchvision"}
+
+
+@pytest.mark.parametrize(
+    "head", [VasoMIMForSemanticSegmentation, VasoMIMForObjectDetection, VasoMIMForImageClassification]
+)
+def test_exported_head_has_its_card_its_labels_and_the_map_of_all_classes(head, model, tmp_path):
+    folder = publishing.export(head(model.config), VasoMIMImageProcessor(), tmp_path / "head")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [head.__name__]
+    assert config["auto_map"] == publishing.AUTO_CLASSES["vasomim"]
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    assert "LABEL_0, LABEL_1" in (folder / "README.md").read_text()
+    publishing.verify(folder)
 
 
 def test_export_leaves_the_model_and_its_configuration_as_they_were(model, folder):

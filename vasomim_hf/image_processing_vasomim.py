@@ -26,6 +26,14 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available, logging
 
+from .image_processing_boxes import (
+    Annotation,
+    BoxSelection,
+    FrameGeometry,
+    labels_of_frames,
+    list_annotations,
+    post_process_boxes,
+)
 from .image_processing_reading import (
     ImagesLike,
     check_floats,
@@ -259,9 +267,10 @@ class _VasoMIMImageProcessing:
         images: ImagesLike,
         segmentation_maps: ImagesLike | None = None,
         vesselness: ImagesLike | None = None,
+        annotations: Annotation | list[Annotation] | None = None,
         **kwargs: Unpack[VasoMIMImageProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare frames, and maps that go with them, for the model.
+        """Prepare frames, and maps or boxes that go with them, for the model.
 
         Args:
             images (PIL image, `np.ndarray`, `torch.Tensor`, local path, or lists of these, nested or not):
@@ -275,6 +284,10 @@ class _VasoMIMImageProcessing:
                 image gives its palette indices.
             vesselness (as `images`, *optional*):
                 One vesselness map for each frame, of the frame's size: floats in [0, 1], or integers 0..255.
+            annotations (`dict` or list of these, *optional*):
+                One for each frame, in COCO form: `{"image_id": ..., "annotations": [{"bbox": [x, y, width, height],
+                "category_id": ...}]}`, the box in pixels of the frame, the category from 0 on. Not together with
+                `segmentation_maps`, since both become `labels`.
             kwargs:
                 Any setting of the processor, for this call only.
 
@@ -282,22 +295,27 @@ class _VasoMIMImageProcessing:
             `BatchFeature`: `pixel_values` of shape `(batch_size, 3, height, width)`, float32, normalised; with maps
             `labels` of shape `(batch_size, height, width)`, int64, ids unchanged (nearest neighbour), and `vesselness`
             of shape `(batch_size, 1, height, width)`, float32 in [0, 1] (nearest neighbour). Lists of arrays without
-            `return_tensors`.
+            `return_tensors`. With annotations, `labels` is a list of one dictionary for each frame, see
+            [`labels_of_frames`], which also says what becomes of boxes that a crop cuts or that have no area.
 
         Raises:
             TypeError: If an item is no image.
             ValueError: If an item cannot be used: see `scale_to_8_bit` for pixels; wrong axes or channels, frames below
-                2 x 2 pixels, no frames, maps that do not match the frames in number or size.
+                2 x 2 pixels, no frames, maps that do not match the frames in number or size, annotations that are not in
+                COCO form.
         """
-        return super().preprocess(images, segmentation_maps, vesselness, **kwargs)
+        return super().preprocess(images, segmentation_maps, vesselness, annotations, **kwargs)
 
     def _preprocess_image_like_inputs(
         self,
         images: ImagesLike,
         segmentation_maps: ImagesLike | None = None,
         vesselness: ImagesLike | None = None,
+        annotations: Annotation | list[Annotation] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
+        if annotations is not None and segmentation_maps is not None:
+            raise ValueError("Give one of `segmentation_maps` and `annotations`, got both: each becomes `labels`.")
         frames = self._read_frames(images, kwargs)
         if kwargs["do_check_input"] and kwargs["do_rescale"]:
             _check_frames(frames)
@@ -313,7 +331,26 @@ class _VasoMIMImageProcessing:
             maps = [_to_vesselness(read_frames(item, keep_ids=True)) for item in flatten(vesselness)]
             planes = self._follow_frames("vesselness", maps, frames, kwargs)
             data["vesselness"] = [_pad(*pair, np.float32(0))[None] for pair in zip(planes, targets, strict=True)]
-        return BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
+        features = BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
+        if annotations is not None:
+            geometries = [self._geometry(*pair, kwargs) for pair in zip(frames, targets, strict=True)]
+            labels = labels_of_frames(list_annotations(annotations, len(frames)), geometries)
+            features["labels"] = [BatchFeature(label, tensor_type=kwargs["return_tensors"]) for label in labels]
+        return features
+
+    def _geometry(self, frame: np.ndarray, output: tuple[int, int], options: dict[str, Any]) -> FrameGeometry:
+        original = resized = cropped = (frame.shape[-2], frame.shape[-1])
+        if options["do_resize"]:
+            resized = cropped = _output_size(*original, options["size"])
+        shift = (0, 0)
+        if options["do_center_crop"]:
+            cropped = (options["crop_size"].height, options["crop_size"].width)
+            shift = (self._crop_shift(resized[0], cropped[0]), self._crop_shift(resized[1], cropped[1]))
+        return FrameGeometry(original, resized, shift, cropped, (int(output[0]), int(output[1])))
+
+    def _crop_shift(self, side: int, cropped: int) -> int:
+        """How far a center crop moves what it shows, in pixels; where the frame is smaller, by its border."""
+        return -((side - cropped) // 2)
 
     def _read_frames(self, images: ImagesLike, options: dict[str, Any]) -> list[np.ndarray]:
         """All frames of a call, each (C, H, W), `uint8` or `float32` in 0..255."""
@@ -421,6 +458,39 @@ class _VasoMIMImageProcessing:
             SemanticSegmentationPostProcessorOutput(data={"segmentation": ids, "segmentation_scores": score})
             for ids, score in zip(segmentations, scores, strict=True)
         ]
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        top_k: int = 100,
+        nms_threshold: float = 0.5,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turn the output of a detection model into boxes, of which none of a class overlap much.
+
+        Args:
+            outputs (output with `logits` and `pred_boxes`):
+                Logits of shape `(batch_size, num_queries, num_labels)` and boxes of shape `(batch_size, num_queries, 4)`,
+                centre x, centre y, width and height as shares of the frame.
+            threshold (`float`, *optional*, defaults to 0.5):
+                Score in [0, 1] above which a box is given out.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
+                (height, width) of each image as it was before it was resized. `None` gives shares of the frame. Where
+                frames were cropped or padded, boxes are those of the cropped or padded frame.
+            top_k (`int`, *optional*, defaults to 100):
+                Most boxes of an image, at most 500.
+            nms_threshold (`float`, *optional*, defaults to 0.5):
+                IoU in [0, 1] above which two boxes of a class are taken for one, and the surer stays.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: For each image `scores` of shape `(n,)`, surest first, `labels` of shape
+            `(n,)`, int64, and `boxes` of shape `(n, 4)`, left, top, right and bottom.
+
+        Raises:
+            ValueError: If the output is not a detector's, or a number does not fit.
+        """
+        return post_process_boxes(outputs, target_sizes, BoxSelection(threshold, nms_threshold, top_k))
 
 
 def _pad(plane: np.ndarray, target: tuple[int, int], fill: np.number) -> np.ndarray:
@@ -537,6 +607,10 @@ if is_torchvision_available():
 
         def _crop_plane(self, plane: np.ndarray, crop_size: SizeDict) -> np.ndarray:
             return self.center_crop(torch.from_numpy(plane.copy())[None], crop_size)[0].numpy()
+
+        def _crop_shift(self, side: int, cropped: int) -> int:
+            # torchvision's crop rounds the other way where it adds a border of an odd number of pixels
+            return -int((side - cropped) / 2)
 
 else:
     # Without torchvision the plain name is the Pillow backend, in this package and in a file loaded from the Hub.

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vasomim import VasoMIMConfig
+from .image_processing_boxes import pairwise_iou
 from .modeling_unext import refuse_unknown_arguments
 from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel, grid_of
 from .modeling_vasomim_detection_loss import (
@@ -29,7 +30,6 @@ from .modeling_vasomim_detection_loss import (
     check_box_labels,
     detection_loss,
     pad_box_labels,
-    pairwise_iou,
 )
 
 

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 from transformers.image_transforms import center_to_corners_format
 
-
-# Keeps quotients of zero at zero; far below the square of the smallest box.
-EPSILON = 1e-9
+from .image_processing_boxes import EPSILON, box_areas
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,26 +145,6 @@ def pad_box_labels(
     return BoxTargets(corners, classes, is_box)
 
 
-def pairwise_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of every box with every other one.
-
-    Args:
-        boxes (`torch.Tensor` of shape `(..., num_boxes, 4)`): Corners, in any unit.
-        others (`torch.Tensor` of shape `(..., num_others, 4)`): Corners, in the same unit.
-
-    Returns:
-        `torch.Tensor` of shape `(..., num_boxes, num_others)`: In [0, 1]; 0 where both are without an area.
-
-    Example:
-        >>> pairwise_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).item()
-        0.3333333432674408
-    """
-    shared = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
-    shared = (shared - torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])).clamp(min=0).prod(dim=-1)
-    union = _area(boxes)[..., :, None] + _area(others)[..., None, :] - shared
-    return shared / union.clamp(min=EPSILON)
-
-
 def generalized_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Generalised IoU of boxes, pair by pair: IoU minus the share of the enclosing box that neither covers.
 
@@ -182,14 +160,10 @@ def generalized_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """
     shared = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     shared = shared.clamp(min=0).prod(dim=-1)
-    union = _area(boxes) + _area(others) - shared
+    union = box_areas(boxes) + box_areas(others) - shared
     hull = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
     hull = hull.prod(dim=-1)
     return shared / union.clamp(min=EPSILON) - (hull - union) / hull.clamp(min=EPSILON)
-
-
-def _area(corners: torch.Tensor) -> torch.Tensor:
-    return (corners[..., 2:] - corners[..., :2]).clamp(min=0).prod(dim=-1)
 
 
 def candidate_locations(locations: torch.Tensor, strides: torch.Tensor, targets: BoxTargets) -> torch.Tensor:
@@ -300,6 +274,5 @@ __all__ = [
     "detection_loss",
     "generalized_iou",
     "pad_box_labels",
-    "pairwise_iou",
     "varifocal_loss",
 ]
