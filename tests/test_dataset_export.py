@@ -82,12 +82,33 @@ def test_the_same_data_may_be_exported_again_and_other_data_not(tmp_path: Path):
     assert shard.stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="something else"):
         export_dataset({"a": {"train": dataset.select([0, 1, 3])}}, tmp_path / "out", about="")
-    with pytest.raises(FileExistsError, match="holds other files: a"):
+    with pytest.raises(FileExistsError, match="something else"):
         export_dataset({"b": {"train": dataset}}, tmp_path / "out", about="")
     (tmp_path / "frames2").mkdir()
     (tmp_path / "frames2" / "README.md").write_text("mine")
     with pytest.raises(FileExistsError, match="README.md"):
         export_dataset({"b": {"train": dataset}}, tmp_path / "frames2", about="")
+
+
+def test_a_damaged_or_missing_file_of_a_finished_export_is_noticed(tmp_path: Path):
+    dataset = make(tmp_path / "frames", 4)
+    export_dataset({"a": {"train": dataset}}, tmp_path / "out", about="")
+    shard = tmp_path / "out" / "a" / "data" / "train-00000-of-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RuntimeError, match="train-00000-of-00001.parquet is missing or damaged"):
+        export_dataset({"a": {"train": dataset}}, tmp_path / "out", about="")
+    shard.unlink()
+    with pytest.raises(RuntimeError, match="is missing or damaged"):
+        export_dataset({"a": {"train": dataset}}, tmp_path / "out", about="")
+
+
+def test_a_finished_export_holds_nothing_but_its_data(tmp_path: Path):
+    export_dataset({"a": {"train": make(tmp_path / "of-a-patient", 3)}}, tmp_path / "out", about="")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["README.md", "export.json", "train-00000-of-00001.parquet"]
+    assert all(b"of-a-patient" not in path.read_bytes() for path in files)
 
 
 def test_the_digest_is_that_of_the_content(tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Features, Image, Value
 
-from vasomim_hf.data.dataset_rows import to_dataset
+from vasomim_hf.data.dataset_rows import _remove_folders_of_killed_processes, to_dataset
 from vasomim_hf.data.png import encode_png
 
 
@@ -64,6 +64,21 @@ def test_a_named_folder_keeps_the_rows_and_the_private_one_goes_with_the_process
     )
     assert result.stdout.endswith(".arrow")
     assert not Path(result.stdout).parent.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, asking whether a process lives would end it")
+def test_the_private_folder_of_a_killed_process_is_removed_by_the_next_one():
+    code = (
+        "from test_dataset_rows import *\nimport os, signal\n"
+        "print(to_dataset(rows, [1, 2], FEATURES).cache_files[0]['filename'], end='', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    left = Path(result.stdout).parent
+    assert left.is_dir() and left.name.startswith("vasomim-rows-")
+    own = Path(to_dataset(rows, [1], FEATURES).cache_files[0]["filename"]).parent
+    _remove_folders_of_killed_processes()
+    assert not left.exists() and own.is_dir()
 
 
 def test_the_private_folder_is_closed_to_others():

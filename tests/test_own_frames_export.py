@@ -1,5 +1,6 @@
 """A folder of own files becomes Parquet with masks, and is trained from as it is."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,36 @@ def test_rows_are_those_of_load_frames_with_the_mask_of_the_filter(source: Path,
 
 def test_no_name_of_a_folder_gets_into_the_files(source: Path, tmp_path: Path):
     export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
-    written = [path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()]
-    written.append((tmp_path / "out" / "README.md").read_bytes())
-    assert all(b"Smith" not in content and SALT.encode() not in content for content in written)
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in written) == ["README.md", "export.json", "train-00000-of-00001.parquet"]
+    for path in written:
+        content = path.read_bytes()
+        assert not any(word.encode() in content for word in ("Smith", SALT, str(tmp_path), "broken"))
     export_frames(source, tmp_path / "named", keep_names=True)
     assert "Smith John/run.dcm" in load(tmp_path / "named")["name"]
+
+
+def test_text_inside_a_picture_file_does_not_get_in_even_with_names(tmp_path: Path):
+    (tmp_path / "source").mkdir()
+    picture = Image.fromarray(synthetic_angiogram(0, size=96).image)
+    exif = Image.Exif()
+    exif[270] = "MUSTER^MARIA"
+    picture.save(tmp_path / "source" / "a.jpg", exif=exif)
+    export_frames(tmp_path / "source", tmp_path / "out", keep_names=True)
+    assert all(b"MUSTER" not in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert load(tmp_path / "out")["name"] == ["a.jpg"]
+
+
+def test_an_edited_file_of_the_same_size_is_another_export(tmp_path: Path):
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "a.bmp"
+    pixels = synthetic_angiogram(0, size=256).image.copy()
+    Image.fromarray(pixels).save(path)
+    export_frames(tmp_path / "source", tmp_path / "out")
+    pixels[20, 20] ^= 255
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(FileExistsError, match="something else"):
+        export_frames(tmp_path / "source", tmp_path / "out")
 
 
 def test_an_export_is_trained_from_with_and_without_a_cache(source: Path, tmp_path: Path):
@@ -86,13 +112,16 @@ def test_deep_frames_are_scaled_by_the_depth_that_the_file_states(tmp_path: Path
     assert np.array_equal(stated.frame(0), to_uint8(dark, 16))
 
 
-def test_a_second_call_does_nothing_and_other_frames_or_options_are_refused(source: Path, tmp_path: Path):
+def test_a_second_call_does_nothing_and_other_frames_or_options_are_refused(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
     (shard,) = (tmp_path / "out" / "data").iterdir()
     before = shard.stat().st_mtime_ns
-    report = export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
+    with caplog.at_level(logging.WARNING):
+        assert len(export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))) == 0
+    assert "was exported before; 1 faults were named then" in caplog.text
     assert shard.stat().st_mtime_ns == before
-    assert "broken.png" in [fault.name for fault in report]
     for changed in (
         {"options": ReadOptions(salt=SALT + "!")},
         {"options": ReadOptions(salt=SALT), "keep_names": True},

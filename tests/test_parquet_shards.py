@@ -47,6 +47,13 @@ class Rows:
         return f"item {index}"
 
 
+class VanishingRows(Rows):
+    """Ends its process."""
+
+    def __call__(self, index: int) -> dict | None:
+        os._exit(1)
+
+
 def digests(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -130,6 +137,13 @@ def test_workers_write_the_same_bytes_as_one_process(tmp_path: Path, monkeypatch
     second = write_shards(broken, PLAN, tmp_path / "b", FEATURES, num_workers=2)
     assert list(first) == list(second)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_a_worker_that_vanishes_is_answered_with_the_usual_causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "MIN_ITEMS_FOR_PROCESSES", 1)
+    with pytest.raises(RuntimeError, match="if __name__ == .*ran out of memory.*num_workers=1"):
+        write_shards(VanishingRows(), PLAN, tmp_path, FEATURES, num_workers=2)
+    assert not [path for path in (tmp_path / "data").iterdir() if not path.name.startswith(".")]
 
 
 def test_a_finished_build_makes_no_row_again_and_keeps_its_report(tmp_path: Path):

@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -269,8 +269,12 @@ def _data_frames(arguments: argparse.Namespace) -> int:
 
 def _read_salt(path: str) -> str:
     # From a file, since arguments are seen by everyone on the machine and kept in the shell's history
-    with open(path, encoding="utf-8") as file:
-        return file.read().strip()
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text. Make one with: openssl rand -hex 32 > {path}") from error
 
 
 def _log_to_terminal() -> None:
@@ -282,11 +286,11 @@ def _filter_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _tell_faults(faults: Sequence[Any]) -> int:
+def _tell_faults(faults: Iterable[Any]) -> int:
     """Name what was left out or mended, one line each; part of the work failed if there is any."""
-    for fault in faults:
-        print(f"vasomim: {fault.name}: {fault.reason}", file=sys.stderr)
-    return 1 if len(faults) else 0
+    lines = [f"vasomim: {fault.name}: {fault.reason}" for fault in faults]
+    print("\n".join(lines), file=sys.stderr, end="\n" if lines else "")
+    return 1 if lines else 0
 
 
 def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """From rows that a loader makes to a `datasets` data set, written to disk or made as they are asked for."""
 
 import atexit
+import os
 import shutil
 import tempfile
 import uuid
@@ -21,6 +22,7 @@ RowFunction = Callable[[Sequence[Any]], Iterator[dict[str, Any]]]
 
 # Rows are held until so many are written together: a few dozen MB of frames at most
 ROWS_PER_WRITE = 100
+_PREFIX = "vasomim-rows-"
 
 
 def to_dataset(
@@ -40,7 +42,8 @@ def to_dataset(
         features (`datasets.Features`): Types of the columns.
         streaming (`bool`, defaults to `False`): Make the rows as they are asked for. Items are shared out to workers.
         cache_dir (`str` or `Path`, *optional*): Folder for the rows' Arrow file. `None` takes a private folder that is
-            removed when the process ends, so that no decoded frame of a patient is left behind.
+            removed when the process ends, or if it was killed by the next one, so that no decoded frame of a patient is
+            left behind.
 
     Returns:
         `datasets.Dataset`, memory-mapped; with `streaming`, a `datasets.IterableDataset`.
@@ -84,6 +87,26 @@ def _write_rows(path: Path, rows: Iterator[dict[str, Any]], features: "Features"
 
 @cache
 def _private_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="vasomim-rows-"))
+    _remove_folders_of_killed_processes()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _remove_folders_of_killed_processes() -> None:
+    if os.name == "nt":
+        return  # asking there whether a process lives would end it
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from PIL import Image
 
 from ..import_utils import require
-from .dataset_export import SplitFiles, write_card
+from .dataset_export import SplitFiles, finish_export, is_exported, write_card
 from .dataset_rows import to_dataset
 from .frame_digest import frame_digest
 from .frame_sources import size_and_sample
@@ -82,7 +82,8 @@ def load_frames(
         report (`FaultReport`, *optional*): Gets every file that is left out, or is used in part only, with the reason. Of a
             damaged run the frames before the damage are used.
         keep_names (`bool`, defaults to `False`): Add the column `name`, and let rows of 8-bit grey PNG and JPEG files point to
-            the file instead of holding a copy of its pixels.
+            the file instead of holding a copy of its pixels; whoever writes such rows elsewhere writes the files with all
+            text that is in them.
 
     Returns:
         `datasets.Dataset`; with `streaming`, a `datasets.IterableDataset`.
@@ -129,11 +130,13 @@ def export_frames(
         num_workers (`int`, *optional*): Processes; as many as cores by default.
 
     Returns:
-        [`~reports.FaultReport`]: Files that are left out, or used in part only.
+        [`~reports.FaultReport`]: Files that are left out, or used in part only. Empty where the export was finished
+        before: what names a file of yours is not kept in `output`.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
         FileExistsError: If `output` holds something else.
+        RuntimeError: If `output` holds the same export, and a file of it is damaged.
         ValueError: If there is no frame in it that can be read.
         OSError: If the disk is full. What is done stays.
     """
@@ -145,6 +148,8 @@ def export_frames(
     rows = _FrameRows(options, FaultReport(), keep_names, is_streaming=False)
     maker = _FileRows(files, rows, vesselness or VesselnessOptions())
     plan = ShardPlan(len(files), _files_per_shard(files), key=maker.key())
+    if is_exported(output, plan.key):
+        return FaultReport()
     report = FaultReport(Fault(stray.name, _STRAY) for stray in strays)
     report.extend(write_shards(maker, plan, output, maker.features(), num_workers=num_workers))
     records = [read_record(output, plan, shard) for shard in range(plan.num_shards)]
@@ -153,6 +158,7 @@ def export_frames(
         raise ValueError(f"`{path}` holds no frame that can be read. {report}")
     written = SplitFiles(f"{DATA_NAME}/{plan.split}-*.parquet", num_rows, plan.key)
     write_card(output, _ABOUT, "unknown", {"default": {plan.split: written}})
+    finish_export(output, plan.key, [(output, plan)])
     return report
 
 
@@ -179,6 +185,8 @@ class _FileRows:
             for frame in read_frames(file.path, self.rows.options):
                 mask = vessel_mask(to_uint8(frame.pixels, frame.bits_stored), **asdict(self.vesselness))
                 row = self.rows.row(file, file_id, frame)
+                # Never the file itself: it may hold text about a patient besides the pixels
+                row["image"] = {"path": None, "bytes": encode_png(frame.pixels)}
                 yield row | {"vesselness": {"path": None, "bytes": encode_mask_png(mask)}}
         except ImportError as error:
             # A decoder that is missing is a fault of this file alone

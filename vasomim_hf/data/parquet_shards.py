@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -127,7 +128,8 @@ def write_shards(
         plan ([`ShardPlan`]): Which items go where.
         output (`str` or `Path`): Folder of the data set. Records of finished shards are in its sub-folder `.build`.
         features (`datasets.Features`): Types of the columns; files that an image column only names are put in.
-        num_workers (`int`, *optional*): Processes that write a shard each; as many as cores by default.
+        num_workers (`int`, *optional*): Processes that write a shard each; as many as cores by default. A script that
+            starts processes does so below `if __name__ == "__main__":`.
         show_progress (`bool`, defaults to `True`): Whether a terminal shows a progress bar.
 
     Returns:
@@ -353,6 +355,12 @@ def _run_in_workers(job: Callable[[int], Any], numbers: list[int], num_workers: 
         for future in as_completed(futures):
             future.result()
             yield futures[future]
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker process ended without a word. Either this is a script that starts processes outside of "
+            '`if __name__ == "__main__":`, or the machine ran out of memory: put the call there, or take fewer workers '
+            "(num_workers=1 starts none). What is done stays."
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
