@@ -1,0 +1,97 @@
+"""From a run's `init:` line to a model with a head: pre-trained weights of VasoMIM, of a plain MAE, or none."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, ViTMAEModel
+
+from ..configuration_vasomim import VasoMIMConfig
+from ..modeling_vasomim import VasoMIMPreTrainedModel
+from ..modeling_vasomim_classification import VasoMIMForImageClassification
+from ..modeling_vasomim_detection import VasoMIMForObjectDetection
+from ..modeling_vasomim_segmentation import VasoMIMForSemanticSegmentation
+from ..presets import load_preset
+from .finetune_config import CLASSIFICATION, DETECTION, MAE, SCRATCH, SEGMENTATION, FinetuneRun
+from .run_config import RunConfigError
+
+
+# Pre-trained on ImageNet by the authors of MAE; downloaded, with `init: mae` alone
+MAE_NAME = "facebook/vit-mae-base"
+HEADS: dict[str, type[VasoMIMPreTrainedModel]] = {
+    SEGMENTATION: VasoMIMForSemanticSegmentation,
+    DETECTION: VasoMIMForObjectDetection,
+    CLASSIFICATION: VasoMIMForImageClassification,
+}
+# Sizes that the two configurations call by the same names
+_MAE_KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
+    *("image_size", "patch_size", "num_channels", "qkv_bias"),
+)
+
+
+def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMPreTrainedModel:
+    """Model of a run, with its first weights. The head's are drawn by the run's seed.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        id2label (`dict[int, str]`): Names of the classes.
+
+    Returns:
+        `VasoMIMPreTrainedModel`: In float32.
+
+    Raises:
+        FileNotFoundError: If `init` is neither a folder nor a name on the Hub.
+        ValueError: If its weights do not fill the encoder.
+    """
+    torch.manual_seed(run.seed)
+    overrides = {
+        **run.config,
+        "id2label": dict(id2label),
+        "label2id": {name: number for number, name in id2label.items()},
+    }
+    if run.init == SCRATCH:
+        return HEADS[run.kind](load_preset(run.preset, **overrides))
+    source = MAE_NAME if run.init == MAE else run.init
+    model_type = _model_type(source)
+    if model_type == "vit_mae":
+        return _from_mae(run, source, overrides)
+    if model_type != VasoMIMConfig.model_type:
+        raise RunConfigError(f"`init`: {source} is a {model_type}; expected a vasomim or a vit_mae.")
+    return _from_vasomim(run, source, overrides)
+
+
+def _model_type(source: str) -> str:
+    folder = Path(source)
+    looks_local = folder.is_absolute() or source.startswith(".") or source.count("/") > 1 or folder.exists()
+    if looks_local and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"`init`: {source} holds no model, there is no config.json in it.")
+    return str(AutoConfig.from_pretrained(source).model_type)
+
+
+def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
+    config = VasoMIMConfig.from_pretrained(source, **overrides)
+    model, info = HEADS[run.kind].from_pretrained(
+        source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    # A new head is what fine-tuning is about; a half-filled encoder is a mistake
+    broken = [name for name in fresh if "vasomim." in name]
+    if broken:
+        raise RunConfigError(
+            f"`init`: {source} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}. Leave sizes of "
+            "the encoder out of `config`."
+        )
+    return model
+
+
+def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
+    encoder = ViTMAEModel.from_pretrained(source, dtype=torch.float32, mask_ratio=0.0)
+    sizes = {name: getattr(encoder.config, name) for name in _MAE_KEYS}
+    model = HEADS[run.kind](VasoMIMConfig(**{**sizes, **overrides}))
+    base = getattr(model, "vasomim", None)
+    if isinstance(base, nn.Module):
+        # both have the layers of transformers' ViT, so that names and shapes are the same, the table of positions included
+        base.load_state_dict(encoder.state_dict(), strict=True)
+    return model

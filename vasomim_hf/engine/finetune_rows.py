@@ -1,0 +1,264 @@
+"""From a run's `data:` line to labelled rows, the names of their classes, and the rows to learn from and to judge by."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.arcade import arcade_labels, load_arcade
+from ..data.parquet_loading import load_parquet_folder
+from ..import_utils import require
+from .finetune_config import (
+    ARCADE,
+    CLASSIFICATION,
+    DETECTION,
+    SEGMENTATION,
+    FinetuneRun,
+)
+from .run_config import RunConfigError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+logger = logging.getLogger(__name__)
+
+HUB_PREFIX = "hf://datasets/"
+# Rows that share a value in one of these are not parted between learning and judging
+GROUP_COLUMNS = ("patient_id", "study_id", "twin_group", "near_duplicate_group")
+# Last words of the seeds of the two draws
+_FRACTION_STREAM, _HELD_OUT_STREAM = 11, 12
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Rows of a data set for one purpose.
+
+    Args:
+        dataset (`datasets.Dataset`): With the columns of the task.
+        label_column (`str`): `mask`, `objects` or `label`, as the data set calls it.
+        image_column (`str`): Column of the frames.
+    """
+
+    dataset: "Dataset"
+    label_column: str
+    image_column: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of the frames; their numbers, where the data set has none."""
+        names = self.dataset.column_names
+        return (
+            [str(name) for name in self.dataset["image_id"]]
+            if "image_id" in names
+            else [str(number) for number in range(len(self))]
+        )
+
+    @property
+    def patient_ids(self) -> list[str | None]:
+        """Patients, `None` where unknown."""
+        if "patient_id" not in self.dataset.column_names:
+            return [None] * len(self)
+        return [None if name in (None, "") else str(name) for name in self.dataset["patient_id"]]
+
+    def select(self, indices: Sequence[int]) -> "LabelledRows":
+        """Some of the rows."""
+        return LabelledRows(self.dataset.select(list(indices)), self.label_column, self.image_column)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """What a run learns from and is judged by.
+
+    Args:
+        training (`LabelledRows`): After `train_fraction`.
+        validation (`LabelledRows`): Whole.
+        id2label (`dict[int, str]`): Names of the classes.
+    """
+
+    training: LabelledRows
+    validation: LabelledRows
+    id2label: dict[int, str]
+
+
+def label_column(run: FinetuneRun) -> str:
+    """Column of the labels of a run's rows."""
+    names = {SEGMENTATION: "mask", DETECTION: "objects", CLASSIFICATION: "label"}
+    return getattr(run, f"{names[run.kind]}_column") if run.dataset != ARCADE else names[run.kind]
+
+
+def load_task_data(run: FinetuneRun) -> TaskData:
+    """Load the rows that a run needs.
+
+    Args:
+        run (`FinetuneRun`): The run.
+
+    Returns:
+        `TaskData`: Rows to learn from and to judge by.
+
+    Raises:
+        ValueError: If a split or column is missing, or no row is left.
+    """
+    rows = load_rows(run, run.train_split)
+    id2label = class_names(run, rows)
+    if run.validation_split is not None:
+        training, validation = np.arange(len(rows)), load_rows(run, run.validation_split)
+    else:
+        training, held_out = hold_out(rows, run.validation_share, run.seed)
+        validation = rows.select(held_out.tolist())
+    chosen = choose_fraction(training, run.train_fraction, run.seed)
+    return TaskData(rows.select(chosen.tolist()), validation, id2label)
+
+
+def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
+    """Load one split of a run's data.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        split (`str`): Its name.
+
+    Returns:
+        `LabelledRows`: At most `max_frames` of them.
+
+    Raises:
+        ValueError: If the split or a column is missing.
+    """
+    dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else _load_table(run.data, split)
+    image, labels = "image" if run.dataset == ARCADE else run.image_column, label_column(run)
+    missing = [name for name in (image, labels) if name not in dataset.column_names]
+    if missing:
+        raise RunConfigError(
+            f"{run.data} has no column {missing[0]!r} in its split {split!r}, but {', '.join(dataset.column_names)}. Name "
+            f"the columns with image_column and the like."
+        )
+    rows = LabelledRows(dataset, labels, image)
+    return rows if run.max_frames is None else rows.select(range(min(run.max_frames, len(rows))))
+
+
+def _load_table(data: str, split: str) -> Any:
+    datasets = require("datasets", "data")
+    if data.startswith(HUB_PREFIX):
+        name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
+        return datasets.load_dataset(name, split=split, revision=revision or None)
+    folder = Path(data)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`data`: there is no folder {folder}. The Hub is reached by hf://datasets/OWNER/NAME")
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+        return load_parquet_folder(folder, split)
+    saved = datasets.load_from_disk(data)
+    if isinstance(saved, datasets.Dataset):
+        raise RunConfigError(
+            f"{data} is one data set without splits. Save a DatasetDict with a split {split!r}, so that it is clear what is "
+            "learnt from and what is judged by."
+        )
+    if split not in saved:
+        raise RunConfigError(f"{data} has no split {split!r}, but {', '.join(sorted(saved))}.")
+    return saved[split]
+
+
+def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
+    """Names of the classes, from the data set or the run.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        rows (`LabelledRows`): Rows with typed columns.
+
+    Returns:
+        `dict[int, str]`: From 0 on without gaps.
+
+    Raises:
+        ValueError: If neither says them, or the ids have gaps.
+    """
+    if run.dataset == ARCADE:
+        return arcade_labels(run.task)
+    if run.labels:
+        names = {_whole(number): str(name) for number, name in run.labels.items()}
+    else:
+        feature = rows.dataset.features[rows.label_column]
+        feature = feature["category"] if run.kind == DETECTION else feature
+        names = dict(enumerate(getattr(getattr(feature, "feature", feature), "names", None) or ()))
+    if sorted(names) != list(range(len(names))) or not names:
+        raise RunConfigError(
+            f"The classes of {rows.label_column!r} need names with ids from 0 on, got {names or 'none'}. Write them in the "
+            "run file, such as labels: {0: background, 1: vessel}"
+        )
+    return dict(sorted(names.items()))
+
+
+def _whole(value: object) -> int:
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise RunConfigError(f"`labels` must be id: name, got the id {value!r}.") from error
+
+
+def choose_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draw a share of some rows. With the same seed, a smaller share is a part of a larger one.
+
+    Args:
+        indices (`np.ndarray` of shape `(num_rows,)`): Rows to draw from.
+        fraction (`float`): Share, in (0, 1]; at least one row is taken.
+        seed (`int`): Of the draw.
+
+    Returns:
+        `np.ndarray` of shape `(num_chosen,)`: In rising order.
+    """
+    order = np.random.default_rng([seed, _FRACTION_STREAM]).permutation(len(indices))
+    count = min(len(indices), max(1, round(fraction * len(indices))))
+    return np.sort(indices[order[:count]])
+
+
+def hold_out(rows: LabelledRows, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Part rows into some to learn from and some to judge by, without parting a patient or near copies.
+
+    Args:
+        rows (`LabelledRows`): Rows; those that are known to belong together by `GROUP_COLUMNS` stay so.
+        share (`float`): Least share of the rows to hold out, in (0, 1).
+        seed (`int`): Of the draw.
+
+    Returns:
+        Two `np.ndarray` of shape `(num_rows,)`: Rows to learn from and rows held out.
+
+    Raises:
+        ValueError: If nothing would be left to learn from.
+    """
+    groups = _groups(rows)
+    wanted = max(1, round(share * len(rows)))
+    held_out: set[int] = set()
+    count = 0
+    for group in np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(int(groups.max()) + 1).tolist():
+        if count >= wanted:
+            break
+        held_out.add(group)
+        count += int((groups == group).sum())
+    is_held_out = np.isin(groups, list(held_out))
+    if is_held_out.all():
+        raise RunConfigError(
+            f"Holding out {share:.0%} of {len(rows)} frames by patient leaves none to learn from. Name a validation_split."
+        )
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _groups(rows: LabelledRows) -> np.ndarray:
+    """Number of the group of each row, (N,); rows tied by any of the columns are in one."""
+    parents = list(range(len(rows)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    for name in set(GROUP_COLUMNS) & set(rows.dataset.column_names):
+        first: dict[Any, int] = {}
+        for row, value in enumerate(rows.dataset[name]):
+            if value not in (None, ""):
+                parents[root(row)] = root(first.setdefault(value, row))
+    return np.unique([root(row) for row in range(len(rows))], return_inverse=True)[1]
