@@ -209,3 +209,12 @@ def test_streamed_data_sets_and_dictionaries_of_splits_are_refused():
         leaks({"train": streamed}, by="patient_id")
     with pytest.raises(TypeError, match="got DatasetDict.*concatenate_datasets"):
         split_by_group(DatasetDict(train=Dataset.from_dict({"patient_id": ["a"]})), by="patient_id")
+
+
+def test_a_column_without_any_value_is_warned_of(caplog):
+    columns = {"patient_id": [None] * 6, "near_duplicate_group": list(range(6))}
+    split_by_group(columns, {"train": 0.5, "test": 0.5})
+    assert "`patient_id` holds no value at all" in caplog.text
+    caplog.clear()
+    split_by_group(columns, {"train": 0.5, "test": 0.5}, by="near_duplicate_group")
+    assert "no value" not in caplog.text

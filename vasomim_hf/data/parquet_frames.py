@@ -132,11 +132,12 @@ class ParquetFrames:
         self._forget()
 
     def _key(self) -> str:
-        """Digest of the files' names, sizes and row groups: a copy at another place has the same one."""
+        """Digest of the files' names, sizes and packed columns: a copy at another place has the same one."""
         what: list = [self.columns, self.bits_stored]
         for shard in self._shards:
             groups = [shard.metadata.row_group(g) for g in range(shard.metadata.num_row_groups)]
-            what.append([shard.name, shard.size, [[group.num_rows, group.total_byte_size] for group in groups]])
+            packed = [[group.column(i).total_compressed_size for i in range(group.num_columns)] for group in groups]
+            what.append([shard.name, shard.size, [group.num_rows for group in groups], packed])
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
 
     def _forget(self) -> None:

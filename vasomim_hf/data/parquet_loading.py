@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
+_SEVERAL = "Where it has several configurations, name the folder of one of them, such as FOLDER/vessel."
+
+
 def find_parquet(
     data: str, split: str = "train", *, config: str | None = None, revision: str | None = None
 ) -> list[str]:
@@ -35,7 +38,10 @@ def find_parquet(
     """
     datasets = require("datasets", "data")
     with tempfile.TemporaryDirectory() as scratch:  # for the lock of a cache that stays empty
-        builder = datasets.load_dataset_builder(data, config, revision=revision, cache_dir=scratch)
+        try:
+            builder = datasets.load_dataset_builder(data, config, revision=revision, cache_dir=scratch)
+        except ValueError as error:
+            raise ValueError(f"{data} cannot be loaded as one data set ({error}). {_SEVERAL}") from error
     if builder.name != "parquet":
         raise ValueError(f"{data} is read as `{builder.name}`, and Parquet files were expected. Convert it before.")
     files = builder.config.data_files or {}

@@ -79,6 +79,7 @@ def split_by_group(
     _check_fractions(fractions)
     names = _names(by)
     columns = _read_columns(dataset_or_columns, [*names, *([stratify] if stratify else [])])
+    _warn_of_empty({name: columns[name] for name in names})
     components = _components({name: columns[name] for name in names}, columns.get(stratify or ""), seed)
     _check_components(components, fractions, names)
     rows = _deal(components, fractions)
@@ -122,6 +123,16 @@ def leaks(
     return {
         name: {value: tuple(held) for value, held in values.items() if len(held) > 1} for name, values in found.items()
     }
+
+
+def _warn_of_empty(columns: dict[str, list[Any]]) -> None:
+    for name, values in columns.items():
+        if all(_is_null(value) for value in values):
+            logger.warning(
+                "The column `%s` holds no value at all: nothing is kept together by it, and the split is not made by it. "
+                "Ids of patients in your own files need a salt, see `ReadOptions`.",
+                name,
+            )
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
