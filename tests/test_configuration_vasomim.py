@@ -62,6 +62,33 @@ def test_config_file_takes_overrides(tmp_path):
     assert load_config_file(path, mask_ratio=0.75).mask_ratio == 0.75
 
 
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(12, [3, 6, 9, 12]), (24, [6, 12, 18, 24]), (3, [1, 2, 3, 3]), (1, [1, 1, 1, 1])]
+)
+def test_segmentation_looks_at_four_layers_spread_over_the_depth(depth, layers):
+    assert VasoMIMConfig(num_hidden_layers=depth).segmentation_layer_numbers == layers
+
+
+def test_numbers_of_the_heads_survive_saving_and_loading(tmp_path):
+    numbers = {
+        "drop_path_rate": 0.1,
+        "freeze_encoder": True,
+        "classifier_pooling": "cls",
+        "segmentation_layers": [2, 4, 6, 8],
+        "segmentation_hidden_size": 32,
+        "segmentation_use_encoder": False,
+        "detail_stem_channels": 16,
+        "dice_weight": 0.5,
+        "cl_dice_weight": 0.25,
+        "cl_dice_iterations": 3,
+        "id2label": {0: "background", 1: "vessel"},
+    }
+    VasoMIMConfig(**numbers, label2id={"background": 0, "vessel": 1}).save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in numbers} == numbers
+    assert loaded.segmentation_layer_numbers == [2, 4, 6, 8]
+
+
 def test_config_knows_when_no_segmentor_is_needed():
     assert VasoMIMConfig().has_segmentor
     assert VasoMIMConfig(consistency_loss_weight=0).has_segmentor
@@ -94,6 +121,18 @@ def test_config_knows_when_no_segmentor_is_needed():
         ({"segmentor_config": {"num_labels": 2}}, "one logit for each pixel, got num_channels=3 and num_labels=2"),
         ({"num_channels": 1, "segmentor_config": {"num_channels": 3}}, "must take the 1 channels of the frames"),
         ({"patch_size": 1, "num_channels": 1, "image_size": 8}, "`norm_pix_loss` needs at least two values"),
+        ({"drop_path_rate": 1}, r"`drop_path_rate` is a probability and must be in \[0, 1\), got 1"),
+        ({"classifier_pooling": "max"}, "`classifier_pooling` must be 'mean' or 'cls', got 'max'"),
+        ({"segmentation_layers": [3, 6, 12]}, r"four layers from 1 to 12 in rising order, got \[3, 6, 12\]"),
+        ({"segmentation_layers": [3, 6, 9, 13]}, "four layers from 1 to 12"),
+        ({"segmentation_layers": [0, 6, 9, 12]}, "four layers from 1 to 12"),
+        ({"segmentation_layers": [6, 3, 9, 12]}, "in rising order"),
+        ({"segmentation_hidden_size": 40}, "`segmentation_hidden_size` must be a multiple of 16 .*, got 40"),
+        ({"detail_stem_channels": 12}, "`detail_stem_channels` must be a multiple of 8, .*, got 12"),
+        ({"detail_stem_channels": 0, "segmentation_use_encoder": False}, "needs the encoder, the detail stem or both"),
+        ({"dice_weight": -1}, "`dice_weight` must be a finite number >= 0, got -1"),
+        ({"cl_dice_weight": float("inf")}, "`cl_dice_weight` must be a finite number >= 0, got inf"),
+        ({"cl_dice_iterations": 0}, "`cl_dice_iterations` must be at least 1, got 0"),
         ({"mask_ration": 0.5}, "has no `mask_ration`. Did you mean `mask_ratio`?"),
     ],
 )

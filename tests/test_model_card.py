@@ -3,7 +3,15 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from vasomim_hf import UNeXtConfig, UNeXtForVesselSegmentation, VasoMIMForPreTraining, VasoMIMModel
+from vasomim_hf import (
+    UNeXtConfig,
+    UNeXtForVesselSegmentation,
+    VasoMIMForImageClassification,
+    VasoMIMForObjectDetection,
+    VasoMIMForPreTraining,
+    VasoMIMForSemanticSegmentation,
+    VasoMIMModel,
+)
 from vasomim_hf.model_card import Result, TrainingRecord, model_card
 from vasomim_hf.presets import load_preset
 
@@ -76,6 +84,9 @@ def test_card_has_its_limits_licence_and_citation(encoder):
     "model_class, task, auto_class",
     [
         (VasoMIMForPreTraining, "image-feature-extraction", "AutoModel.from_pretrained"),
+        (VasoMIMForSemanticSegmentation, "image-segmentation", "AutoModelForSemanticSegmentation.from_pretrained"),
+        (VasoMIMForObjectDetection, "object-detection", "AutoModelForObjectDetection.from_pretrained"),
+        (VasoMIMForImageClassification, "image-classification", "AutoModelForImageClassification.from_pretrained"),
         (UNeXtForVesselSegmentation, "image-segmentation", "AutoModelForSemanticSegmentation.from_pretrained"),
     ],
 )
@@ -85,6 +96,12 @@ def test_card_names_the_task_and_the_class_that_loads_the_model(model_class, tas
     assert "pip install vasomim-hf" not in text and "`pip install -e .` in a checkout" in text
     assert ModelCard(text).data.pipeline_tag == task
     assert auto_class in text and "trust_remote_code=True" in text and "import vasomim_hf" in text
+
+
+def test_card_of_a_model_with_a_head_names_its_labels():
+    names = {"id2label": {0: "left", 1: "right"}, "label2id": {"left": 0, "right": 1}}
+    text = model_card(VasoMIMForImageClassification(load_preset("tiny", num_hidden_layers=1, **names)))
+    assert "| labels | left, right |" in text and "one number for each label" in text
 
 
 def test_card_of_a_pretraining_model_states_its_objective():

@@ -115,13 +115,15 @@ def test_auto_map_is_complete_whatever_class_was_saved(model, tmp_path):
 @pytest.mark.parametrize(
     "head", [VasoMIMForSemanticSegmentation, VasoMIMForObjectDetection, VasoMIMForImageClassification]
 )
-def test_exported_head_has_its_card_its_labels_and_the_map_of_all_classes(head, model, tmp_path):
-    folder = publishing.export(head(model.config), VasoMIMImageProcessor(), tmp_path / "head")
+def test_exported_head_has_its_card_its_labels_and_the_map_of_all_classes(head, tmp_path):
+    names = {"id2label": {0: "nothing", 1: "stenosis"}, "label2id": {"nothing": 0, "stenosis": 1}}
+    fine_tuned = head(load_preset("tiny", num_hidden_layers=1, image_size=32, **names))
+    folder = publishing.export(fine_tuned, VasoMIMImageProcessor(), tmp_path / "head")
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [head.__name__]
     assert config["auto_map"] == publishing.AUTO_CLASSES["vasomim"]
-    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
-    assert "LABEL_0, LABEL_1" in (folder / "README.md").read_text()
+    assert config["id2label"] == {"0": "nothing", "1": "stenosis"}
+    assert "nothing, stenosis" in (folder / "README.md").read_text()
     publishing.verify(folder)
 
 

@@ -1,5 +1,6 @@
 """A published folder loads with every Auto class: by its own code where the package cannot be imported, else by the package."""
 
+import logging
 import os
 import re
 import subprocess
@@ -16,12 +17,24 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    pipeline,
 )
 
 import vasomim_hf
-from vasomim_hf import UNeXtConfig, UNeXtForVesselSegmentation, VasoMIMBackbone, VasoMIMForPreTraining, VasoMIMModel
+from vasomim_hf import (
+    UNeXtConfig,
+    UNeXtForVesselSegmentation,
+    VasoMIMBackbone,
+    VasoMIMForImageClassification,
+    VasoMIMForObjectDetection,
+    VasoMIMForPreTraining,
+    VasoMIMForSemanticSegmentation,
+    VasoMIMModel,
+)
 from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessor
 from vasomim_hf.model_card import model_card
 from vasomim_hf.presets import load_preset
@@ -52,8 +65,11 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    pipeline,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -85,6 +101,22 @@ with torch.no_grad():
     assert not any(parameter.requires_grad for parameter in model.segmentor.parameters())
     output = model(pixel_values, noise=noise)
     outputs |= {"pretraining.loss": output.loss, "pretraining.reconstruction": output.reconstruction.contiguous()}
+    for name, auto_class in (
+        ("segmentation", AutoModelForSemanticSegmentation),
+        ("detection", AutoModelForObjectDetection),
+        ("classification", AutoModelForImageClassification),
+    ):
+        outputs[f"{name}.logits"] = load(auto_class, name)(pixel_values).logits.contiguous()
+        outputs[f"{name}.features"] = load(AutoModel, name)(pixel_values).last_hidden_state
+    for task, name in (
+        ("image-segmentation", "segmentation"),
+        ("object-detection", "detection"),
+        ("image-classification", "classification"),
+        ("image-feature-extraction", "encoder"),
+    ):
+        run = pipeline(task, str(published / name), trust_remote_code=True)
+        assert type(run.model).__module__.startswith("transformers_modules."), task
+        assert isinstance(run(frame), list)
     load(AutoConfig, "unext")
     pixel_values = load(AutoImageProcessor, "unext")(frame, return_tensors="pt").pixel_values
     for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
@@ -92,21 +124,31 @@ with torch.no_grad():
         outputs[f"unext.{auto_class.__name__}"] = logits.contiguous()
 save_file(outputs, published / "outputs.safetensors")
 
-for name in ("encoder", "pretraining", "unext"):
+for name in ("encoder", "pretraining", "segmentation", "detection", "classification", "unext"):
     examples = re.findall(r"```python\\n(.*?)```", (published / name / "README.md").read_text(), re.DOTALL)
     exec(examples[1], {})
 """
 
 
+HEADS = {
+    "segmentation": VasoMIMForSemanticSegmentation,
+    "detection": VasoMIMForObjectDetection,
+    "classification": VasoMIMForImageClassification,
+}
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """Folders of an encoder, a pre-training model and a segmentor, and a frame."""
+    """Folders of an encoder, a pre-training model, one of each head and a segmentor, and a frame."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("published")
     sizes = {"num_hidden_layers": 2, "decoder_num_hidden_layers": 1, "image_size": 32}
     pretraining = VasoMIMForPreTraining(load_preset("tiny", **sizes)).eval()
     segmentor = UNeXtForVesselSegmentation(UNeXtConfig()).eval()
-    for name, model in (("encoder", pretraining.vasomim), ("pretraining", pretraining), ("unext", segmentor)):
+    models = {"encoder": pretraining.vasomim, "pretraining": pretraining, "unext": segmentor}
+    names = {"id2label": {0: "background", 1: "vessel"}, "label2id": {"background": 0, "vessel": 1}}
+    models |= {name: head(load_preset("tiny", **sizes, **names)).eval() for name, head in HEADS.items()}
+    for name, model in models.items():
         processor = VasoMIMImageProcessor(size={"height": 32, "width": 32})
         export(model, processor, folder / name, card=model_card(model, repo_id=str(folder / name)))
     pixels = np.random.default_rng(0).integers(60, 200, (48, 40)).astype(np.uint8)
@@ -150,6 +192,10 @@ def test_published_folder_loads_with_every_auto_class_in_a_clean_process(publish
     model = VasoMIMForPreTraining.from_pretrained(published / "pretraining")
     output = model(pixel_values, noise=torch.arange(4.0).expand(1, 4) / 4)
     expected |= {"pretraining.loss": output.loss, "pretraining.reconstruction": output.reconstruction}
+    for name, head in HEADS.items():
+        model = head.from_pretrained(published / name)
+        expected[f"{name}.logits"] = model(pixel_values).logits
+        expected[f"{name}.features"] = model.vasomim(pixel_values).last_hidden_state
     logits = UNeXtForVesselSegmentation.from_pretrained(published / "unext")(pixel_values).logits
     expected |= {"unext.AutoModel": logits, "unext.AutoModelForSemanticSegmentation": logits}
     assert remote_outputs.keys() == expected.keys()
@@ -167,6 +213,9 @@ def test_published_folder_loads_with_every_auto_class_in_a_clean_process(publish
         (AutoModel, "pretraining", "VasoMIMModel"),
         (AutoModelForPreTraining, "pretraining", "VasoMIMForPreTraining"),
         (AutoImageProcessor, "pretraining", "VasoMIMImageProcessor"),
+        (AutoModelForSemanticSegmentation, "segmentation", "VasoMIMForSemanticSegmentation"),
+        (AutoModelForObjectDetection, "detection", "VasoMIMForObjectDetection"),
+        (AutoModelForImageClassification, "classification", "VasoMIMForImageClassification"),
         (AutoConfig, "unext", "UNeXtConfig"),
         (AutoModel, "unext", "UNeXtForVesselSegmentation"),
         (AutoModelForSemanticSegmentation, "unext", "UNeXtForVesselSegmentation"),
@@ -186,7 +235,7 @@ def test_backbone_of_the_package_is_built_from_the_published_configuration(publi
     assert type(backbone) is VasoMIMBackbone
 
 
-@pytest.mark.parametrize("folder", ["encoder", "pretraining", "unext"])
+@pytest.mark.parametrize("folder", ["encoder", "pretraining", *HEADS, "unext"])
 def test_the_cards_example_runs_with_the_package(published, folder, monkeypatch):
     monkeypatch.chdir(published)
     example = re.findall(r"```python\n(.*?)```", (published / folder / "README.md").read_text(), re.DOTALL)[0]
@@ -195,3 +244,39 @@ def test_the_cards_example_runs_with_the_package(published, folder, monkeypatch)
     assert names["vasomim_hf"] is vasomim_hf
     assert type(names["model"]).__module__.startswith("vasomim_hf.")
     assert torch.isfinite(names["output"][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "keys"),
+    [
+        ("image-segmentation", "segmentation", {"label", "mask", "score"}),
+        ("object-detection", "detection", {"label", "box", "score"}),
+        ("image-classification", "classification", {"label", "score"}),
+    ],
+)
+def test_pipelines_take_a_folder_of_each_head_without_an_error_in_the_log(published, task, folder, keys, caplog):
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        run = pipeline(task, str(published / folder))
+        found = run(Image.open(published / "frame.png"), **({"threshold": 0.0} if "object" in task else {}))
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert type(run.model) is HEADS[folder]
+    assert found and all(set(one) == keys and one["label"] in ("background", "vessel") for one in found)
+
+
+@pytest.mark.parametrize("folder", ["encoder", *HEADS])
+def test_features_of_every_folder_are_those_of_its_encoder(published, folder, pixel_values):
+    run = pipeline("image-feature-extraction", str(published / folder))
+    found = run(Image.open(published / "frame.png"), return_tensors=True)
+    assert type(run.model) is VasoMIMModel
+    with torch.no_grad():
+        torch.testing.assert_close(found, run.model(pixel_values).last_hidden_state)
+
+
+@pytest.mark.parametrize("folder", ["pretraining", *HEADS])
+def test_encoder_of_every_folder_loads_without_a_word_about_the_rest(published, folder):
+    for encoder in (VasoMIMModel, VasoMIMBackbone):
+        _, report = encoder.from_pretrained(published / folder, output_loading_info=True)
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -109,6 +109,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         "cross_entropy_loss",
         "dice_loss",
         "cl_dice_loss",
+        "loss_dict",
     ]
 
     hidden_size: int = 768

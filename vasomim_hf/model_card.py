@@ -29,11 +29,35 @@ _KINDS = {
         "AutoModel",
         "the pre-training model: the encoder, and the decoder and vessel segmentor it was trained with",
     ),
+    "SemanticSegmentation": (
+        "image-segmentation",
+        "AutoModelForSemanticSegmentation",
+        "a segmentation model on the encoder: a class for each pixel",
+    ),
+    "ObjectDetection": (
+        "object-detection",
+        "AutoModelForObjectDetection",
+        "a detector on the encoder: boxes with their classes",
+    ),
+    "ImageClassification": (
+        "image-classification",
+        "AutoModelForImageClassification",
+        "a classifier on the encoder: labels of whole frames",
+    ),
     "VesselSegmentation": (
         "image-segmentation",
         "AutoModelForSemanticSegmentation",
         "UNeXt, the small vessel segmentor that guides the pre-training of VasoMIM",
     ),
+}
+
+# what the example's output holds, by the Hub's task
+_MEANINGS = {
+    "image-feature-extraction": "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch.",
+    "image-segmentation": "`output.logits` has one channel for each class, at the size of the input.",
+    "object-detection": "`output.logits` has a score for each place and class, `output.pred_boxes` the box of each place; "
+    "`image_processor.post_process_object_detection(output, target_sizes=[(height, width)])` gives boxes in pixels.",
+    "image-classification": "`output.logits` has one number for each label of `model.config.id2label`.",
 }
 
 _CITATION = """```bibtex
@@ -254,10 +278,7 @@ def _introduction(model: PreTrainedModel) -> str:
 
 def _use(model: PreTrainedModel, repo_id: str) -> str:
     task, auto_class, _ = _kind(model)
-    if task == "image-segmentation":
-        meaning = "`output.logits` has one channel for each class, at the size of the input."
-    else:
-        meaning = "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch."
+    meaning = _MEANINGS[task]
     if type(model).__name__.endswith("ForPreTraining"):
         meaning += " `AutoModelForPreTraining` loads the decoder and the segmentor too, to go on with pre-training."
     return _USE.format(auto_class=auto_class, repo_id=repo_id, meaning=meaning)
@@ -274,6 +295,11 @@ def _model(model: PreTrainedModel) -> str:
             rows[key] = getattr(config, key)
         rows["consistency_loss_weight"] = config.consistency_loss_weight
         rows["norm_pix_loss"] = config.norm_pix_loss
+    if (
+        _kind(model)[0] in ("image-segmentation", "object-detection", "image-classification")
+        and len(config.id2label) > 1
+    ):
+        rows["labels"] = ", ".join(config.id2label.values())
     return _table(("", ""), [(f"`{key}`" if "_" in key else key, value) for key, value in rows.items()])
 
 

@@ -20,6 +20,17 @@ from .configuration_vasomim import VasoMIMConfig
 from .modeling_unext import refuse_unknown_arguments
 
 
+# What checkpoints have besides the encoder: of pre-training, and of the heads.
+NOT_OF_THE_ENCODER = [
+    r"^decoder\.",
+    r"^segmentor\.",
+    r"^decode_head\.",
+    r"^pyramid\.",
+    r"^detection_head\.",
+    r"^classifier\.",
+]
+
+
 def sine_cosine_positions(grid: tuple[int, int], hidden_size: int) -> torch.Tensor:
     """Fixed position embeddings of a class token (zeros) and of a grid of patches.
 
@@ -309,8 +320,7 @@ class VasoMIMModel(VasoMIMPreTrainedModel):
         torch.Size([1, 197, 192])
     """
 
-    # a pre-training checkpoint has these besides the encoder
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
+    _keys_to_ignore_on_load_unexpected = NOT_OF_THE_ENCODER
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__(config)
@@ -384,7 +394,7 @@ class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):
         [(1, 192, 14, 20), (1, 192, 14, 20)]
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
+    _keys_to_ignore_on_load_unexpected = NOT_OF_THE_ENCODER
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__(config)
