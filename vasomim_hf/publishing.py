@@ -101,8 +101,8 @@ def code_files(model_type: str) -> list[Path]:
         `list[Path]`: Paths in this package, by name.
 
     Example:
-        >>> [path.name for path in code_files("vasomim_unext")]
-        ['configuration_unext.py', 'image_processing_reading.py', 'image_processing_vasomim.py', 'modeling_unext.py']
+        >>> [path.stem for path in code_files("vasomim_unext") if path.stem.startswith("image_processing")]
+        ['image_processing_boxes', 'image_processing_reading', 'image_processing_vasomim']
     """
     references = [*AUTO_CLASSES[model_type].values(), *IMAGE_PROCESSOR_CLASSES["AutoImageProcessor"].values()]
     package = Path(__file__).parent
