@@ -179,6 +179,10 @@ def test_patients_are_exchanged_as_a_whole():
     first, second = np.array([0.9, 0.8, 0.85, 0.7]), np.array([0.5, 0.5, 0.5, 0.5])
     # 4 images of 2 patients: 2 of 4 exchanges
     assert paired_test(pair_of(first, second, ["a", "a", "b", "b"])).p_value == 2 / 4
+    # each patient is better by 0.1, of the images one is worse: exchanged in other pairs, all would be as extreme
+    first = second + np.array([0.3, -0.2, 0.1, 0.0])
+    assert paired_test(pair_of(first, second, ["a", "a", "b", "b"])).p_value == 2 / 4
+    assert paired_test(pair_of(first, second, ["a", "b", "a", "b"])).p_value == 1
 
 
 def test_p_values_of_alike_models_are_spread_evenly():
