@@ -9,7 +9,12 @@ NAMES = {
     "MODEL_MAPPING_NAMES": {"vasomim": "VasoMIMModel"},
     "MODEL_FOR_BACKBONE_MAPPING_NAMES": {"vasomim": "VasoMIMBackbone"},
     "MODEL_FOR_PRETRAINING_MAPPING_NAMES": {"vasomim": "VasoMIMForPreTraining"},
-    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES": {"vasomim_unext": "UNeXtForVesselSegmentation"},
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES": {
+        "vasomim": "VasoMIMForSemanticSegmentation",
+        "vasomim_unext": "UNeXtForVesselSegmentation",
+    },
+    "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES": {"vasomim": "VasoMIMForObjectDetection"},
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": {"vasomim": "VasoMIMForImageClassification"},
 }
 for table, names in NAMES.items():
     for model_type, name in names.items():

@@ -14,7 +14,10 @@ from vasomim_hf import (
     UNeXtForVesselSegmentation,
     VasoMIMBackbone,
     VasoMIMConfig,
+    VasoMIMForImageClassification,
+    VasoMIMForObjectDetection,
     VasoMIMForPreTraining,
+    VasoMIMForSemanticSegmentation,
     VasoMIMModel,
 )
 
@@ -55,6 +58,9 @@ class VasoMIMTester:
             decoder_intermediate_size=self.intermediate_size,
             mask_ratio=self.mask_ratio,
             segmentor_config=UNeXtTester.sizes,
+            segmentation_hidden_size=16,
+            detail_stem_channels=8,
+            detection_channels=16,
         )
 
     def pixel_values(self) -> torch.Tensor:
@@ -75,6 +81,10 @@ class VasoMIMPreTrainingTester(VasoMIMTester):
         # drawn once, so that two calls hide the same patches
         inputs["noise"] = torch.rand(self.batch_size, self.num_patches, device=torch_device)
         return config, inputs
+
+
+class VasoMIMHeadTester(VasoMIMTester):
+    is_training = True
 
 
 class UNeXtTester:
@@ -134,6 +144,30 @@ class VasoMIMModelTest(VisionModelTests, unittest.TestCase):
 class VasoMIMForPreTrainingTest(VisionModelTests, unittest.TestCase):
     all_model_classes = (VasoMIMForPreTraining,)
     model_tester_class = VasoMIMPreTrainingTester
+
+
+class VasoMIMForSemanticSegmentationTest(VisionModelTests, unittest.TestCase):
+    all_model_classes = (VasoMIMForSemanticSegmentation,)
+    model_tester_class = VasoMIMHeadTester
+
+
+class VasoMIMForImageClassificationTest(VisionModelTests, unittest.TestCase):
+    all_model_classes = (VasoMIMForImageClassification,)
+    model_tester_class = VasoMIMHeadTester
+
+
+class VasoMIMForObjectDetectionTest(VisionModelTests, unittest.TestCase):
+    all_model_classes = (VasoMIMForObjectDetection,)
+    model_tester_class = VasoMIMHeadTester
+
+    def _prepare_for_class(self, inputs_dict: dict, model_class: type, return_labels: bool = False) -> dict:
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        if return_labels:
+            box = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.4, 0.3, 0.2]])}
+            inputs["labels"] = [{key: value.to(torch_device) for key, value in box.items()}] * len(
+                inputs["pixel_values"]
+            )
+        return inputs
 
 
 class VasoMIMBackboneTest(BackboneTesterMixin, unittest.TestCase):
