@@ -137,8 +137,9 @@ class VasoMIMDetailStem(nn.Module):
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
         channels, width = config.detection_channels, config.detection_detail_stem_channels
-        finest = config.patch_size / config.detection_scale_factors[0]
-        halvings = max(1, math.ceil(math.log2(max(finest, 1))))
+        # not below the size of a patch, so that one patch is enough for every layer
+        finest = config.patch_size / max(1, config.detection_scale_factors[0])
+        halvings = max(1, math.floor(math.log2(finest)))
         widths = [config.num_channels, *(GROUPS * -(-width * 2**i // GROUPS) for i in range(halvings))]
         pairs = zip(widths[:-1], widths[1:], strict=True)
         self.layers = nn.Sequential(*(VasoMIMDetectionConv(*pair, kernel_size=4, stride=2) for pair in pairs))
@@ -155,7 +156,7 @@ class VasoMIMDetailStem(nn.Module):
         return details
 
     def _resize(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        # patches that are no power of two have no level at a power of two
+        # the sizes differ where the side of a patch is no power of two, or the finest level is coarser than the patches
         if feature_map.shape[-2:] == size:
             return feature_map
         return nn.functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)

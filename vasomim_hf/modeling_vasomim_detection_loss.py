@@ -133,12 +133,14 @@ def pad_box_labels(
     height, width = size
     # one box that is none makes room in a batch without boxes, so that it needs no path of its own
     most = max(1, *(label["boxes"].numel() // 4 for label in labels))
-    boxes = torch.zeros(len(labels), most, 4, device=device)
-    classes = torch.zeros(len(labels), most, dtype=torch.long, device=device)
+    # put together where they are, so that they travel once
+    boxes = torch.zeros(len(labels), most, 4, device=labels[0]["boxes"].device)
+    classes = torch.zeros(len(labels), most, dtype=torch.long, device=boxes.device)
     for number, label in enumerate(labels):
         count = label["boxes"].numel() // 4
-        boxes[number, :count] = label["boxes"].reshape(-1, 4).to(device, torch.float32)
-        classes[number, :count] = label["class_labels"].reshape(-1).to(device)
+        boxes[number, :count] = label["boxes"].reshape(-1, 4)
+        classes[number, :count] = label["class_labels"].reshape(-1)
+    boxes, classes = boxes.to(device), classes.to(device)
     is_box = torch.isfinite(boxes).all(dim=-1) & (boxes[..., 2:] > 0).all(dim=-1)
     boxes = torch.where(is_box.unsqueeze(-1), boxes, 0.0)
     corners = center_to_corners_format(boxes) * boxes.new_tensor([width, height, width, height])
@@ -211,7 +213,7 @@ def assign_boxes(
     wanted = torch.where(chosen, ious + 1, 0.0)
     overlap, box_index = wanted.max(dim=1)
     is_positive = overlap > 0
-    kept = chosen & nn.functional.one_hot(box_index, wanted.shape[1]).transpose(1, 2).bool()
+    kept = chosen & (box_index.unsqueeze(1) == torch.arange(wanted.shape[1], device=chosen.device)[:, None])
     alignment, ious = torch.where(kept, alignment, 0.0), torch.where(kept, ious, 0.0)
     highest_alignment, highest_iou = alignment.amax(dim=-1, keepdim=True), ious.amax(dim=-1, keepdim=True)
     # tiny alignments are common at the start (IoU ** 6), so nothing may be added to the divisor
@@ -256,7 +258,9 @@ def detection_loss(
     """
     quality, index = assignment.quality, assignment.box_index
     classes = targets.class_labels.gather(1, index)
-    is_class = nn.functional.one_hot(classes, logits.shape[-1]).bool() & assignment.is_positive.unsqueeze(-1)
+    # written out, since `one_hot` looks at its input
+    is_class = classes.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+    is_class = is_class & assignment.is_positive.unsqueeze(-1)
     class_loss = varifocal_loss(logits, quality.unsqueeze(-1) * is_class, is_class).sum()
     wanted = targets.corners.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
     box_loss = ((1 - generalized_iou(corners, wanted)) * quality).sum()
