@@ -15,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -348,8 +349,7 @@ def _run_here(job: Callable[[int], Any], numbers: list[int]) -> Iterator[int]:
 
 
 def _run_in_workers(job: Callable[[int], Any], numbers: list[int], num_workers: int) -> Iterator[int]:
-    # Not by fork: the parent may hold threads of torch or OpenCV
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (job,))
+    pool = ProcessPoolExecutor(num_workers, _worker_context(), _start_worker, (job,))
     try:
         futures = {pool.submit(_work, number): number for number in numbers}
         for future in as_completed(futures):
@@ -363,6 +363,16 @@ def _run_in_workers(job: Callable[[int], Any], numbers: list[int], num_workers: 
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _worker_context() -> BaseContext:
+    # Not by fork: the parent may hold threads of torch or OpenCV. A server that has imported torch once and holds no
+    # threads starts each worker at once, where there is one.
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 _WORKER_STATE: dict[str, Callable[[int], Any]] = {}
