@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +24,17 @@ import yaml
 from datasets import load_dataset
 from PIL import Image
 
-from vasomim_hf.data import parquet_shards, xa170k_build, xa170k_survey
+from vasomim_hf.data import parquet_shards, xa170k_build, xa170k_sources, xa170k_survey
 from vasomim_hf.data.frames import read_frame
 from vasomim_hf.data.reports import Fault, FaultReport
 from vasomim_hf.data.synthetic import synthetic_angiogram
 from vasomim_hf.data.vesselness import VesselnessOptions, vessel_mask
 from vasomim_hf.data.xa170k import XA170KBuildOptions, build_xa170k, load_xa170k, verify_xa170k, xa170k_features
 from vasomim_hf.data.xa170k_card import xa170k_card
-from vasomim_hf.data.xa170k_report import BuildReport
+from vasomim_hf.data.xa170k_report import BuildReport, without_places
+from vasomim_hf.data.xa170k_stores import ZipStore
+
+from .xa170k_miniatures import write_authors_folder, write_authors_zip
 
 
 ROOT = Path(__file__).parents[1]
@@ -283,8 +289,56 @@ def test_the_card_says_what_was_measured_and_no_path_of_this_machine(folder: Pat
     assert "without a border of 4\npixels" in card and broken.name in card
     for path in (tmp_path / "out").rglob("*.[mj]*"):
         assert str(tmp_path) not in path.read_text()
-    fault = Fault(f"{folder}/xcad", f"No such file: '{folder}/xcad/a.png'")
-    assert list(xa170k_build._without_folder([fault], str(folder))) == [("xcad", "No such file: 'xcad/a.png'")]
+
+
+def test_paths_below_the_source_lose_what_concerns_this_machine_alone():
+    places = {"/", "/data", "/data/deep"}
+    fault = Fault("/data/deep/xcad", "No such file: '/data/deep/xcad/a.png' of /data/x.zip, in b/data/c and /a/data/d")
+    kept = "No such file: 'xcad/a.png' of x.zip, in b/data/c and /a/data/d"
+    assert list(without_places([fault], places)) == [("xcad", kept)]
+    assert list(without_places([fault], set())) == [fault]
+
+
+@pytest.mark.parametrize("kind", ["zip", "cached", "streamed", "folder of a zip", "linked folder"])
+@pytest.mark.parametrize("second_line", [True, False])
+def test_no_fault_of_any_source_has_a_path_of_this_machine(tmp_path: Path, monkeypatch, kind: str, second_line: bool):
+    if not second_line:
+        monkeypatch.setattr(xa170k_build, "without_places", lambda faults, places: faults)
+    home = tmp_path / "home"
+    source, damaged = damaged_source(kind, home, monkeypatch)
+    report = build_xa170k(source, tmp_path / "out", OPTIONS)
+    assert any(damaged in fault.name for fault in report.faults)
+    for name in ("README.md", "build_report.json"):
+        assert str(home) not in (tmp_path / "out" / name).read_text()
+
+
+def damaged_source(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """A source with one item that cannot be read, and the name of that."""
+    archive = home / "hub" / "blobs" / "0af3"
+    write_authors_zip(archive)
+    data = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as members:
+        member = members.getinfo("dataset/syntax/1.png")
+    data[member.header_offset + 30 + len(member.filename) + member.compress_size // 2] ^= 0xFF
+    archive.write_bytes(data)
+    link = home / "hub" / "snapshots" / "c" / "xa170k.zip"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(archive)
+    if kind == "zip":
+        return str(archive.rename(home / "a.zip")), "syntax/1.png"
+    if kind in ("cached", "streamed"):
+        opener = partial(io.BytesIO, archive.read_bytes()) if kind == "streamed" else None
+        path = "hf://datasets/owner/name@c/xa170k.zip" if opener else str(link)
+        monkeypatch.setattr(xa170k_sources, "_hub_archive", lambda *arguments: ZipStore(path, opener))
+        return "owner/name", "syntax/1.png"
+    write_authors_folder(home / "folder")
+    if kind == "folder of a zip":
+        archive.write_bytes(data[:-40])
+        (home / "folder" / "more.zip").symlink_to(archive)
+        return str(home / "folder"), "more.zip"
+    (home / "folder" / "dataset" / "xcad" / "gone.png").symlink_to(home / "nowhere.png")
+    (home / "link").symlink_to(home / "folder")
+    return str(home / "link"), "gone.png"
 
 
 # Streams

@@ -10,13 +10,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import try_to_load_from_cache
 
 from ..folders import atomic_file
 from ..import_utils import require
@@ -26,10 +25,20 @@ from .frames import UNREADABLE
 from .near_duplicates import group_near_duplicates
 from .parquet_shards import BUILD_NAME, DATA_NAME, ShardPlan, build_lock, read_record, write_shards
 from .png import encode_mask_png, encode_png
-from .reports import Fault, FaultReport
+from .reports import FaultReport
 from .vesselness import VesselnessOptions, vessel_mask
 from .xa170k_card import xa170k_card
-from .xa170k_report import CARD_NAME, REPORT_NAME, BuildReport, RowTable, ShardFile, count_source, verify_xa170k
+from .xa170k_report import (
+    CARD_NAME,
+    REPORT_NAME,
+    BuildReport,
+    RowTable,
+    ShardFile,
+    count_source,
+    origin_of,
+    verify_xa170k,
+    without_places,
+)
 from .xa170k_sources import SOURCES, FrameItem, XA170KOptions, XA170KSource, open_xa170k_source
 from .xa170k_survey import READY, Survey, survey_frames, survey_keys
 
@@ -317,35 +326,15 @@ def _count(rows: _Rows, survey: Survey, plan: ShardPlan, output: Path, options: 
     )
     return BuildReport(
         key=plan.key,
-        made_from=_origin(rows.source.description, options.source),
+        made_from=origin_of(rows.source.description, options.source),
         counts=tuple(count_source(source, rows.source.items, table) for source in SOURCES),
         files=tuple(_files(rows, plan, output)),
-        faults=tuple(_without_folder((*rows.source.report, *survey.faults), rows.source.description)),
+        faults=tuple(without_places((*rows.source.report, *survey.faults), rows.source.places())),
         largest_group=int(np.bincount(table.groups).max()),
         num_crossing_groups=table.num_crossing_groups(),
         vesselness=json.loads(json.dumps(rows.vesselness)),
         version=__version__,
     )
-
-
-def _origin(description: str, options: XA170KOptions) -> str:
-    """Where the frames come from, as others may read it: a path on this machine is no concern of theirs."""
-    path = Path(description)
-    if path.exists():
-        return f"{'the folder' if path.is_dir() else 'the file'} `{path.resolve().name}`"
-    repository, _, revision = description.removeprefix("hf://datasets/").partition("@")
-    cache_dir = None if options.cache_dir is None else str(options.cache_dir)
-    cached = try_to_load_from_cache(repository, options.archive, cache_dir, revision or None, "dataset")
-    parts = Path(cached).parts if isinstance(cached, str) else ()
-    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision or "not known"
-    return f"`{options.archive}` of https://huggingface.co/datasets/{repository}, revision {commit}"
-
-
-def _without_folder(faults: Iterable[Fault], description: str) -> Iterator[Fault]:
-    """Faults with the part of a path left out that only concerns this machine."""
-    folder = f"{Path(description).resolve()}/"
-    for fault in faults:
-        yield Fault(fault.name.replace(folder, ""), fault.reason.replace(folder, ""))
 
 
 def _files(rows: _Rows, plan: ShardPlan, output: Path) -> Iterator[ShardFile]:

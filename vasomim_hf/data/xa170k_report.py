@@ -3,15 +3,17 @@
 import io
 import json
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -21,7 +23,7 @@ from .frame_digest import frame_digest
 from .frames import UNREADABLE
 from .parquet_shards import file_digest, run_jobs
 from .reports import Fault, FaultReport
-from .xa170k_sources import KNOWN_COUNTS, FrameItem
+from .xa170k_sources import KNOWN_COUNTS, FrameItem, XA170KOptions
 
 
 REPORT_NAME = "build_report.json"
@@ -235,6 +237,44 @@ class BuildReport:
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no report of this version of the package: {error}. Build anew.") from error
+
+
+def origin_of(description: str, options: XA170KOptions) -> str:
+    """Say where frames come from, as others may read it: a path on this machine is no concern of theirs.
+
+    Args:
+        description (`str`): What was opened: a folder, a zip, or a repository of the Hub.
+        options ([`~xa170k_sources.XA170KOptions`]): How it was opened.
+
+    Returns:
+        `str`: A name in Markdown; of a repository with its commit, where that is known.
+    """
+    path = Path(description)
+    if path.exists():
+        return f"{'the folder' if path.is_dir() else 'the file'} `{path.resolve().name}`"
+    repository, _, revision = description.removeprefix("hf://datasets/").partition("@")
+    cache_dir = None if options.cache_dir is None else str(options.cache_dir)
+    cached = try_to_load_from_cache(repository, options.archive, cache_dir, revision or None, "dataset")
+    parts = Path(cached).parts if isinstance(cached, str) else ()
+    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision or "not known"
+    return f"`{options.archive}` of https://huggingface.co/datasets/{repository}, revision {commit}"
+
+
+def without_places(faults: Iterable[Fault], places: Iterable[str]) -> Iterator[Fault]:
+    """Leave out of faults the part of a path that only concerns this machine, wherever a message still has it.
+
+    Args:
+        faults (iterable of `Fault`): What was amiss.
+        places (iterable of `str`): Absolute paths of folders.
+
+    Yields:
+        `Fault`: The same, with paths below these folders.
+    """
+    longest_first = sorted({place.rstrip("/") for place in places} - {""}, key=len, reverse=True)
+    # not where it is the end of a longer path
+    pattern = re.compile("|".join(rf"(?<![\w./-]){re.escape(place)}/" for place in longest_first) or r"(?!)")
+    for fault in faults:
+        yield Fault(pattern.sub("", fault.name), pattern.sub("", fault.reason))
 
 
 def verify_xa170k(

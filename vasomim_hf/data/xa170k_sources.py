@@ -5,6 +5,7 @@ Nothing is unpacked: a zip is read member by member, a series of frames series b
 
 import io
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from .xa170k_layouts import (
     whole,
 )
 from .xa170k_series import SeriesReader
-from .xa170k_stores import BLOCK_SIZE, FolderStore, Store, ZipStore
+from .xa170k_stores import BLOCK_SIZE, DamagedArchiveError, FolderStore, Store, ZipStore
 
 
 __all__ = [
@@ -137,6 +138,10 @@ class XA170KSource:
                 store, path = self._find(place)
                 known[place] = store.fingerprint(path)
         return [item.name, item.patient_id, item.study_id, item.frame_index, *(known[place] for place in places)]
+
+    def places(self) -> set[str]:
+        """Folders of this machine that the frames lie in, which reports leave out."""
+        return set().union(*(store.places() for store in self._stores.values()))
 
     def read(self, item: FrameItem) -> np.ndarray:
         """Read a frame.
@@ -247,10 +252,19 @@ def open_xa170k_source(source: str | Path, options: XA170KOptions | None = None)
         search.folder(path)
     elif path.is_file():
         _refuse_packed(path)
-        search.archive(path.name, ZipStore(path.resolve()), path.stem)
+        _search_alone(search, path.name, ZipStore(path.resolve()), path.stem)
     else:
-        search.archive("hub", _hub_archive(str(source), options), "")
+        _search_alone(search, "hub", _hub_archive(str(source), options), "")
     return search.result()
+
+
+def _search_alone(search: "_Search", key: str, store: ZipStore, name: str) -> None:
+    try:
+        search.archive(key, store, name)
+    except DamagedArchiveError as error:
+        # This ends up in no report, and where a file on disk is has to be known for it to be removed
+        place = f" It is {os.path.realpath(store.path)}." if store.places() else ""
+        raise ValueError(f"{error}{place}") from error
 
 
 def _refuse_packed(path: Path) -> None:
@@ -280,7 +294,7 @@ class _Search:
         for path in archives:
             try:
                 self.archive(path, ZipStore(root / path), Path(path).stem, f"{path[:-4]}/")
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 self.report.add(path, error)
 
     def archive(self, key: str, store: ZipStore, name: str, prefix: str = "") -> None:

@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -86,6 +87,21 @@ class Store(Protocol):
         """What the bytes are, as JSON, without reading all of them."""
         ...
 
+    def places(self) -> set[str]:
+        """Folders of this machine that the files lie in: no concern of others, who read what was amiss."""
+        ...
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Errors of the system with the path inside the store, not that on this machine, since reports are published."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+
 
 class FolderStore:
     """Files below a folder; links are followed, but none twice.
@@ -102,7 +118,8 @@ class FolderStore:
         listing, seen = Listing(), set()
 
         def refused(error: OSError) -> None:
-            listing.faults.append(Fault(str(error.filename), f"cannot be looked into: {error.strerror}"))
+            name = os.path.relpath(error.filename, self.root)
+            listing.faults.append(Fault(name, f"cannot be looked into: {error.strerror}"))
 
         for parent, folders, names in os.walk(self.root, followlinks=True, onerror=refused):
             real = os.path.realpath(parent)
@@ -117,11 +134,13 @@ class FolderStore:
 
     def open(self, path: str) -> BinaryIO:
         """A file for reading."""
-        return open(self.root / path, "rb")
+        with _named(path):
+            return open(self.root / path, "rb")
 
     def read(self, path: str) -> bytes:
         """The bytes of a file."""
-        return (self.root / path).read_bytes()
+        with self.open(path) as file:
+            return file.read()
 
     def fingerprint(self, path: str) -> list:
         """Size, and digest of some bytes in the middle and at the end, where a PNG holds the check sum of its pixels."""
@@ -131,6 +150,10 @@ class FolderStore:
             middle = file.read(SAMPLE_SIZE)
             file.seek(max(0, size - SAMPLE_SIZE))
             return [size, hashlib.sha256(middle + file.read()).hexdigest()[:16]]
+
+    def places(self) -> set[str]:
+        """The folder, by its name and by that without links."""
+        return {os.path.abspath(self.root), os.path.realpath(self.root)}
 
 
 class _Opened(NamedTuple):
@@ -148,10 +171,14 @@ class ZipStore:
     Args:
         path (`str` or `Path`): File on disk, or what messages call it.
         opener (callable, *optional*): Opens it where it is not on disk; has to survive pickling.
+
+    Attributes:
+        name (`str`): What messages call it: of a file on disk its name alone.
     """
 
     def __init__(self, path: str | Path, opener: Callable[[], BinaryIO] | None = None):
         self.path = path
+        self.name = os.path.basename(path) if opener is None else str(path)
         self._opener = opener
         self._opened: _Opened | None = None
 
@@ -162,7 +189,7 @@ class ZipStore:
         """All members but folders; those that cannot be read or lead out of the archive are faults.
 
         Raises:
-            ValueError: If it is no zip, or its end is missing.
+            DamagedArchiveError: If it is no zip, or its end is missing.
         """
         opened = self._open()
         listing = Listing(faults=list(opened.faults))
@@ -179,23 +206,29 @@ class ZipStore:
         opened = self._open()
         member = opened.members[path]
         if member.file_size > MOST_BYTES:
-            raise FrameReadError(f"`{path}` in {self.path} claims {member.file_size} bytes, which is no frame.")
+            raise FrameReadError(f"`{path}` in {self.name} claims {member.file_size} bytes, which is no frame.")
         try:
             return opened.archive.read(member)
         except DAMAGED as error:
             raise FrameReadError(
-                f"`{path}` in {self.path} is damaged ({type(error).__name__}: {error}). Get the archive again."
+                f"`{path}` in {self.name} is damaged ({type(error).__name__}: {error}). Get the archive again."
             ) from error
         except OSError as error:
             if self._opener is None:
                 raise
             # It would be taken for a fault of this frame, and of all that follow
-            raise ConnectionAbort(f"{self.path} cannot be read any more ({error}). Run it again to go on.") from error
+            raise ConnectionAbort(f"{self.name} cannot be read any more ({error}). Run it again to go on.") from error
 
     def fingerprint(self, path: str) -> list:
         """Size and check sum, as the directory of the zip has them."""
         member = self._open().members[path]
         return [member.file_size, member.CRC]
+
+    def places(self) -> set[str]:
+        """The folder it is in, and that of the file that has the bytes, where it is a link in the Hub client's cache."""
+        if self._opener is not None:
+            return set()
+        return {os.path.dirname(path) for path in (os.path.abspath(self.path), os.path.realpath(self.path))}
 
     def _open(self) -> _Opened:
         # A file handle that came through a fork shares its position with the parent
@@ -207,24 +240,29 @@ class ZipStore:
 
     def _archive(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self.path if self._opener is None else self._opener())
+            with _named(self.name):
+                return zipfile.ZipFile(self.path if self._opener is None else self._opener())
         except DAMAGED as error:
-            raise ValueError(self._diagnosis(error)) from error
+            raise DamagedArchiveError(self._diagnosis(error)) from error
 
     def _diagnosis(self, error: Exception) -> str:
         if self._opener is not None:
-            return f"{self.path} is no zip, or the directory at its end is missing ({error}). Look at it on the Hub."
-        # The file that has the bytes, where this is a link in the cache of the Hub's client
-        path = Path(os.path.realpath(self.path))
-        with path.open("rb") as file:
+            return f"{self.name} is no zip, or the directory at its end is missing ({error}). Look at it on the Hub."
+        with open(self.path, "rb") as file:
             start, size = file.read(4), file.seek(0, os.SEEK_END)
         if start != _LOCAL_HEADER:
-            return f"{path} is no zip ({error}); it has {size} bytes and begins with {start!r}. Check the download."
+            return (
+                f"{self.name} is no zip ({error}); it has {size} bytes and begins with {start!r}. Check the download."
+            )
         return (
-            f"{path} begins as a zip, but the directory at its end is missing or damaged ({error}): with {size} bytes "
+            f"{self.name} begins as a zip, but the directory at its end is missing or damaged ({error}): with {size} bytes "
             "the download is not complete. Go on with it, such as with `curl -L -C - -o FILE URL`, or delete this file "
             "and run it again."
         )
+
+
+class DamagedArchiveError(ValueError):
+    """A zip that cannot be opened."""
 
 
 class ConnectionAbort(RuntimeError):
