@@ -135,9 +135,15 @@ class XA170KSource:
         places = [item.location, *([self._masks[item.name]] if item.name in self._masks else [])]
         for place in places:
             if place not in known:
-                store, path = self._find(place)
-                known[place] = store.fingerprint(path)
+                known[place] = self._fingerprint(place)
         return [item.name, item.patient_id, item.study_id, item.frame_index, *(known[place] for place in places)]
+
+    def _fingerprint(self, place: str) -> list:
+        store, path = self._find(place)
+        try:
+            return store.fingerprint(path)
+        except OSError:
+            return ["unreadable"]  # the survey reports it
 
     def places(self) -> set[str]:
         """Folders of this machine that the frames lie in, which reports leave out."""
