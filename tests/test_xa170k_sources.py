@@ -432,6 +432,28 @@ def test_the_signature_tells_a_changed_frame_mask_and_series(tmp_path):
     assert sum(a != b for a, b in zip(seen[1], now[1], strict=True)) == 1
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".tif"])
+def test_the_signature_tells_a_pixel_that_changed_in_a_file_without_a_check_sum(suffix, tmp_path):
+    path = tmp_path / "dataset" / "xcad" / f"1{suffix}"
+    path.parent.mkdir(parents=True)
+    levels = np.full((200, 200), 90, np.uint8)
+    Image.fromarray(levels).save(path)
+    seen = open_xa170k_source(tmp_path).signature()
+    levels[60, 100] = levels[150, 100] = 91  # neither in the middle nor at the end
+    Image.fromarray(levels).save(path)
+    assert open_xa170k_source(tmp_path).signature() != seen
+
+
+def test_a_dangling_link_is_part_of_the_signature_and_an_error_when_it_is_read(tmp_path):
+    write_authors_folder(tmp_path / "a", {"xcad": 2})
+    link = tmp_path / "a" / "dataset" / "xcad" / "3.png"
+    link.symlink_to(tmp_path / "nowhere.png")
+    source = open_xa170k_source(tmp_path / "a", XA170KOptions(sources=("xcad",)))
+    assert [entry[4:] == [["unreadable"]] for entry in source.signature()] == [False, False, True]
+    with pytest.raises(FileNotFoundError, match="'dataset/xcad/3.png'"):
+        source.read(source.items[2])
+
+
 def read_all(source, queue):
     queue.put({item.name: source.read(item) for item in source.items})
 

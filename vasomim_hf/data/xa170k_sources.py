@@ -126,7 +126,7 @@ class XA170KSource:
     def signature(self) -> list:
         """What the frames are, as JSON: equal lists mean equal frames, wherever they lie.
 
-        Names, sizes, and check sums of a zip or samples of the content on disk; no times, which a copy changes.
+        Names, sizes, and check sums of a zip or digests of the content on disk; no times, which a copy changes.
         """
         known: dict[str, list] = {}
         return [self._signature_of(item, known) for item in self.items]

@@ -1,6 +1,5 @@
 """Files by name, in a folder or in a zip on disk or on the Hub, read one by one without unpacking anything."""
 
-import hashlib
 import io
 import lzma
 import os
@@ -15,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
+from .frame_sources import size_and_sample
 from .frames import FrameReadError
 from .reports import Fault
 
 
-# Bytes of a file that are read to tell it from another one of the same name and size
-SAMPLE_SIZE = 4096
 # A member that claims to be larger is no frame; the longest cine runs have a tenth of this
 MOST_BYTES = 2**31
 # Bytes that are fetched together where a zip is read over the network
@@ -84,7 +82,7 @@ class Store(Protocol):
         ...
 
     def fingerprint(self, path: str) -> list:
-        """What the bytes are, as JSON, without reading all of them."""
+        """What the bytes are, as JSON, reading no more of them than it takes."""
         ...
 
     def places(self) -> set[str]:
@@ -143,13 +141,9 @@ class FolderStore:
             return file.read()
 
     def fingerprint(self, path: str) -> list:
-        """Size, and digest of some bytes in the middle and at the end, where a PNG holds the check sum of its pixels."""
-        with self.open(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(size // 2)
-            middle = file.read(SAMPLE_SIZE)
-            file.seek(max(0, size - SAMPLE_SIZE))
-            return [size, hashlib.sha256(middle + file.read()).hexdigest()[:16]]
+        """Size, and digest of the content, or of samples where it ends with a check sum; see `size_and_sample`."""
+        with _named(path):
+            return list(size_and_sample(self.root / path))
 
     def places(self) -> set[str]:
         """The folder, by its name and by that without links."""
