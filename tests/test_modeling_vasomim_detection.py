@@ -111,6 +111,12 @@ def test_boxes_stay_in_the_frame_whatever_the_head_says(model):
     assert torch.allclose(boxes, torch.tensor([0.5, 0.5, 1.0, 1.0]))
 
 
+def test_distances_are_to_the_left_the_top_the_right_and_the_bottom(model):
+    corners = model.corners(torch.tensor([[10.0, 20.0]]), torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))
+    assert corners.tolist() == [[[9.0, 18.0, 13.0, 24.0]]]
+    assert model.shares_of_frame(corners, (40, 20)).tolist() == [[pytest.approx([11 / 20, 21 / 40, 4 / 20, 6 / 40])]]
+
+
 def test_locations_are_in_the_middle_of_their_cells_row_by_row():
     pyramid = [torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)]
     points, strides = locations_of(pyramid, [8, 16])
@@ -396,6 +402,8 @@ def test_model_loaded_in_bf16_takes_float_frames(model, tmp_path):
     loaded = VasoMIMForObjectDetection.from_pretrained(tmp_path, dtype=torch.bfloat16)
     output = loaded(torch.randn(1, 3, 64, 64), labels=[label((0.5, 0.5, 0.4, 0.4))])
     assert output.logits.dtype == torch.bfloat16 and torch.isfinite(output.loss)
+    _, distances = loaded.detection_head([torch.randn(1, 16, 4, 4, dtype=torch.bfloat16)])
+    assert distances.dtype == output.pred_boxes.dtype == torch.float32
 
 
 @pytest.mark.parametrize("stem", [0, 8])

@@ -220,7 +220,7 @@ class VasoMIMDetectionHead(nn.Module):
         """
         logits = [self.classifier(self.class_convs(level)).flatten(2) for level in pyramid]
         logarithms = [self.box_regressor(self.box_convs(level)).flatten(2) for level in pyramid]
-        # in float32: half precision would round positions in large frames to several pixels
+        # in float32: bfloat16 has steps of 4 pixels at position 1000
         distances = torch.cat(logarithms, dim=2).transpose(1, 2).float().clamp(max=MAX_LOG_DISTANCE).exp()
         return torch.cat(logits, dim=2).transpose(1, 2), distances
 
