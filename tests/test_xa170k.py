@@ -16,15 +16,17 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 
-from vasomim_hf.data import parquet_shards, xa170k_build, xa170k_sources, xa170k_survey
+from vasomim_hf.data import parquet_shards, xa170k, xa170k_build, xa170k_sources, xa170k_survey
 from vasomim_hf.data.frames import read_frame
 from vasomim_hf.data.reports import Fault, FaultReport
 from vasomim_hf.data.synthetic import synthetic_angiogram
@@ -381,6 +383,35 @@ def test_parquet_of_another_data_set_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no build of XA-170K: it has no columns frame_index, height, image"):
         load_xa170k(tmp_path, options=in_cache(tmp_path))
+
+
+def response(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/api/datasets/owner/name"))
+
+
+def test_a_hub_that_fails_is_not_taken_for_one_without_parquet(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def refuse(error: Exception) -> None:
+        def list_repo_files(*arguments: object, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(xa170k.HfApi, "list_repo_files", list_repo_files)
+
+    def open_source(source: str, options: object) -> None:
+        asked.append(source)
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(xa170k, "open_xa170k_source", open_source)
+    refuse(HfHubHTTPError("503 Service Unavailable", response=response(503)))
+    with pytest.raises(HfHubHTTPError, match="503"):
+        load_xa170k("owner/name")
+    assert asked == []
+    for kind in (RepositoryNotFoundError, RevisionNotFoundError):
+        refuse(kind("not there", response=response(404)))
+        with pytest.raises(FileNotFoundError):
+            load_xa170k("owner/name")
+    assert asked == ["owner/name"] * 2
 
 
 # Disks that are too small

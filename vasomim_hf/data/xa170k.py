@@ -188,7 +188,7 @@ def _has_parquet(repo_id: str, revision: str | None, options: XA170KOptions) -> 
         where = None if options.cache_dir is None else str(options.cache_dir)
         archive = try_to_load_from_cache(repo_id, options.archive, where, revision, "dataset")
         return not isinstance(archive, str)
-    except errors.HfHubHTTPError:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
         return False  # opening it as a source says what is wrong
     return any(name.endswith(".parquet") for name in names)
 
