@@ -15,8 +15,8 @@ import zipfile
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +36,7 @@ from vasomim_hf.data.xa170k_card import xa170k_card
 from vasomim_hf.data.xa170k_report import BuildReport, without_places
 from vasomim_hf.data.xa170k_stores import ZipStore
 
-from .xa170k_miniatures import write_authors_folder, write_authors_zip
+from .xa170k_miniatures import write_authors_folder, write_authors_zip, write_coronarydominance
 
 
 ROOT = Path(__file__).parents[1]
@@ -381,12 +381,27 @@ def test_loading_builds_where_it_is_told_or_in_the_cache_of_datasets(folder: Pat
 
 def test_parquet_of_another_data_set_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no build of XA-170K: it has no columns frame_index, height, image"):
+    with pytest.raises(ValueError, match=r"holds no frame of XA-170K.*a\.parquet"):
         load_xa170k(tmp_path, options=in_cache(tmp_path))
 
 
-def response(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/api/datasets/owner/name"))
+def test_a_table_beside_the_series_of_an_original_does_not_hide_them(tmp_path: Path):
+    frames = write_coronarydominance(tmp_path / "CoronaryDominance")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "CoronaryDominance" / "a.parquet")
+    (tmp_path / "CoronaryDominance" / "b.parquet").write_bytes(b"no Parquet")
+    rows = load_xa170k(tmp_path / "CoronaryDominance", tmp_path / "out", options=in_cache(tmp_path))
+    assert len(rows) == len(frames)
+
+
+def test_a_build_of_another_kind_is_not_called_an_unfinished_one_of_xa_170k(folder: Path, tmp_path: Path):
+    (folder / ".build").mkdir()
+    (folder / ".build" / "plan-train.json").write_text("{}")
+    assert len(load_xa170k(folder, tmp_path / "out", options=in_cache(tmp_path))) == 12
+
+
+def response() -> SimpleNamespace:
+    """As much of an answer as the errors of the Hub's client look at."""
+    return SimpleNamespace(headers={}, request=None)
 
 
 def test_a_hub_that_fails_is_not_taken_for_one_without_parquet(monkeypatch: pytest.MonkeyPatch):
@@ -403,12 +418,12 @@ def test_a_hub_that_fails_is_not_taken_for_one_without_parquet(monkeypatch: pyte
         raise FileNotFoundError(source)
 
     monkeypatch.setattr(xa170k, "open_xa170k_source", open_source)
-    refuse(HfHubHTTPError("503 Service Unavailable", response=response(503)))
+    refuse(HfHubHTTPError("503 Service Unavailable", response=response()))
     with pytest.raises(HfHubHTTPError, match="503"):
         load_xa170k("owner/name")
     assert asked == []
     for kind in (RepositoryNotFoundError, RevisionNotFoundError):
-        refuse(kind("not there", response=response(404)))
+        refuse(kind("not there", response=response()))
         with pytest.raises(FileNotFoundError):
             load_xa170k("owner/name")
     assert asked == ["owner/name"] * 2

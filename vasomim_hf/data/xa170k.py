@@ -19,7 +19,6 @@ from . import near_duplicates
 from .dataset_rows import to_dataset
 from .frames import UNREADABLE, scan_folder
 from .parquet_loading import load_parquet_folder
-from .parquet_shards import BUILD_NAME
 from .reports import FaultReport
 from .vesselness import vessel_mask
 from .xa170k_build import (
@@ -34,6 +33,7 @@ from .xa170k_build import (
 from .xa170k_card import PLACEHOLDER
 from .xa170k_report import CARD_NAME, REPORT_NAME, BuildReport, verify_xa170k
 from .xa170k_sources import FrameItem, XA170KOptions, XA170KSource, open_xa170k_source
+from .xa170k_survey import survey_keys
 
 
 if TYPE_CHECKING:
@@ -175,10 +175,18 @@ def _parquet_in(source: str | Path, options: XA170KBuildOptions) -> dict[str, An
 def _is_built(folder: Path) -> bool:
     if (folder / REPORT_NAME).is_file():
         return True
-    if (folder / BUILD_NAME).is_dir():
+    if survey_keys(folder):
         raise ValueError(f"{folder} is a build that is not finished. Run it again with the same source: it goes on.")
-    # Beside frames, a Parquet file is a table about them
-    return any(folder.rglob("*.parquet")) and not scan_folder(folder).frames
+    # Beside frames or series, a Parquet file is a table about them
+    return any(map(_has_columns, folder.rglob("*.parquet"))) and not scan_folder(folder).frames
+
+
+def _has_columns(path: Path) -> bool:
+    try:
+        names = require("pyarrow.parquet", "data").read_schema(path).names
+    except (ValueError, OSError):
+        return False  # no Parquet file, or a damaged one
+    return xa170k_features().keys() <= set(names)
 
 
 def _has_parquet(repo_id: str, revision: str | None, options: XA170KOptions) -> bool:
