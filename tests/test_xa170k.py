@@ -223,6 +223,28 @@ def interrupt(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_records_are_removed_only_while_the_lock_is_held(folder: Path, tmp_path: Path, monkeypatch):
+    remove, removed = shutil.rmtree, []
+
+    def rmtree(path: Path, **options: object) -> None:
+        with pytest.raises(RuntimeError, match="Another process is building"), parquet_shards.build_lock(path.parent):
+            pass
+        removed.append(path)
+        remove(path, **options)
+
+    monkeypatch.setattr(xa170k_build.shutil, "rmtree", rmtree)
+    build_xa170k(folder, tmp_path / "out", OPTIONS)
+    records = tmp_path / "out" / ".build"
+    assert removed == [records]
+    # as of a build that was killed just before: another process that holds the lock is left alone
+    records.mkdir()
+    with parquet_shards.build_lock(tmp_path / "out"):
+        build_xa170k(folder, tmp_path / "out", OPTIONS)
+        assert records.is_dir()
+    build_xa170k(folder, tmp_path / "out", OPTIONS)
+    assert removed == [records] * 2 and not records.exists()
+
+
 def test_frames_that_change_during_a_build_stop_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = sorted((folder / "syntax").iterdir())[0]
     original = path.read_bytes()

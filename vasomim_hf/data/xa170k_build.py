@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,29 +139,44 @@ def build_opened(source: XA170KSource, output: Path, options: XA170KBuildOptions
         [`BuildReport`]: What is in the folder.
     """
     key = build_key(source, options)
-    report = _finished(output, key)
-    if report is None:
-        with build_lock(output):
-            survey = _survey(source, output, key, options)
-        rows = _plan_rows(source, survey, options)
-        plan = ShardPlan(len(rows.items), options.frames_per_shard, key=key)
-        _check_space(output, survey)
-        wrong = write_shards(
-            rows,
-            plan,
-            output,
-            xa170k_features(),
-            num_workers=options.num_workers,
-            show_progress=options.show_progress,
-        )
-        if len(wrong):
-            raise RuntimeError(f"Rows could not be made of frames that can be read: {wrong}.")
-        with build_lock(output):
-            report = _count(rows, survey, plan, output, options)
-            _finish(report, output, options)
-    shutil.rmtree(output / BUILD_NAME, ignore_errors=True)
+    report = _finished(output, key) or _build(source, output, key, options)
+    # What another process has taken up, or cannot be removed, does no harm
+    if (output / BUILD_NAME).is_dir():
+        with suppress(RuntimeError, OSError), build_lock(output):
+            _remove_records(output)
     _log(report, output)
     return report
+
+
+def _build(source: XA170KSource, output: Path, key: str, options: XA170KBuildOptions) -> BuildReport:
+    with build_lock(output):
+        report = _finished(output, key)
+        if report is not None:
+            return report  # by another process, in the meantime
+        survey = _survey(source, output, key, options)
+    rows = _plan_rows(source, survey, options)
+    plan = ShardPlan(len(rows.items), options.frames_per_shard, key=key)
+    _check_space(output, survey)
+    wrong = write_shards(
+        rows,
+        plan,
+        output,
+        xa170k_features(),
+        num_workers=options.num_workers,
+        show_progress=options.show_progress,
+    )
+    if len(wrong):
+        raise RuntimeError(f"Rows could not be made of frames that can be read: {wrong}.")
+    with build_lock(output):
+        report = _count(rows, survey, plan, output, options)
+        _finish(report, output, options)
+        _remove_records(output)
+    return report
+
+
+def _remove_records(output: Path) -> None:
+    """Remove what only an unfinished build needs, while the lock is held: nobody else may be writing there."""
+    shutil.rmtree(output / BUILD_NAME, ignore_errors=True)
 
 
 def build_key(source: XA170KSource, options: XA170KBuildOptions) -> str:
