@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..folders import atomic_file
+from .finetune_data import FinetuneDataset
 from .tracking import RunLog
 from .training_loop import TrainingDivergedError
 
@@ -98,6 +99,25 @@ class LogCallback(TrainerCallback):
         self._mark = time.perf_counter()
 
     on_save = _start
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data which epoch begins.
+
+    Not left to a method `set_epoch` of the data: accelerate does not call it where an epoch is resumed in its middle.
+
+    Args:
+        dataset (`FinetuneDataset`): Whose `epoch` is set.
+        steps_per_epoch (`int`): Optimiser steps.
+    """
+
+    def __init__(self, dataset: FinetuneDataset, steps_per_epoch: int):
+        self.dataset = dataset
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Before loader processes start."""
+        self.dataset.epoch = state.global_step // self.steps_per_epoch
 
 
 class StopCallback(TrainerCallback):

@@ -217,7 +217,7 @@ class ClassificationRun(FinetuneRun):
         False, "freeze the encoder, compute features once and fit logistic regression on them to the end"
     )
     probe_weight_decays: list[float] = _key(
-        [1e-4, 1e-3, 1e-2, 1e-1, 1.0], "of which a fifth of the training frames chooses one for the probe"
+        [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], "of which a fifth of the training frames chooses one for the probe"
     )
 
     def validate(self) -> None:

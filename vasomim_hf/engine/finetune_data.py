@@ -352,11 +352,8 @@ class FinetuneDataset(torch.utils.data.Dataset):
         self.size = Size(size, size)
         self.seed = seed
         self.augmentation = augmentation
+        # another epoch draws another augmentation; set from outside, at its begin
         self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; another one draws another augmentation."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.samples)

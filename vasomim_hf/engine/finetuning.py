@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traini
 from ..folders import atomic_file
 from ..image_processing_vasomim import VasoMIMImageProcessor
 from ..import_utils import require
-from .finetune_callbacks import LogCallback, LossGuard, StopCallback
+from .finetune_callbacks import EpochCallback, LogCallback, LossGuard, StopCallback
 from .finetune_config import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, save_finetune_run
 from .finetune_data import Collator, DecodeOptions, FinetuneDataset, Samples, decode, private_folder
 from .finetune_metrics import make_meter
@@ -168,7 +168,8 @@ def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> T
     guard.attach(parts.model)
     stop = StopCallback()
     early = [] if run.patience is None else [EarlyStoppingCallback(early_stopping_patience=run.patience)]
-    trainer = make_trainer(run, parts, arguments, [guard, log, stop, *early])
+    epochs = EpochCallback(parts.training, steps_per_epoch(run, len(parts.training)))
+    trainer = make_trainer(run, parts, arguments, [guard, log, epochs, stop, *early])
     logger.info("%d training and %d validation frames", len(parts.training), len(parts.validation))
     with stop.listening():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -287,8 +288,12 @@ def num_steps(run: FinetuneRun, num_frames: int) -> int:
     Returns:
         `int`: At least one, and at least `min_steps`.
     """
-    steps_per_epoch = math.ceil(num_frames / _frames_per_step(run))
-    return max(1, math.ceil(run.epochs * steps_per_epoch), run.min_steps)
+    return max(1, math.ceil(run.epochs * steps_per_epoch(run, num_frames)), run.min_steps)
+
+
+def steps_per_epoch(run: FinetuneRun, num_frames: int) -> int:
+    """Optimiser steps in which each training frame is seen once; the last one may be smaller."""
+    return math.ceil(num_frames / _frames_per_step(run))
 
 
 def _frames_per_step(run: FinetuneRun) -> int:

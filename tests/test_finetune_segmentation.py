@@ -1,0 +1,291 @@
+"""Fine-tuning of segmentation: it learns, goes on exactly where it stopped, and says what is wrong with its input."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ViTMAEConfig, ViTMAEForPreTraining
+
+from vasomim_hf import VasoMIMConfig, VasoMIMForPreTraining
+from vasomim_hf.engine import finetune_callbacks, finetuning
+from vasomim_hf.engine.finetune_config import SegmentationRun
+from vasomim_hf.engine.finetune_model import build_finetune_model
+from vasomim_hf.engine.finetune_optimizer import LayerWiseAdamW, layer_wise_groups
+from vasomim_hf.engine.finetuning import finetune, read_metrics
+from vasomim_hf.engine.run_config import RunConfigError
+from vasomim_hf.engine.tracking import read_log
+from vasomim_hf.engine.training_loop import TrainingDivergedError
+
+from .finetune_miniatures import ENCODER, HEADS, SIZE, frames, run_of, vessel_table, write_table
+
+
+ROOT = Path(__file__).parents[1]
+LABELS = {0: "background", 1: "vessel"}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    return vessel_table(tmp_path_factory.mktemp("data") / "vessels")
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_log(folder, "step")]
+
+
+def test_a_few_frames_are_learnt_by_heart_and_the_folder_loads(table, tmp_path):
+    run = run_of(
+        SegmentationRun, table, tmp_path / "run", epochs=40, augment=False, learning_rate=5e-3, layer_decay=1.0
+    )
+    result = finetune(run)
+    assert result.finished and result.folder == tmp_path / "run"
+    found = losses(result.folder)
+    assert np.mean(found[-3:]) < 0.35 * np.mean(found[:3])
+    model = AutoModelForSemanticSegmentation.from_pretrained(result.folder)
+    processor = AutoImageProcessor.from_pretrained(result.folder)
+    assert type(model).__name__ == "VasoMIMForSemanticSegmentation" and model.config.id2label == LABELS
+    inputs = processor(frames(1)[0].image, return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 2, SIZE, SIZE)
+    metrics = read_metrics(run)
+    assert metrics["metrics"]["pooled_dice"] == pytest.approx(
+        max(line["pooled_dice"] for line in read_log(result.folder, "evaluation"))
+    )
+    assert metrics["frames_per_second"] > 0 and metrics["num_training_frames"] == 6
+    assert not list(result.folder.glob(".*")), "decoded frames of patients are left behind"
+
+
+def test_validation_scores_are_those_of_the_finished_model(table, tmp_path):
+    result = finetune(run := run_of(SegmentationRun, table, tmp_path / "run", epochs=6))
+    model = AutoModelForSemanticSegmentation.from_pretrained(result.folder)
+    processor = AutoImageProcessor.from_pretrained(result.folder)
+    intersection = total = 0
+    for item in frames(3, first_seed=50):
+        with torch.no_grad():
+            logits = model(**processor(item.image, return_tensors="pt")).logits
+        found, true = logits.argmax(dim=1)[0].numpy() == 1, item.segment_mask > 0
+        intersection, total = intersection + 2 * (found & true).sum(), total + found.sum() + true.sum()
+    assert read_metrics(run)["metrics"]["pooled_dice"] == pytest.approx(intersection / total, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(table, tmp_path, monkeypatch, num_workers):
+    keys = {"epochs": 4, "num_workers": num_workers}
+    whole = run_of(SegmentationRun, table, tmp_path / "whole", **keys)
+    whole.config["drop_path_rate"] = 0.5
+    finetune(whole)
+    stopped = dataclasses.replace(whole, output_dir=str(tmp_path / "stopped"))
+    begin = finetune_callbacks.LossGuard.on_step_begin
+
+    def stop_in_the_middle_of_an_epoch(guard, args, state, control, **kwargs):
+        begin(guard, args, state, control, **kwargs)
+        if state.global_step == 4:
+            stops[0].signal = 15
+
+    stops = []
+    real = finetuning.StopCallback
+    monkeypatch.setattr(finetuning, "StopCallback", lambda: stops.append(real()) or stops[0])
+    monkeypatch.setattr(finetune_callbacks.LossGuard, "on_step_begin", stop_in_the_middle_of_an_epoch)
+    result = finetune(stopped)
+    assert not result.finished and result.step == 5 and result.folder.name == "checkpoint-5"
+    monkeypatch.undo()
+    result = finetune(dataclasses.replace(stopped, resume="auto"))
+    assert result.finished and losses(result.folder) == losses(tmp_path / "whole")
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    # a finished run is left as it is
+    assert finetune(dataclasses.replace(stopped, resume="auto")).step == 12
+
+
+def test_a_run_is_not_begun_on_top_of_another_and_not_resumed_with_other_frames(table, tmp_path):
+    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=1)
+    finetune(run)
+    with pytest.raises(RunConfigError, match="already holds a run. Go on with --resume auto"):
+        finetune(run)
+    (tmp_path / "run" / "metrics.json").unlink()
+    with pytest.raises(RunConfigError, match="was made with other frames"):
+        finetune(dataclasses.replace(run, resume="auto", train_fraction=0.5))
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_keeps_its_batch(table, tmp_path, monkeypatch):
+    run = run_of(SegmentationRun, table, tmp_path / "run")
+    real = finetuning.FinetuneDataset.__getitem__
+
+    def spoilt(dataset, index):
+        item = real(dataset, index)
+        if dataset.epoch == 1 and dataset.augmentation is not None:
+            dataset.broken = True
+        return item
+
+    def collate(collator, items):
+        batch = real_collate(collator, items)
+        if any(item["frame_index"] == 2 for item in items) and getattr(trained[0], "broken", False):
+            batch["pixel_values"][0, 0, 0, 0] = float("nan")
+        return batch
+
+    trained = []
+    real_init = finetuning.FinetuneDataset.__init__
+    monkeypatch.setattr(
+        finetuning.FinetuneDataset,
+        "__init__",
+        lambda self, *a, **k: (trained.append(self), real_init(self, *a, **k))[1],
+    )
+    monkeypatch.setattr(finetuning.FinetuneDataset, "__getitem__", spoilt)
+    real_collate = finetuning.Collator.__call__
+    monkeypatch.setattr(finetuning.Collator, "__call__", collate)
+    with pytest.raises(TrainingDivergedError, match=r"The loss of step [456] is not a finite number.*train-2"):
+        finetune(run)
+    folder = next((tmp_path / "run").glob("diverged_step_*"))
+    about = json.loads((folder / "about.json").read_text())
+    assert "train-2" in about["frames"] and about["weights_are_finite"] and f"{about['step']:08d}" in folder.name
+    inputs = load_file(folder / "inputs.safetensors")
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "model")
+    assert not torch.isfinite(model(**inputs).loss)
+    inputs["pixel_values"] = inputs["pixel_values"].nan_to_num()
+    assert torch.isfinite(model(**inputs).loss)
+
+
+def test_early_stopping_ends_a_run_that_gains_nothing(table, tmp_path):
+    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=10, evaluations=10, patience=2, learning_rate=0.0)
+    result = finetune(run)
+    assert result.finished and result.step == 9 and read_metrics(run)["best_step"] == 3
+
+
+def test_the_last_weights_are_kept_where_the_run_says_so(table, tmp_path):
+    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=2, keep="last")
+    finetune(run)
+    last = load_file(tmp_path / "run/checkpoints/checkpoint-6/model.safetensors")
+    kept = load_file(tmp_path / "run/model.safetensors")
+    assert all(torch.equal(kept[name], last[name]) for name in kept) and read_metrics(run)["best_step"] == 6
+
+
+def test_few_frames_are_seen_more_often_where_steps_are_asked_for(table, tmp_path):
+    run = run_of(SegmentationRun, table, tmp_path / "run", train_fraction=0.3, epochs=1, min_steps=4)
+    assert finetune(run).step == 4 and read_metrics(run)["num_training_frames"] == 2
+
+
+# First weights
+
+
+def test_pre_trained_weights_of_vasomim_fill_the_encoder(tmp_path):
+    pretrained = VasoMIMForPreTraining(
+        VasoMIMConfig(**ENCODER, image_size=32, filter_weight=1, consistency_loss_weight=0)
+    )
+    pretrained.save_pretrained(tmp_path / "pre")
+    config = {**HEADS[SegmentationRun], "drop_path_rate": 0.1}
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "pre"), config=config)
+    model = build_finetune_model(run, LABELS)
+    assert model.config.drop_path_rate == 0.1 and model.config.image_size == 32
+    expected = pretrained.vasomim.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.vasomim.state_dict().items())
+
+
+def test_pre_trained_weights_of_a_plain_mae_give_its_features(tmp_path):
+    mae = ViTMAEForPreTraining(ViTMAEConfig(**ENCODER, image_size=SIZE, decoder_num_hidden_layers=1))
+    mae.save_pretrained(tmp_path / "mae")
+    run = run_of(
+        SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "mae"), config=HEADS[SegmentationRun]
+    )
+    model = build_finetune_model(run, LABELS).eval()
+    pixels = torch.randn(1, 3, SIZE, SIZE)
+    mae.vit.config.mask_ratio = mae.config.mask_ratio = 0.0
+    # in the order of noise, which is that of the patches
+    noise = torch.arange(16.0)[None]
+    with torch.no_grad():
+        expected = mae.eval().vit(pixels, noise=noise).last_hidden_state
+        found = model.vasomim(pixels).last_hidden_state
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    VasoMIMForPreTraining(VasoMIMConfig(**ENCODER, image_size=32)).save_pretrained(tmp_path / "pre")
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "pre"), config={"hidden_size": 64})
+    with pytest.raises(RunConfigError, match="does not fit the model, .* encoder weights differ"):
+        build_finetune_model(run, LABELS)
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        build_finetune_model(dataclasses.replace(run, init=str(tmp_path / "absent")), LABELS)
+
+
+def test_the_seed_decides_the_first_weights(tmp_path):
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run")
+    first, again = (build_finetune_model(run, LABELS).state_dict() for _ in range(2))
+    other = build_finetune_model(dataclasses.replace(run, seed=1), LABELS).state_dict()
+    name = "decode_head.classifier.weight"
+    assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
+
+
+def test_rates_fall_from_head_to_embeddings_as_in_beit(tmp_path):
+    model = build_finetune_model(run_of(SegmentationRun, tmp_path, tmp_path / "run"), LABELS)
+    groups = layer_wise_groups(model, 1.0, 0.5, 0.05)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert len(found) == len(rates)
+    assert found["decode_head.classifier.weight"] == found["vasomim.layernorm.weight"] == 1.0
+    assert found["vasomim.layers.1.mlp.fc1.weight"] == 0.5 and found["vasomim.layers.0.mlp.fc1.weight"] == 0.25
+    assert found["vasomim.embeddings.cls_token"] == 0.125
+    by_name = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert by_name["decode_head.classifier.bias"] == by_name["vasomim.layernorm.weight"] == 0
+    assert by_name["decode_head.classifier.weight"] == 0.05
+    optimizer = LayerWiseAdamW()(model.requires_grad_(False).requires_grad_(True), lr=1.0)
+    assert {group["lr"] for group in optimizer.param_groups} == {1.0}
+
+
+# Input
+
+
+def one_frame(mask: np.ndarray) -> dict:
+    return {"image": [frames(1)[0].image], "mask": [mask], "image_id": ["odd"]}
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((SIZE, SIZE), 7, np.uint8), "odd: the mask holds the ids [7], and 2 classes have the ids 0 to 1"),
+        (np.zeros((SIZE, SIZE + 2), np.uint8), "odd: the mask is 66×64 pixels, its frame 64×64"),
+        (np.zeros((SIZE, SIZE), np.uint8), "None of the 1 training frames has vessel: there is nothing to learn"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(tmp_path, mask, message):
+    good = one_frame(np.eye(SIZE, dtype=np.uint8))
+    table = write_table(tmp_path / "table", {"train": one_frame(mask), "val": good})
+    with pytest.raises(ValueError) as caught:
+        finetune(run_of(SegmentationRun, table, tmp_path / "run"))
+    assert message in str(caught.value)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_missing_split_or_column_is_named(table, tmp_path):
+    for keys, message in (
+        ({"validation_split": "dev"}, "has no split 'dev', but train, val"),
+        ({"mask_column": "vessels"}, "has no column 'vessels' in its split 'train', but image, mask, image_id"),
+        ({"labels": {}}, "need names with ids from 0 on, got none"),
+        ({"labels": {1: "vessel"}}, "need names with ids from 0 on"),
+    ):
+        with pytest.raises(RunConfigError) as caught:
+            finetune(run_of(SegmentationRun, table, tmp_path / "run", **keys))
+        assert message in str(caught.value)
+
+
+def test_the_script_writes_a_folder_that_loads_and_ends_with_one_line_on_bad_input(table, tmp_path):
+    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=1, mixed_precision="bf16")
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(dataclasses.asdict(run)))
+    script = ROOT / "training" / "finetune_segmentation.py"
+    done = subprocess.run(
+        [sys.executable, script, path, "--batch_size", "3"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"The fine-tuned model is in {tmp_path / 'run'}"]
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert read_metrics(run)["step"] == 2
+    again = subprocess.run([sys.executable, script, path], capture_output=True, text=True, cwd=tmp_path)
+    assert (
+        again.returncode == 1
+        and again.stderr.splitlines()[-1].startswith("error: ")
+        and "Traceback" not in again.stderr
+    )
