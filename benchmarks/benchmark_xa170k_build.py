@@ -127,7 +127,10 @@ def main() -> None:
     rate = count / seconds
     print(f"{count} frames in {seconds:.1f} s: {rate:.1f} frames/s, {rate / arguments.workers:.1f} per core")
     print(f"{used:.1f} s on cores, {1e3 * used / count:.1f} ms a frame: at most {count / used:.1f} frames/s per core")
-    print(f"the {KNOWN:,} frames of XA-170K would take {KNOWN / rate / 60:.0f} minutes at that rate")
+    print(
+        f"bound for the {KNOWN:,} frames of XA-170K on {arguments.workers} cores: at most {KNOWN / rate / 60:.1f} minutes "
+        f"at the measured rate, at least {KNOWN * used / count / arguments.workers / 60:.1f} by the time on cores"
+    )
     print(
         f"peak memory {small:.0f} MB at {count // 4} frames, {peak:.0f} MB at {count}, {size / count * 1e3:.0f} kB a frame"
     )
