@@ -368,3 +368,12 @@ def test_two_builds_in_one_folder_are_answered_in_one_line(tmp_path: Path, capsy
     with build_lock(tmp_path / "out"):
         assert main(["data", "frames", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
     assert "Another process is building" in capsys.readouterr().err
+
+
+def test_a_salt_file_that_cannot_be_read_is_answered_with_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "bytes").write_bytes(bytes(range(128, 160)))
+    for name in ("bytes", "nothing", "."):
+        assert main(["data", "frames", "a", "b", "--salt-file", str(tmp_path / name)]) == 2
+        assert "openssl rand -hex 32" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A folder of own files becomes Parquet with masks, and is trained from as it is."""
 
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,13 @@ def test_a_folder_without_a_frame_is_an_error_that_says_why(tmp_path: Path):
     (tmp_path / "a" / "broken.png").unlink()
     with pytest.raises(ValueError, match="no image, array, film or DICOM"):
         export_frames(tmp_path / "a", tmp_path / "out2")
+
+
+def test_a_missing_decoder_stops_the_export_before_it_begins(source: Path, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as hidden:
+        hidden.setitem(sys.modules, "pydicom", None)
+        with pytest.raises(ImportError, match=r"pip install -e '.\[dicom\]'"):
+            export_frames(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_frames(source, tmp_path / "out")
+    assert len(load(tmp_path / "out")) == 8

@@ -269,12 +269,14 @@ def _data_frames(arguments: argparse.Namespace) -> int:
 
 def _read_salt(path: str) -> str:
     # From a file, since arguments are seen by everyone on the machine and kept in the shell's history
-    with open(path, "rb") as file:
-        content = file.read()
     try:
-        return content.decode().strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text. Make one with: openssl rand -hex 32 > {path}") from error
+        with open(path, "rb") as file:
+            return file.read().decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--salt-file {path} cannot be read as text ({type(error).__name__}). Make one with: "
+            "openssl rand -hex 32 > FILE"
+        ) from error
 
 
 def _log_to_terminal() -> None:

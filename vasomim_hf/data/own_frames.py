@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -134,6 +135,7 @@ def export_frames(
         before: what names a file of yours is not kept in `output`.
 
     Raises:
+        ImportError: If there are DICOM files and pydicom is missing; nothing is written then.
         FileNotFoundError: If there is no such file or folder.
         FileExistsError: If `output` holds something else.
         RuntimeError: If `output` holds the same export, and a file of it is damaged.
@@ -144,6 +146,8 @@ def export_frames(
     files, strays = _files(Path(path))
     if not files:
         raise ValueError(f"`{path}` holds no image, array, film or DICOM file.")
+    if any(kind_of(file.path) == "dicom" for file in files):
+        require("pydicom", "dicom")  # now, and not as a fault of each file
     _say_what_ids_are(files, options)
     rows = _FrameRows(options, FaultReport(), keep_names, is_streaming=False)
     maker = _FileRows(files, rows, vesselness or VesselnessOptions())
@@ -181,16 +185,12 @@ class _FileRows:
     def __call__(self, index: int) -> Iterator[dict[str, Any]]:
         file = self.files[index]
         file_id = _file_id(file, self.rows.options.salt)
-        try:
-            for frame in read_frames(file.path, self.rows.options):
-                mask = vessel_mask(to_uint8(frame.pixels, frame.bits_stored), **asdict(self.vesselness))
-                row = self.rows.row(file, file_id, frame)
-                # Never the file itself: it may hold text about a patient besides the pixels
-                row["image"] = {"path": None, "bytes": encode_png(frame.pixels)}
-                yield row | {"vesselness": {"path": None, "bytes": encode_mask_png(mask)}}
-        except ImportError as error:
-            # A decoder that is missing is a fault of this file alone
-            raise FrameReadError(str(error)) from error
+        for frame in read_frames(file.path, self.rows.options):
+            mask = vessel_mask(to_uint8(frame.pixels, frame.bits_stored), **asdict(self.vesselness))
+            row = self.rows.row(file, file_id, frame)
+            # Never the file itself: it may hold text about a patient besides the pixels
+            row["image"] = {"path": None, "bytes": encode_png(frame.pixels)}
+            yield row | {"vesselness": {"path": None, "bytes": encode_mask_png(mask)}}
 
     def features(self) -> "Features":
         datasets = require("datasets", "data")
@@ -199,7 +199,9 @@ class _FileRows:
     def key(self) -> str:
         """Digest of the files and of how they are read. The salt counts as what it does to an id, not as itself."""
         options = asdict(self.rows.options) | {"salt": hashed_id("a build", "key", self.rows.options.salt)}
-        how = [options, asdict(self.vesselness), self.rows.keep_names]
+        # A file whose decoder was missing is a fault that must not outlive the lack
+        decoders = [find_spec(name) is not None for name in ("pydicom", "gdcm", "cv2")]
+        how = [options, asdict(self.vesselness), self.rows.keep_names, decoders]
         files = [[file.name, *size_and_sample(file.path)] for file in self.files]
         return hashlib.sha256(json.dumps([how, files], sort_keys=True, default=str).encode()).hexdigest()[:20]
 
