@@ -86,8 +86,8 @@ def main_of(script):
 def test_help_names_the_command_and_every_key(script, capsys):
     assert main_of(script)(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert f"torchrun --nproc_per_node 8 training/{script.name} CONFIG.yaml" in shown
-    assert "base_learning_rate" in shown or "validation_share" in shown
+    assert f"training/{script.name} CONFIG.yaml" in shown
+    assert any(key in shown for key in ("base_learning_rate", "validation_share", "output_dir"))
     assert main_of(script)([]) == 2
 
 
