@@ -124,7 +124,7 @@ def draw_augmentation(options: AugmentationOptions, seed: int, epoch: int, index
 
     Example:
         >>> options = AugmentationOptions(rotation=10)
-        >>> draw_augmentation(options, 0, 3, 7).angle == draw_augmentation(options, 0, 3, 7).angle
+        >>> bool(draw_augmentation(options, 0, 3, 7).angle == draw_augmentation(options, 0, 3, 7).angle)
         True
     """
     rng = np.random.default_rng([seed, epoch, index, _STREAM])
