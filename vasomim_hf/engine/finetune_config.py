@@ -22,7 +22,8 @@ BEST, LAST = "best", "last"
 Kind = TypeVar("Kind", bound="FinetuneRun")
 
 
-def _key(default: object, text: str) -> Any:
+def key(default: object, text: str) -> Any:
+    """A key of a run file with its default and what `--help` says of it."""
     if isinstance(default, dict | list):
         return field(default_factory=lambda: default.copy(), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -36,64 +37,61 @@ class FinetuneRun:
     tasks: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str] = ""
 
-    data: str = _key(
-        "", "folder of ARCADE, folder of Parquet files or of a saved dataset, or hf://datasets/OWNER/NAME"
-    )
-    output_dir: str = _key("", "where run.yaml, log, checkpoints and at the end the model itself go")
-    dataset: str = _key(ARCADE, "arcade, or table: rows with the columns below")
-    task: str = _key("", "of ARCADE; of a table a name of your own")
-    train_split: str = _key("train", "split to learn from; several of ARCADE as train+val")
-    validation_split: str | None = _key("val", "split to choose the best weights on; null holds out part of the other")
-    validation_share: float = _key(0.1, "share of train_split held out where there is no validation_split, by patient")
-    train_fraction: float = _key(
+    data: str = key("", "folder of ARCADE, folder of Parquet files or of a saved dataset, or hf://datasets/OWNER/NAME")
+    output_dir: str = key("", "where run.yaml, log, checkpoints and at the end the model itself go")
+    dataset: str = key(ARCADE, "arcade, or table: rows with the columns below")
+    task: str = key("", "of ARCADE; of a table a name of your own")
+    train_split: str = key("train", "split to learn from; several of ARCADE as train+val")
+    validation_split: str | None = key("val", "split to choose the best weights on; null holds out part of the other")
+    validation_share: float = key(0.1, "share of train_split held out where there is no validation_split, by patient")
+    train_fraction: float = key(
         1.0, "share of the training frames to use, in (0, 1]; drawn by `seed`, smaller in larger"
     )
-    image_column: str = _key("image", "column of the frames of a table")
-    labels: dict = _key(
-        {}, "id: name of each class of a table, where its columns do not say; background is 0 in masks"
-    )
-    max_frames: int | None = _key(None, "use only the first frames of each split, for a trial")
+    image_column: str = key("image", "column of the frames of a table")
+    labels: dict = key({}, "id: name of each class of a table, where its columns do not say; background is 0 in masks")
+    max_frames: int | None = key(None, "use only the first frames of each split, for a trial")
 
-    init: str = _key(
+    init: str = key(
         SCRATCH,
         "folder or Hub id of a pre-trained VasoMIM (or of a ViT-MAE), mae (facebook/vit-mae-base, natural images), or "
         "scratch (random weights)",
     )
-    preset: str = _key("tiny", "size of a model from scratch: tiny, small, base, large or huge")
-    config: dict = _key({}, "keys of VasoMIMConfig, e.g. {drop_path_rate: 0.1}")
+    preset: str = key("tiny", "size of a model from scratch: tiny, small, base, large or huge")
+    config: dict = key({}, "keys of VasoMIMConfig, e.g. {drop_path_rate: 0.1}")
 
-    image_size: int = _key(224, "side in pixels that frames are resized to")
-    working_scale: float = _key(
-        1.25, "frames are kept at most this many times larger, for the augmentation to zoom in"
+    image_size: int = key(224, "side in pixels that frames are resized to")
+    working_scale: float = key(1.25, "frames are kept at most this many times larger, for the augmentation to zoom in")
+    augmentation: dict = key({}, "options of the augmentation, e.g. {rotation: 20}; {} takes its defaults")
+    augment: bool = key(True, "whether training frames are augmented")
+    cache_dir: str | None = key(None, "where decoded frames are kept during the run; null takes output_dir")
+
+    epochs: float = key(50.0, "passes over the training frames")
+    min_steps: int = key(0, "least optimiser steps, which make the epochs more where there are few frames")
+    batch_size: int = key(16, "frames a process sees at once")
+    gradient_accumulation_steps: int = key(1, "batches that make one optimiser step")
+    learning_rate: float = key(1e-3, "peak rate of the head; the encoder's is scaled by layer_decay")
+    min_learning_rate_share: float = key(0.01, "share of the peak that the cosine ends at")
+    layer_decay: float = key(0.75, "rate of a layer over that of the next one (BEiT), in (0, 1]")
+    warmup_share: float = key(0.1, "share of the steps with a linear warm-up")
+    weight_decay: float = key(0.05, "of AdamW; not on biases and norms")
+    betas: list[float] = key([0.9, 0.999], "of AdamW")
+    clip_grad_norm: float | None = key(1.0, "largest gradient norm; null does not clip")
+
+    evaluations: int = key(20, "times that the validation frames are scored, evenly spread over training")
+    metric: str | None = key(None, "validation metric that decides; null takes the task's")
+    keep: str = key(BEST, "weights at the end: best, by the metric, or last")
+    saves: int | None = key(
+        None, "checkpoints over training, where the last weights count; null makes one at each evaluation"
     )
-    augmentation: dict = _key({}, "options of the augmentation, e.g. {rotation: 20}; {} takes its defaults")
-    augment: bool = _key(True, "whether training frames are augmented")
-    cache_dir: str | None = _key(None, "where decoded frames are kept during the run; null takes output_dir")
+    patience: int | None = key(None, "stop after this many evaluations without a gain; null trains to the end")
 
-    epochs: float = _key(50.0, "passes over the training frames")
-    min_steps: int = _key(0, "least optimiser steps, which make the epochs more where there are few frames")
-    batch_size: int = _key(16, "frames a process sees at once")
-    gradient_accumulation_steps: int = _key(1, "batches that make one optimiser step")
-    learning_rate: float = _key(1e-3, "peak rate of the head; the encoder's is scaled by layer_decay")
-    min_learning_rate_share: float = _key(0.01, "share of the peak that the cosine ends at")
-    layer_decay: float = _key(0.75, "rate of a layer over that of the next one (BEiT), in (0, 1]")
-    warmup_share: float = _key(0.1, "share of the steps with a linear warm-up")
-    weight_decay: float = _key(0.05, "of AdamW; not on biases and norms")
-    betas: list[float] = _key([0.9, 0.999], "of AdamW")
-    clip_grad_norm: float | None = _key(1.0, "largest gradient norm; null does not clip")
-
-    evaluations: int = _key(20, "times that the validation frames are scored, evenly spread over training")
-    metric: str | None = _key(None, "validation metric that decides; null takes the task's")
-    keep: str = _key(BEST, "weights at the end: best, by the metric, or last")
-    patience: int | None = _key(None, "stop after this many evaluations without a gain; null trains to the end")
-
-    mixed_precision: str = _key("bf16", "no, bf16 or fp16")
-    num_workers: int = _key(0, "loader processes; 0 loads in the training process")
-    num_threads: int | None = _key(None, "CPU threads; null leaves it to torch")
-    seed: int = _key(0, "of weights, order, augmentation and train_fraction")
-    resume: str = _key("never", "never, auto (the newest complete checkpoint, if any) or a checkpoint folder")
-    log_every_steps: int = _key(10, "optimiser steps between two lines of the log")
-    tensorboard: bool = _key(False, "also write a TensorBoard log to output_dir/tensorboard")
+    mixed_precision: str = key("bf16", "no, bf16 or fp16")
+    num_workers: int = key(0, "loader processes; 0 loads in the training process")
+    num_threads: int | None = key(None, "CPU threads; null leaves it to torch")
+    seed: int = key(0, "of weights, order, augmentation and train_fraction")
+    resume: str = key("never", "never, auto (the newest complete checkpoint, if any) or a checkpoint folder")
+    log_every_steps: int = key(10, "optimiser steps between two lines of the log")
+    tensorboard: bool = key(False, "also write a TensorBoard log to output_dir/tensorboard")
 
     @property
     def decisive_metric(self) -> str:
@@ -143,6 +141,8 @@ class FinetuneRun:
         ):
             if getattr(self, name) not in known:
                 raise RunConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.saves is not None and self.keep == BEST:
+            raise RunConfigError("`saves` goes with keep: last. The best weights can only be those of an evaluation.")
         if self.validation_split is not None and self.validation_split in self.train_split.split("+"):
             raise RunConfigError(
                 f"`validation_split` {self.validation_split!r} is also learnt from. Write null to hold out a part of it."
@@ -150,7 +150,8 @@ class FinetuneRun:
 
     def _check_numbers(self) -> None:
         self._require_within(1, None, "image_size", "batch_size", "gradient_accumulation_steps", "evaluations")
-        self._require_within(1, None, "log_every_steps", "num_threads", "max_frames", "patience", "working_scale")
+        self._require_within(1, None, "log_every_steps", "num_threads", "max_frames", "patience", "saves")
+        self._require_within(1, None, "working_scale")
         self._require_within(0, None, "min_steps", "num_workers", "learning_rate", "weight_decay")
         self._require_within(0, 2**32 - 1, "seed")
         self._require_within(0, 1, "min_learning_rate_share", "warmup_share", "train_fraction", "validation_share")
@@ -182,8 +183,8 @@ class SegmentationRun(FinetuneRun):
     tasks: ClassVar[tuple[str, ...]] = ("vessel", "segments", "stenosis")
     default_metric: ClassVar[str] = "pooled_dice"
 
-    task: str = _key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
-    mask_column: str = _key("mask", "column of the masks of a table: class ids, 255 is ignored")
+    task: str = key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
+    mask_column: str = key("mask", "column of the masks of a table: class ids, 255 is ignored")
 
     @property
     def decisive_metric(self) -> str:
@@ -199,8 +200,8 @@ class DetectionRun(FinetuneRun):
     tasks: ClassVar[tuple[str, ...]] = ("stenosis_boxes",)
     default_metric: ClassVar[str] = "ap50"
 
-    task: str = _key("stenosis_boxes", "of ARCADE: stenosis_boxes; of a table a name of your own")
-    objects_column: str = _key("objects", "column of the boxes of a table: bbox (left, top, width, height), category")
+    task: str = key("stenosis_boxes", "of ARCADE: stenosis_boxes; of a table a name of your own")
+    objects_column: str = key("objects", "column of the boxes of a table: bbox (left, top, width, height), category")
 
 
 @dataclass
@@ -211,12 +212,12 @@ class ClassificationRun(FinetuneRun):
     tasks: ClassVar[tuple[str, ...]] = ("side",)
     default_metric: ClassVar[str] = "balanced_accuracy"
 
-    task: str = _key("side", "of ARCADE: side; of a table a name of your own")
-    label_column: str = _key("label", "column of the class ids of a table")
-    linear_probe: bool = _key(
+    task: str = key("side", "of ARCADE: side; of a table a name of your own")
+    label_column: str = key("label", "column of the class ids of a table")
+    linear_probe: bool = key(
         False, "freeze the encoder, compute features once and fit logistic regression on them to the end"
     )
-    probe_weight_decays: list[float] = _key(
+    probe_weight_decays: list[float] = key(
         [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], "of which a fifth of the training frames chooses one for the probe"
     )
 

@@ -1,0 +1,100 @@
+"""How well models do with few labels: every share of the labels x seed x initialisation is trained, scored and drawn.
+
+A cell is one of them, with a folder of its own; it is done when its result file is there, and an interrupted one goes on
+from its newest checkpoint. No cell chooses anything on the frames it is scored on: the length of training is fixed and the
+last weights count.
+"""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..evaluation.results import write_results
+from .finetune_config import FinetuneRun
+from .finetune_model import build_finetune_model
+from .finetune_rows import TaskData, choose_fraction, load_task_data
+from .finetune_scoring import score_rows
+from .finetuning import CHECKPOINTS_NAME, finetune_model, make_image_processor, newest_checkpoint, prepare_process
+from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of
+from .label_efficiency_report import draw_finished
+from .reference_models import MONAI_UNET, ReferenceUNet
+from .run_config import save_run
+from .training_loop import TrainingResult
+
+
+logger = logging.getLogger(__name__)
+
+
+def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
+    """Train and score all cells that are not done, and draw the curves after each.
+
+    Args:
+        run (`LabelEfficiencyRun`): The comparison.
+
+    Returns:
+        `TrainingResult`: Whether all cells are done; `folder` is `output_dir`, or the checkpoint that training stopped at.
+
+    Raises:
+        ValueError: If the comparison does not fit its data or the cells that are there.
+    """
+    cells = cells_of(run)
+    data: TaskData | None = None
+    done = 0
+    save_run(cast(Any, run), run.output_dir)
+    for cell in cells:
+        if not (cell.folder(run.output_dir) / RESULTS_NAME).is_file():
+            settings = cell_run(run, cell)
+            prepare_process(settings)
+            # read once for all cells, each of which takes its share
+            data = data or load_task_data(dataclasses.replace(settings, train_fraction=1.0))
+            result = train_cell(run, cell, settings, data)
+            if not result.finished:
+                return result
+            draw_finished(run)
+        done += 1
+        logger.info("%d of %d cells are done: %s", done, len(cells), cell)
+    draw_finished(run)
+    return TrainingResult(True, done, Path(run.output_dir), True)
+
+
+def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data: TaskData) -> TrainingResult:
+    """Train one cell and score it; its result file is written last.
+
+    Args:
+        run (`LabelEfficiencyRun`): The comparison.
+        cell (`Cell`): Which one.
+        settings (`FinetuneRun`): Its run.
+        data (`TaskData`): With all labels.
+
+    Returns:
+        `TrainingResult`: Of its training.
+    """
+    chosen = choose_fraction(np.arange(len(data.training)), cell.fraction, cell.seed)
+    part = TaskData(data.training.select(chosen.tolist()), data.validation, data.id2label)
+    model = _build(run, cell, settings, data)
+    result = finetune_model(settings, model, part, newest_checkpoint(cell.folder(run.output_dir)))
+    if not result.finished:
+        return result
+    labels = [data.id2label[number] for number in sorted(data.id2label)]
+    results = score_rows(settings, model, make_image_processor(settings), data.validation, labels)
+    folder = cell.folder(run.output_dir)
+    shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
+    if not run.keep_models:
+        (folder / "model.safetensors").unlink(missing_ok=True)
+    about = {"fraction": cell.fraction, "seed": cell.seed, "num_training_frames": len(part.training)}
+    named = dataclasses.replace(results, model=cell.name, settings={**results.settings, **about})
+    write_results(named, folder / RESULTS_NAME)
+    return result
+
+
+def _build(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data: TaskData) -> nn.Module:
+    if run.initialisations[cell.name] != MONAI_UNET:
+        return build_finetune_model(settings, data.id2label)
+    torch.manual_seed(settings.seed)
+    return ReferenceUNet(len(data.id2label))
