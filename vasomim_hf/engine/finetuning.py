@@ -124,11 +124,16 @@ def make_parts(run: FinetuneRun, model: nn.Module, data: TaskData, folder: Path)
     check_classes(training, validation, data.id2label)
     return FinetuneParts(
         model=model,
-        image_processor=VasoMIMImageProcessor(size={"height": run.image_size, "width": run.image_size}),
+        image_processor=make_image_processor(run),
         training=FinetuneDataset(training, run.image_size, run.seed, run.augmentation_options()),
         validation=FinetuneDataset(validation, run.image_size),
         id2label=data.id2label,
     )
+
+
+def make_image_processor(run: FinetuneRun) -> VasoMIMImageProcessor:
+    """Image processor at the size of a run."""
+    return VasoMIMImageProcessor(size={"height": run.image_size, "width": run.image_size})
 
 
 def check_classes(training: Samples, validation: Samples, id2label: dict[int, str]) -> None:
@@ -260,7 +265,7 @@ def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
+        save_steps=every if run.saves is None else max(1, math.ceil(steps / run.saves)),
         save_total_limit=2,
         # early stopping asks for the best metric too
         load_best_model_at_end=run.keep == BEST,
