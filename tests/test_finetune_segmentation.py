@@ -101,6 +101,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(table, tmp_path, mo
     assert finetune(dataclasses.replace(stopped, resume="auto")).step == 12
 
 
+def test_each_epoch_draws_another_augmentation(table, tmp_path, monkeypatch):
+    seen = []
+    real = finetuning.FinetuneDataset.__getitem__
+
+    def noted(dataset, index):
+        if dataset.augmentation is not None:
+            seen.append((dataset.epoch, index))
+        return real(dataset, index)
+
+    monkeypatch.setattr(finetuning.FinetuneDataset, "__getitem__", noted)
+    finetune(run_of(SegmentationRun, table, tmp_path / "run", epochs=3))
+    assert sorted(seen) == [(epoch, index) for epoch in range(3) for index in range(6)]
+
+
 def test_a_run_is_not_begun_on_top_of_another_and_not_resumed_with_other_frames(table, tmp_path):
     run = run_of(SegmentationRun, table, tmp_path / "run", epochs=1)
     finetune(run)
