@@ -5,12 +5,11 @@
 Timed is all of `build_xa170k`: survey, groups of near duplicates, masks and shards, verification, card, and the start of
 its worker processes. The frames are 512×512 PNG in the layout of the authors' zip, unpacked, written
 before: those of a folder, or made-up ones (a few hundred drawn, the others mirrored and shifted from them). The fastest of
-the rounds counts; the time on cores is less than the machine's if others use it. Memory is the sum of the resident pages of all processes, so that pages they share count twice.
+the rounds counts. Memory is the sum of the resident pages of all processes, so that pages they share count twice.
 """
 
 import argparse
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -62,18 +61,12 @@ def first_frames(source: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def core_seconds() -> float:
-    """Seconds on cores of this process and of those that it started and that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in used)
-
-
 def build(source: str, output: str, num_workers: int, answer: Connection) -> None:
-    """Build in this process, and answer with the seconds that took, and those on the cores of all processes."""
+    """Build in this process, and answer with the seconds that took."""
     options = XA170KBuildOptions(num_workers=num_workers, show_progress=False, frames_per_shard=250)
-    start, used = time.perf_counter(), core_seconds()
+    start = time.perf_counter()
     build_xa170k(source, output, options)
-    answer.send((time.perf_counter() - start, core_seconds() - used))
+    answer.send(time.perf_counter() - start)
 
 
 def resident_bytes(process: int) -> int:
@@ -86,8 +79,8 @@ def resident_bytes(process: int) -> int:
     return pages * PAGE + sum(resident_bytes(int(child)) for child in sum(children, []))
 
 
-def measure(source: Path, num_workers: int) -> tuple[float, float, float, float]:
-    """Seconds, seconds on cores, peak memory in MB and size of the Parquet files in MB of one build."""
+def measure(source: Path, num_workers: int) -> tuple[float, float, float]:
+    """Seconds, peak memory in MB and size of the Parquet files in MB of one build."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out")
         context, peak = get_context("spawn"), 0
@@ -100,8 +93,7 @@ def measure(source: Path, num_workers: int) -> tuple[float, float, float, float]
         if process.exitcode != 0:
             raise RuntimeError(f"the build ended with {process.exitcode}")
         size = sum(path.stat().st_size for path in (output / "data").iterdir())
-    seconds, used = receiver.recv()
-    return seconds, used, peak / 1e6, size / 1e6
+    return receiver.recv(), peak / 1e6, size / 1e6
 
 
 def main() -> None:
@@ -119,17 +111,15 @@ def main() -> None:
         write_frames(frames_of(arguments.frames, count) if arguments.frames else made_up_frames(count), folder / "all")
         count = len(list((folder / "all" / "coronarydominance").iterdir()))
         quarter = first_frames(folder / "all", folder / "quarter", count // 4)
-        _, _, small, _ = measure(quarter, arguments.workers)
+        _, small, _ = measure(quarter, arguments.workers)
         results = [measure(folder / "all", arguments.workers) for _ in range(arguments.rounds)]
     finally:
         shutil.rmtree(folder)
-    seconds, used, peak, size = min(results)
+    seconds, peak, size = min(results)
     rate = count / seconds
     print(f"{count} frames in {seconds:.1f} s: {rate:.1f} frames/s, {rate / arguments.workers:.1f} per core")
-    print(f"{used:.1f} s on cores, {1e3 * used / count:.1f} ms a frame: at most {count / used:.1f} frames/s per core")
     print(
-        f"bound for the {KNOWN:,} frames of XA-170K on {arguments.workers} cores: at most {KNOWN / rate / 60:.1f} minutes "
-        f"at the measured rate, at least {KNOWN * used / count / arguments.workers / 60:.1f} by the time on cores"
+        f"the {KNOWN:,} frames of XA-170K on {arguments.workers} cores, at that rate: {KNOWN / rate / 60:.0f} minutes"
     )
     print(
         f"peak memory {small:.0f} MB at {count // 4} frames, {peak:.0f} MB at {count}, {size / count * 1e3:.0f} kB a frame"
