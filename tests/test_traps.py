@@ -27,7 +27,10 @@ from vasomim_hf import (
     UNeXtForVesselSegmentation,
     VasoMIMBackbone,
     VasoMIMConfig,
+    VasoMIMForImageClassification,
+    VasoMIMForObjectDetection,
     VasoMIMForPreTraining,
+    VasoMIMForSemanticSegmentation,
     VasoMIMModel,
 )
 from vasomim_hf.modeling_vasomim import sine_cosine_positions
@@ -146,7 +149,16 @@ class TwoFrames(torch.utils.data.Dataset):
         return {"pixel_values": frame, "labels": (frame[0] > 0.5).long()}
 
 
-@pytest.mark.parametrize("model_class", [UNeXtForVesselSegmentation, VasoMIMForPreTraining])
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        UNeXtForVesselSegmentation,
+        VasoMIMForImageClassification,
+        VasoMIMForObjectDetection,
+        VasoMIMForPreTraining,
+        VasoMIMForSemanticSegmentation,
+    ],
+)
 def test_models_do_not_claim_to_divide_by_the_number_of_items(model_class):
     assert model_class.accepts_loss_kwargs is False
 
