@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..import_utils import require
-from .frames import UNREADABLE, list_frames, read_frame, scan_folder, to_uint8
+from .frames import UNREADABLE, decode_frame, frame_from_image, list_frames, read_frame, scan_folder
 from .parquet_loading import load_parquet_folder
 
 
@@ -168,7 +168,7 @@ class DatasetSource:
         self.image_column = image_column
         self.vesselness_column = vesselness_column if vesselness_column in dataset.column_names else None
         # A row is decoded as a whole, and what is broken in another column is no fault of the frame
-        self._frames = dataset.select_columns([image_column])
+        self._frames = _encoded(dataset.select_columns([image_column]), image_column)
         self._masks = dataset.select_columns([vesselness_column]) if self.vesselness_column else None
         self.bits_stored = bits_stored
         states_bits = bits_stored is None and BITS_COLUMN in dataset.column_names
@@ -188,10 +188,18 @@ class DatasetSource:
         image = self._frames[index][self.image_column]
         if image is None:
             raise ValueError(f"row {index} has no image in the column `{self.image_column}`")
-        if image.mode.startswith(("I", "F")):
-            bits_stored = self.bits_stored if self._bits is None else self._bits[index][BITS_COLUMN]
-            return to_uint8(np.asarray(image), bits_stored)
-        return np.array(image.convert("L"))
+        bits_stored = self.bits_stored if self._bits is None else self._bits[index][BITS_COLUMN]
+        name = f"row {index} of {self.description}"
+        if not isinstance(image, dict):
+            return frame_from_image(image, name, bits_stored)
+        if image["bytes"] is not None:
+            return decode_frame(image["bytes"], name, bits_stored)
+        if image["path"] is None:
+            raise ValueError(f"row {index} has no image in the column `{self.image_column}`")
+        if "://" not in image["path"]:
+            return read_frame(image["path"], bits_stored)
+        opened = require("datasets", "data").Image().decode_example(image)
+        return frame_from_image(opened, name, bits_stored)
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         """Decode the ready mask, if there is a column of them."""
@@ -205,6 +213,14 @@ class DatasetSource:
         if mask is None:
             raise _unreadable_mask(name, f"the column `{self.vesselness_column}` is empty there")
         return mask_from_image(mask, size, name)
+
+
+def _encoded(frames: "Dataset", column: str) -> "Dataset":
+    """The frames as files where they are: what `datasets` has decoded does not say any more what was lost in that."""
+    datasets = require("datasets", "data")
+    feature = frames.features[column]
+    is_plain = isinstance(feature, datasets.Image) and feature.mode is None and frames.format["type"] is None
+    return frames.cast_column(column, datasets.Image(decode=False)) if is_plain else frames
 
 
 @dataclass(frozen=True)
@@ -375,6 +391,7 @@ def mask_from_image(image: Image.Image, size: tuple[int, int], name: str) -> np.
     Raises:
         ValueError: If the size or a value does not fit.
     """
+    image = ImageOps.exif_transpose(image)
     if image.size != size[::-1]:
         raise ValueError(
             f"The mask {name} is {image.height}×{image.width}, its frame {size[0]}×{size[1]} (height×width). "

@@ -4,6 +4,7 @@
 [`read_frame`] one frame of an image file at 8 bits, as the vesselness filter and training take it.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..image_processing_reading import check_levels, has_deep_colour, scale_to_8_bit
 from .frames_dicom import DICOM_SUFFIXES, is_dicom, read_dicom_frames
@@ -108,7 +109,8 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
     """Read one grey frame of 8 bits from an image file.
 
     Colour becomes grey as in Pillow's `convert("L")` (a grey picture saved as colour keeps its exact levels), alpha is
-    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`to_uint8`].
+    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`to_uint8`]. The frame is turned as
+    the EXIF orientation says, where there is one, as by `datasets` and by transformers' `load_image`.
 
     Args:
         path (`str` or `os.PathLike`): Image file with one frame.
@@ -123,29 +125,73 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
         FrameReadError: If the file is damaged, holds several frames or cannot be scaled, or if Pillow reads other levels
             than it means, see [`~image_processing_reading.check_levels`].
     """
+    return _frame(path, str(path), bits_stored)
+
+
+def decode_frame(data: bytes | memoryview, name: str, bits_stored: int | None = None) -> np.ndarray:
+    """Decode one grey frame of 8 bits from the bytes of an image file, as [`read_frame`] does from the file.
+
+    Args:
+        data (`bytes` or `memoryview`): The file.
+        name (`str`): How messages call it.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
+
+    Raises:
+        FrameReadError: As in [`read_frame`].
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.fromarray(np.array([[0, 1023]], dtype=np.uint16)).save(file, "PNG")
+        >>> decode_frame(file.getvalue(), "a.png", bits_stored=10)
+        array([[  0, 255]], dtype=uint8)
+    """
+    return _frame(io.BytesIO(data), name, bits_stored)
+
+
+def _frame(file: str | os.PathLike | io.BytesIO, name: str, bits_stored: int | None) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            is_deep_colour = has_deep_colour(image)
-            image.load()
-            return _grey(image, Path(path), bits_stored, is_deep_colour)
+        # Never by its path: Pillow then maps a TIFF that is to be turned into memory with its sides swapped
+        with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened, Image.open(opened) as image:
+            return frame_from_image(image, name, bits_stored)
     except FrameReadError:
         raise
     except UNREADABLE as error:
         raise FrameReadError(
-            f"`{path}` cannot be read as an image ({type(error).__name__}: {error}). Restore or remove the file."
+            f"`{name}` cannot be read as an image ({type(error).__name__}: {error}). Restore or remove the file."
         ) from error
 
 
-def _grey(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colour: bool) -> np.ndarray:
+def frame_from_image(image: Image.Image, name: str, bits_stored: int | None = None) -> np.ndarray:
+    """Turn an image into one grey frame of 8 bits, by the rules of [`read_frame`].
+
+    Args:
+        image (`PIL.Image.Image`): The image. If it is loaded already, 16 bits per colour channel cannot be seen any more.
+        name (`str`): How messages call it.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
+
+    Raises:
+        FrameReadError: If it holds several frames, cannot be scaled or has other levels than its file.
+        OSError, ValueError: Or another one of `UNREADABLE`, if it is not loaded yet, and damaged.
+    """
+    is_deep_colour = has_deep_colour(image)
+    image.load()
     number = getattr(image, "n_frames", 1)
     if number != 1:
-        raise FrameReadError(f"`{path}` holds {number} frames, expected one. Save each frame as a file of its own.")
+        raise FrameReadError(f"`{name}` holds {number} frames, expected one. Save each frame as a file of its own.")
+    upright = ImageOps.exif_transpose(image)
     try:
         check_levels(image, is_deep_colour, bits_stored)
         is_deep = image.mode.startswith(("I", "F"))
-        return to_uint8(np.asarray(image), bits_stored) if is_deep else np.array(image.convert("L"))
+        return to_uint8(np.asarray(upright), bits_stored) if is_deep else np.array(upright.convert("L"))
     except ValueError as error:
-        raise FrameReadError(f"`{path}`: {error}") from error
+        raise FrameReadError(f"`{name}`: {error}") from error
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
@@ -248,7 +294,7 @@ def _pages(path: Path, bits_stored: int | None) -> Iterator[tuple[np.ndarray, in
     """Levels of each page, and how many pages there are."""
     index = 0
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:
             num_frames = getattr(image, "n_frames", 1)
             for index in range(num_frames):
                 if index:
@@ -271,9 +317,10 @@ def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_dee
         check_levels(image, is_deep_colour, bits_stored if is_deep_colour else None)
     except ValueError as error:
         raise FrameReadError(f"`{path}`: {error}") from error
-    if not image.mode.startswith(("I", "F")):
-        return np.array(image.convert("L"))
-    levels = np.array(image)
+    upright = ImageOps.exif_transpose(image)
+    if not upright.mode.startswith(("I", "F")):
+        return np.array(upright.convert("L"))
+    levels = np.array(upright)
     if levels.dtype.kind == "f":
         levels = _whole_levels(levels, path)
     if levels.min() < 0:

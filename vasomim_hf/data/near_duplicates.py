@@ -9,7 +9,6 @@ Every pair is compared; nothing is missed by an approximate search. The comparis
 below 2**24, which float32 holds exactly, so that groups are the same on every machine and in any order of the frames.
 """
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..import_utils import require
-from .frames import UNREADABLE, FrameReadError, to_uint8
+from .frame_sources import BITS_COLUMN
+from .frames import UNREADABLE, FrameReadError, decode_frame, read_frame
 
 
 if TYPE_CHECKING:
@@ -348,7 +347,7 @@ def dataset_signatures(
     """Compute the signature of each row's frame.
 
     Args:
-        dataset (`datasets.Dataset`): Rows with a frame each.
+        dataset (`datasets.Dataset`): Rows with a frame each, and the bit depth of deep ones in `bits_stored` or nowhere.
         image_column (`str`, *optional*, defaults to `"image"`): Column with the frames, of the feature `Image`.
         num_threads (`int`, *optional*): Frames decoded side by side; `None` takes the number of processors.
 
@@ -364,26 +363,29 @@ def dataset_signatures(
             f"`{image_column}` is no column of images: the columns are {dict(dataset.features)}. Name the right one as "
             "`image_column`, or cast it with `dataset.cast_column(name, datasets.Image())`."
         )
-    files = dataset.select_columns(image_column).with_format(None)
+    columns = [image_column, *({BITS_COLUMN} & set(dataset.column_names))]
+    files = dataset.select_columns(columns).with_format(None)
     files = files.cast_column(image_column, datasets.Image(decode=False))
     signatures = np.empty((len(files), SIGNATURE_SIZE), np.uint8)
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         row = 0
         for batch in files.iter(batch_size=64):
             images = batch[image_column]
-            for signature in pool.map(_read_signature, images, range(row, row + len(images))):
+            bits_stored = batch.get(BITS_COLUMN, [None] * len(images))
+            for signature in pool.map(_read_signature, images, bits_stored, range(row, row + len(images))):
                 signatures[row] = signature
                 row += 1
     return signatures
 
 
-def _read_signature(image: dict[str, Any] | None, row: int) -> np.ndarray:
+def _read_signature(image: dict[str, Any] | None, bits_stored: int | None, row: int) -> np.ndarray:
     if image is None or (image["bytes"] is None and image["path"] is None):
         raise ValueError(f"Row {row} has no image. Leave rows without one out before grouping.")
     try:
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
-            is_deep = picture.mode.startswith(("I", "F"))
-            frame = to_uint8(np.asarray(picture)) if is_deep else np.asarray(picture.convert("L"))
+        if image["bytes"] is not None:
+            frame = decode_frame(image["bytes"], f"row {row}", bits_stored)
+        else:
+            frame = read_frame(image["path"], bits_stored)
     except UNREADABLE as error:
         raise FrameReadError(
             f"The image of row {row} cannot be read ({type(error).__name__}: {error}). Restore it, or leave it out."

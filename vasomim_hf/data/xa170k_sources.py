@@ -23,9 +23,8 @@ from huggingface_hub.errors import (
 )
 from PIL import Image
 
-from ..image_processing_reading import check_levels, has_deep_colour
 from .frame_sources import HUB_PREFIX, mask_from_image
-from .frames import UNREADABLE, FrameReadError, to_uint8
+from .frames import UNREADABLE, decode_frame
 from .reports import FaultReport
 from .xa170k_layouts import (
     BETWEEN,
@@ -196,35 +195,6 @@ class XA170KSource:
     def _find(self, location: str) -> tuple[Store, str]:
         key, _, path = location.partition(BETWEEN)
         return self._stores[key], path
-
-
-def decode_frame(data: bytes, name: str) -> np.ndarray:
-    """Decode one grey frame of 8 bits from the bytes of an image file, as [`~frames.read_frame`] does from a file.
-
-    Args:
-        data (`bytes`): PNG, JPEG, BMP or TIFF.
-        name (`str`): How messages call it.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
-
-    Raises:
-        FrameReadError: If the bytes are damaged, hold several frames or cannot be scaled.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            is_deep_colour = has_deep_colour(image)
-            image.load()
-            number = getattr(image, "n_frames", 1)
-            if number != 1:
-                raise FrameReadError(f"it holds {number} frames, expected one")
-            check_levels(image, is_deep_colour, None)
-            is_deep = image.mode.startswith(("I", "F"))
-            return to_uint8(np.asarray(image)) if is_deep else np.array(image.convert("L"))
-    except UNREADABLE as error:
-        raise FrameReadError(
-            f"`{name}` cannot be read as an image ({type(error).__name__}: {error}). Restore or remove it."
-        ) from error
 
 
 # Finding the frames -------------------------------------------------------------------------------------------------
