@@ -50,6 +50,9 @@ def test_a_run_comes_back_from_its_file(tmp_path):
         (SegmentationRun, {"learning_rat": 1}, "unknown key `learning_rat`. Did you mean `learning_rate`"),
         (SegmentationRun, {"config": {"drop_path": 0.1}}, "Did you mean `drop_path_rate`"),
         (SegmentationRun, {"augmentation": {"rotatio": 3}}, "Did you mean `rotation`"),
+        (SegmentationRun, {"drop_path_rate": 0.1}, "write it under `config`, or --config.drop_path_rate"),
+        (SegmentationRun, {"metric": "dise"}, "`metric` must be one of loss, dice, pooled_dice"),
+        (DetectionRun, {"metric": "dice"}, "`metric` must be one of loss, ap50"),
         (SegmentationRun, {"augmentation": {"rotation": -3}}, "`augmentation`: `rotation` must be a number from 0"),
         (SegmentationRun, {"task": "side"}, "must be one of vessel, segments, stenosis for segmentation"),
         (ClassificationRun, {"task": "vessel"}, "must be one of side for classification"),
@@ -73,6 +76,12 @@ def test_what_does_not_fit_is_refused(kind, keys, message):
     with pytest.raises(RunConfigError) as caught:
         make_finetune_run(kind, {**NEEDED, **keys})
     assert message in str(caught.value)
+
+
+def test_numbers_without_a_dot_are_numbers_also_below_a_key(tmp_path):
+    (tmp_path / "run.yaml").write_text("data: frames\noutput_dir: out\naugmentation: {rotation: 1e1}\n")
+    run = load_run(SegmentationRun, tmp_path / "run.yaml", ["--config.drop_path_rate", "1e-1"])
+    assert run.augmentation_options().rotation == 10 and run.config == {"drop_path_rate": 0.1}
 
 
 def test_flips_follow_the_task_unless_the_run_says_otherwise():

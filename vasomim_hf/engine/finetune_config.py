@@ -4,14 +4,13 @@ Read, changed by `--key value` and written by the functions of [`run_config`](ru
 checkpoint are the model's configuration, reached under `config`.
 """
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
 from ..configuration_vasomim import VasoMIMConfig
 from ..data.arcade import PARTS
 from ..data.augmentation import FLIP_PROBABILITY, AugmentationOptions
-from .run_config import PRECISIONS, RunConfigError, make_run, save_run
+from .run_config import PRECISIONS, RunConfigError, check_nested, make_run, save_run
 
 
 SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
@@ -36,6 +35,7 @@ class FinetuneRun:
     kind: ClassVar[str] = ""
     tasks: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]] = ()
 
     data: str = key("", "folder of ARCADE, folder of Parquet files or of a saved dataset, or hf://datasets/OWNER/NAME")
     output_dir: str = key("", "where run.yaml, log, checkpoints and at the end the model itself go")
@@ -121,8 +121,8 @@ class FinetuneRun:
                 raise RunConfigError(f"`{name}` is missing. Write `{name}: ...` in the run file, or give --{name} ...")
         self._check_choices()
         self._check_numbers()
-        _check_keys("config", self.config, _own_keys(VasoMIMConfig))
-        _check_keys("augmentation", self.augmentation, list(AugmentationOptions.__dataclass_fields__))
+        check_nested("config", self.config, VasoMIMConfig)
+        check_nested("augmentation", self.augmentation, AugmentationOptions)
         try:
             self.augmentation_options()
         except ValueError as error:
@@ -138,9 +138,11 @@ class FinetuneRun:
             ("dataset", (ARCADE, TABLE)),
             ("mixed_precision", PRECISIONS),
             ("keep", (BEST, LAST)),
+            ("metric", self.metrics),
         ):
-            if getattr(self, name) not in known:
-                raise RunConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if value not in known and not (name == "metric" and value is None):
+                raise RunConfigError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
         if self.saves is not None and self.keep == BEST:
             raise RunConfigError("`saves` goes with keep: last. The best weights can only be those of an evaluation.")
         if self.validation_split is not None and self.validation_split in self.train_split.split("+"):
@@ -182,6 +184,7 @@ class SegmentationRun(FinetuneRun):
     kind: ClassVar[str] = SEGMENTATION
     tasks: ClassVar[tuple[str, ...]] = ("vessel", "segments", "stenosis")
     default_metric: ClassVar[str] = "pooled_dice"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "dice", "pooled_dice", "pooled_mean_class_dice")
 
     task: str = key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
     mask_column: str = key("mask", "column of the masks of a table: class ids, 255 is ignored")
@@ -199,6 +202,7 @@ class DetectionRun(FinetuneRun):
     kind: ClassVar[str] = DETECTION
     tasks: ClassVar[tuple[str, ...]] = ("stenosis_boxes",)
     default_metric: ClassVar[str] = "ap50"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "ap50", "ap75", "ap", "recall50", "sensitivity_at_1_fp")
 
     task: str = key("stenosis_boxes", "of ARCADE: stenosis_boxes; of a table a name of your own")
     objects_column: str = key("objects", "column of the boxes of a table: bbox (left, top, width, height), category")
@@ -211,6 +215,7 @@ class ClassificationRun(FinetuneRun):
     kind: ClassVar[str] = CLASSIFICATION
     tasks: ClassVar[tuple[str, ...]] = ("side",)
     default_metric: ClassVar[str] = "balanced_accuracy"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
     task: str = key("side", "of ARCADE: side; of a table a name of your own")
     label_column: str = key("label", "column of the class ids of a table")
@@ -249,15 +254,3 @@ def make_finetune_run(kind: type[Kind], values: dict, where: str = "the run") ->
 def save_finetune_run(run: FinetuneRun) -> None:
     """Write a run to `run.yaml` in its `output_dir`, so that it can be given to the script again."""
     save_run(cast(Any, run), run.output_dir)
-
-
-def _own_keys(kind: type) -> list[str]:
-    return [name for name in kind.__annotations__ if not name.startswith("_")]
-
-
-def _check_keys(name: str, values: dict, known: list[str]) -> None:
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}."
-            raise RunConfigError(f"`{name}` has an unknown key `{key}`. {hint}")

@@ -1,7 +1,7 @@
 """Run files: one YAML for one run, each key known, typed and explained; `--key value` changes it.
 
 Numbers that belong to a checkpoint (sizes, mask ratio, guidance, loss weights) are not here: they are the model's
-configuration, reached under `model`.
+configuration, reached under `model`, in fine-tuning under `config`.
 """
 
 import dataclasses
@@ -222,9 +222,9 @@ def make_run(kind: type[Run], values: dict, where: str = "the run") -> Run:
             raise RunConfigError(_unknown(str(name), list(known), where))
         converted[name] = _convert(name, value, hints[name])
     if "model" in converted:
-        _check_nested("model", converted["model"], VasoMIMConfig if kind is PretrainRun else UNeXtConfig)
+        check_nested("model", converted["model"], VasoMIMConfig if kind is PretrainRun else UNeXtConfig)
     if "vesselness" in converted:
-        _check_nested("vesselness", converted["vesselness"], VesselnessOptions)
+        check_nested("vesselness", converted["vesselness"], VesselnessOptions)
     run = kind(**converted)
     run.validate()
     return run
@@ -284,8 +284,8 @@ def _shown(value: object) -> str:
 
 def _unknown(name: str, known: list[str], where: str) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    is_for_model = where != "`model`" and name in _own_keys(VasoMIMConfig)
-    in_model = f" It is a key of the model: write it under `model`, or --model.{name}" if is_for_model else ""
+    home = next((key for key in ("model", "config") if key in known and name in _own_keys(VasoMIMConfig)), None)
+    in_model = f" It is a key of the model: write it under `{home}`, or --{home}.{name}" if home else ""
     hint = in_model or (f" Did you mean `{close[0]}`?" if close else f" Known keys: {', '.join(known)}.")
     return f"{where} has an unknown key `{name}`.{hint}"
 
@@ -295,11 +295,21 @@ def _own_keys(kind: type) -> list[str]:
     return [key for key in kind.__annotations__ if not key.startswith("_")]
 
 
-def _check_nested(name: str, values: dict, kind: type) -> None:
+def check_nested(name: str, values: dict, kind: type) -> None:
+    """Refuse keys that a dictionary in a run must not have, and make numbers of text that is one, in place.
+
+    Args:
+        name (`str`): Key of the run that holds the dictionary.
+        values (`dict`): Its content.
+        kind (`type`): Class that the keys are fields of.
+
+    Raises:
+        RunConfigError: If a key is unknown.
+    """
     known = _own_keys(kind)
     for key, value in values.items():
         if key not in known:
-            raise RunConfigError(_unknown(key, known, f"`{name}`"))
+            raise RunConfigError(_unknown(str(key), known, f"`{name}`"))
         values[key] = _number_if_it_looks_like_one(value)
 
 
