@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
-from transformers.models.auto import modeling_auto
 from transformers.utils import is_torchvision_available
 
 from .configuration_unext import UNeXtConfig
@@ -38,10 +37,6 @@ AutoModelForImageClassification.register(VasoMIMConfig, VasoMIMForImageClassific
 AutoModelForObjectDetection.register(VasoMIMConfig, VasoMIMForObjectDetection, exist_ok=True)
 AutoModelForSemanticSegmentation.register(VasoMIMConfig, VasoMIMForSemanticSegmentation, exist_ok=True)
 AutoModelForSemanticSegmentation.register(UNeXtConfig, UNeXtForVesselSegmentation, exist_ok=True)
-
-# These two pipelines look at the library's own tables alone, and log an error for models that are registered.
-modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim"] = "VasoMIMForSemanticSegmentation"
-modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["vasomim"] = "VasoMIMForObjectDetection"
 
 _image_processors = {"pil": VasoMIMImageProcessorPil}
 if is_torchvision_available():

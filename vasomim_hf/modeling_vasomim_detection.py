@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.image_transforms import corners_to_center_format
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -382,5 +383,9 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
             config.detection_assigned_locations, config.detection_score_exponent, config.detection_iou_exponent
         )
 
+
+# The pipeline looks for the class in this table alone, not among those registered, and calls any other unsupported. The
+# entry is made here, so that a folder loaded by its own code has it too.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["vasomim"] = "VasoMIMForObjectDetection"
 
 __all__ = ["VasoMIMForObjectDetection", "VasoMIMForObjectDetectionOutput"]

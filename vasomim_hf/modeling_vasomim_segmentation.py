@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -452,6 +453,10 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
             pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
         return pixel_values.to(self.decode_head.classifier.weight.dtype)
 
+
+# The pipeline looks for the class in this table alone, not among those registered, and calls any other unsupported. The
+# entry is made here, so that a folder loaded by its own code has it too.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim"] = "VasoMIMForSemanticSegmentation"
 
 __all__ = [
     "VasoMIMForSemanticSegmentation",
