@@ -118,7 +118,7 @@ def test_config_knows_when_no_segmentor_is_needed():
         ({"attention_probs_dropout_prob": -1}, r"`attention_probs_dropout_prob` is a probability"),
         ({"initializer_range": -1.0}, "must be > 0"),
         ({"hidden_act": "gelou"}, "`hidden_act` must be one of .*gelu.*, got 'gelou'"),
-        ({"segmentor_config": {"num_labels": 2}}, "one logit for each pixel, got num_channels=3 and num_labels=2"),
+        ({"segmentor_config": {"num_labels": 3}}, "one logit for each pixel, got num_channels=3 and num_logits=3"),
         ({"num_channels": 1, "segmentor_config": {"num_channels": 3}}, "must take the 1 channels of the frames"),
         ({"patch_size": 1, "num_channels": 1, "image_size": 8}, "`norm_pix_loss` needs at least two values"),
         ({"drop_path_rate": 1}, r"`drop_path_rate` is a probability and must be in \[0, 1\), got 1"),

@@ -389,6 +389,14 @@ def test_a_missing_tensor_is_named(original, tmp_path, gone):
         load_original(saved(tmp_path / "m.pth", original), num_attention_heads=2)
 
 
+def test_a_segmentor_of_two_logits_is_refused(original, tmp_path):
+    doubled = {name: original[f"seg_model.final.{name}"].repeat_interleave(2, dim=0) for name in ("weight", "bias")}
+    weights = original | {f"seg_model.final.{name}": value for name, value in doubled.items()}
+    save_file(weights, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match="two logits for each pixel; expected one"):
+        load_original(tmp_path / "checkpoint.safetensors", num_attention_heads=2)
+
+
 def test_a_tensor_of_another_shape_is_named(original, tmp_path):
     original["blocks.1.mlp.fc2.weight"] = torch.zeros(16, 25)
     with pytest.raises(ValueError, match=r"blocks.1.mlp.fc2.weight has shape \(16, 25\)"):

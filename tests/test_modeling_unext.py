@@ -128,3 +128,23 @@ def test_segmentor_has_the_logits_of_the_original(shared_reference, size):
     expected = reference[f"logits_{size}"]
     tolerance = max(3 * manifest["unext_fp32_vs_fp64_maxabs"][str(size)], 1e-4 * expected.abs().max().item())
     torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
+
+
+def test_a_folder_with_one_name_gets_one_for_the_background_too(tmp_path):
+    model = UNeXtForVesselSegmentation(UNeXtConfig(**SMALL))
+    assert model.config.id2label == {0: "background", 1: "vessel"} and model.config.num_logits == 1
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    older = {**content, "id2label": {"0": "artery"}, "label2id": {"artery": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    loaded = UNeXtForVesselSegmentation.from_pretrained(tmp_path)
+    assert loaded.config.id2label == {0: "background", 1: "artery"}
+    assert loaded.config.label2id == {"background": 0, "artery": 1}
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+
+
+@pytest.mark.parametrize(("num_labels", "channels"), [(1, 1), (2, 1), (3, 3)])
+def test_two_ids_need_one_logit(num_labels, channels):
+    model = UNeXtForVesselSegmentation(UNeXtConfig(**SMALL, num_labels=num_labels))
+    assert model.classifier.out_channels == channels
+    assert len(model.config.id2label) == max(2, num_labels)

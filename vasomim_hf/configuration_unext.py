@@ -20,14 +20,15 @@ class UNeXtConfig(PreTrainedConfig):
         layer_norm_eps (`float`, defaults to 1e-5):
             Epsilon of the layer norms of the tokenised stages.
         id2label (`dict[int, str]`, *optional*):
-            One entry for each channel of the logits. Defaults to the single class `{0: "vessel"}`.
+            Names of the ids of a map, the background included. Defaults to `{0: "background", 1: "vessel"}`. A single
+            name, as in older files, is that of id 1.
 
     Raises:
         ValueError: If a size is not positive, `shift_size` is even, or the number of stages differs.
 
     Example:
-        >>> UNeXtConfig().token_hidden_sizes
-        (64, 128)
+        >>> UNeXtConfig().token_hidden_sizes, UNeXtConfig().num_logits
+        ((64, 128), 1)
     """
 
     model_type = "vasomim_unext"
@@ -39,11 +40,22 @@ class UNeXtConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self, **kwargs):
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            self.id2label = {0: "vessel"}
-            self.label2id = {"vessel": 0}
+        self._name_background(kwargs)
         super().__post_init__(**kwargs)
         self.validate_architecture()
+
+    @property
+    def num_logits(self) -> int:
+        """Channels of the logits: one for two ids, which is vessel against background, else one for each id."""
+        return 1 if self.num_labels == 2 else self.num_labels
+
+    def _name_background(self, kwargs: dict[str, object]) -> None:
+        """Two names where one logit, hence one name, is asked for: its map has the ids 0 and 1."""
+        names = list((self.id2label or {0: "vessel"}).values())
+        if len(names) == 1 and kwargs.get("num_labels") in (None, 1):
+            kwargs.pop("num_labels", None)
+            self.id2label = {0: "background", 1: names[0]}
+            self.label2id = {"background": 0, names[0]: 1}
 
     def validate_architecture(self):
         """Refuse sizes that no network can have."""

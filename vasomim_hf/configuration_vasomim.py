@@ -255,10 +255,10 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
                 "Use 0 to leave the consistency loss out."
             )
         segmentor = self.segmentor_config
-        if self.has_segmentor and (segmentor.num_channels != self.num_channels or segmentor.num_labels != 1):
+        if self.has_segmentor and (segmentor.num_channels != self.num_channels or segmentor.num_logits != 1):
             raise ValueError(
                 f"The segmentor must take the {self.num_channels} channels of the frames and give one logit for each pixel, "
-                f"got num_channels={segmentor.num_channels} and num_labels={segmentor.num_labels} in `segmentor_config`."
+                f"got num_channels={segmentor.num_channels} and num_logits={segmentor.num_logits} in `segmentor_config`."
             )
         if self.norm_pix_loss and self.patch_size**2 * self.num_channels < 2:
             raise ValueError(

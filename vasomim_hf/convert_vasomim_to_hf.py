@@ -385,6 +385,8 @@ def _segmentor_sizes(weights: Weights) -> Settings:
     if missing:
         raise ValueError(f"The segmentor lacks {', '.join(missing)}. Is the file complete?")
     sizes = [weights[f"{name}.weight"].shape[0] for name in names]
+    if sizes[5] == 2:
+        raise ValueError("The segmentor has two logits for each pixel; expected one, vessel against background.")
     config = {
         "num_channels": weights["encoder1.weight"].shape[1],
         "conv_hidden_sizes": tuple(sizes[:3]),

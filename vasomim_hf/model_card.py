@@ -54,7 +54,8 @@ _KINDS = {
 # what the example's output holds, by the Hub's task
 _MEANINGS = {
     "image-feature-extraction": "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch.",
-    "image-segmentation": "`output.logits` has one channel for each class, at the size of the input.",
+    "image-segmentation": "`output.logits` has one channel for each class, or a single one for vessel against "
+    "background, at the size of the input.",
     "object-detection": "`output.logits` has a score for each place and class, `output.pred_boxes` the box of each place; "
     "`image_processor.post_process_object_detection(output, target_sizes=[(height, width)])` gives boxes in pixels.",
     "image-classification": "`output.logits` has one number for each label of `model.config.id2label`.",

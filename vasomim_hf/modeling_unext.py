@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -228,7 +229,7 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
             + [UNeXtConvStage(conv1, conv1, has_norm=False)]
         )
         self.decoder_token_stages = nn.ModuleList([UNeXtTokenStage(token1, config), UNeXtTokenStage(conv3, config)])
-        self.classifier = nn.Conv2d(conv1, config.num_labels, kernel_size=1)
+        self.classifier = nn.Conv2d(conv1, config.num_logits, kernel_size=1)
         self.post_init()
 
     @can_return_tuple
@@ -245,7 +246,8 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
                 Vesselness in [0, 1], see [`vessel_segmentation_loss`].
 
         Returns:
-            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, num_labels, height, width)`, and `loss` with labels.
+            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, config.num_logits, height, width)`, and `loss` with
+            labels.
 
         Raises:
             ValueError: If the number of channels or the size of the labels does not fit.
@@ -292,5 +294,9 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
     def _double(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return nn.functional.interpolate(hidden_states, scale_factor=2, mode="bilinear", align_corners=False)
 
+
+# The pipeline looks for the class in this table alone, not among those registered, and calls any other unsupported. The
+# entry is made here, so that a folder loaded by its own code has it too.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim_unext"] = "UNeXtForVesselSegmentation"
 
 __all__ = ["UNeXtForVesselSegmentation", "UNeXtPreTrainedModel"]
