@@ -437,6 +437,8 @@ def test_a_truncated_file_is_refused_by_name(pil, rng, tmp_path):
         (np.full((64, 64), 100, dtype=np.uint8), "Frame 0 of 1 looks constant"),
         (np.zeros((64, 64), dtype=np.uint8), "Frame 0 of 1 looks constant"),
         (vessels() // 20, "Frame 0 of 1 looks nearly black"),
+        (np.full((64, 64), 255, dtype=np.uint8), "Frame 0 of 1 looks saturated"),
+        (np.minimum(vessels().astype(np.uint16) * 2, 255).astype(np.uint8), "Frame 0 of 1 looks saturated"),
         (np.stack([vessels(0), vessels(1), vessels(2)]), "channels that differ"),
         (255 - vessels(), "Frame 0 of 1 looks inverted"),
         (255 - np.stack([vessels(seed) for seed in range(20)]), "Frames 0-19 of 20 look inverted"),
