@@ -10,11 +10,14 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from vasomim_hf.data.augmentation import AugmentationOptions, Size
 from vasomim_hf.data.reports import FaultReport
+from vasomim_hf.engine import finetuning
+from vasomim_hf.engine.finetune_callbacks import load_diverged_batch
 from vasomim_hf.engine.finetune_config import DETECTION, DetectionRun
 from vasomim_hf.engine.finetune_data import Collator, DecodeOptions, FinetuneDataset, corner_boxes, decode
 from vasomim_hf.engine.finetune_rows import LabelledRows
 from vasomim_hf.engine.finetuning import finetune, read_metrics
 from vasomim_hf.engine.tracking import read_log
+from vasomim_hf.engine.training_loop import TrainingDivergedError
 
 from .finetune_miniatures import SIZE, run_of, write_table
 
@@ -110,10 +113,11 @@ def test_augmented_boxes_stay_on_what_they_name(table, tmp_path):
 
 def test_boxes_that_are_none_are_left_out_and_told():
     faults = FaultReport()
-    objects = {"bbox": [[10, 10, 20, 20], [5, 5, 0, 3], [70, 5, 9, 9], [-4, 0, 10, 10]], "category": [0, 0, 0, 0]}
+    none = [[5, 5, 0, 3], [70, 5, 9, 9], [5, 5, -3, 3], [5, float("nan"), 3, 3], [5, 5, float("inf"), 3]]
+    objects = {"bbox": [[10, 10, 20, 20], *none, [-4, 0, 10, 10]], "category": [0] * 7}
     boxes, labels = corner_boxes(objects, 1, Size(64, 64), "a", faults)
     assert boxes * 64 == pytest.approx(np.array([[10, 10, 30, 30], [0, 0, 6, 10]])) and labels.tolist() == [0, 0]
-    assert [fault.name for fault in faults] == ["a", "a"] and "no area inside the frame" in next(iter(faults)).reason
+    assert [fault.name for fault in faults] == ["a"] * 5 and "no area inside the frame" in next(iter(faults)).reason
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,30 @@ def test_boxes_that_do_not_fit_are_refused(objects, message):
     with pytest.raises(ValueError) as caught:
         corner_boxes(objects, 1, Size(64, 64), "a", FaultReport())
     assert message in str(caught.value)
+
+
+def test_a_batch_of_boxes_that_made_the_loss_diverge_is_replayed(table, tmp_path, monkeypatch):
+    real = finetuning.Collator.__call__
+
+    def spoilt(collator, items):
+        batch = real(collator, items)
+        batch["pixel_values"][0, 0, 0, 0] = float("inf")
+        return batch
+
+    monkeypatch.setattr(finetuning.Collator, "__call__", spoilt)
+    with pytest.raises(TrainingDivergedError, match="The loss of step 1 is not a finite number"):
+        finetune(run_of(DetectionRun, table, tmp_path / "run", batch_size=8))
+    folder = tmp_path / "run/diverged_step_00000001"
+    inputs = load_diverged_batch(folder)
+    # two of the eight frames have no boxes
+    assert sorted(len(one["boxes"]) for one in inputs["labels"]) == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert [one["class_labels"].shape for one in inputs["labels"]] == [
+        one["boxes"].shape[:1] for one in inputs["labels"]
+    ]
+    model = AutoModelForObjectDetection.from_pretrained(folder / "model").train()
+    assert not torch.isfinite(model(**inputs).loss)
+    inputs["pixel_values"] = inputs["pixel_values"].nan_to_num(posinf=0)
+    assert torch.isfinite(model(**inputs).loss)
 
 
 def test_a_split_without_any_box_is_refused_to_learn_from(tmp_path):

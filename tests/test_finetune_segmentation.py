@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ViTMAEConfig, ViTMAEForPreTraining
 
-from vasomim_hf import VasoMIMConfig, VasoMIMForPreTraining
-from vasomim_hf.engine import finetune_callbacks, finetuning
-from vasomim_hf.engine.finetune_config import SegmentationRun
+from vasomim_hf import VasoMIMConfig, VasoMIMForImageClassification, VasoMIMForPreTraining
+from vasomim_hf.engine import finetune_callbacks, finetune_model, finetuning
+from vasomim_hf.engine.finetune_callbacks import load_diverged_batch
+from vasomim_hf.engine.finetune_config import ClassificationRun, SegmentationRun
 from vasomim_hf.engine.finetune_model import build_finetune_model
 from vasomim_hf.engine.finetune_optimizer import LayerWiseAdamW, layer_wise_groups
 from vasomim_hf.engine.finetuning import finetune, read_metrics
@@ -72,6 +73,19 @@ def test_validation_scores_are_those_of_the_finished_model(table, tmp_path):
     assert read_metrics(run)["metrics"]["pooled_dice"] == pytest.approx(intersection / total, abs=1e-6)
 
 
+def stop_in_step(step: int, monkeypatch) -> None:
+    """Let the signal to stop come in a step, counted from 1."""
+    begin, real, stops = finetune_callbacks.LossGuard.on_step_begin, finetuning.StopCallback, []
+
+    def stop(guard, args, state, control, **kwargs):
+        begin(guard, args, state, control, **kwargs)
+        if state.global_step == step - 1:
+            stops[-1].signal = 15
+
+    monkeypatch.setattr(finetuning, "StopCallback", lambda: stops.append(real()) or stops[-1])
+    monkeypatch.setattr(finetune_callbacks.LossGuard, "on_step_begin", stop)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(table, tmp_path, monkeypatch, num_workers):
     keys = {"epochs": 4, "num_workers": num_workers}
@@ -79,17 +93,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(table, tmp_path, mo
     whole.config["drop_path_rate"] = 0.5
     finetune(whole)
     stopped = dataclasses.replace(whole, output_dir=str(tmp_path / "stopped"))
-    begin = finetune_callbacks.LossGuard.on_step_begin
-
-    def stop_in_the_middle_of_an_epoch(guard, args, state, control, **kwargs):
-        begin(guard, args, state, control, **kwargs)
-        if state.global_step == 4:
-            stops[0].signal = 15
-
-    stops = []
-    real = finetuning.StopCallback
-    monkeypatch.setattr(finetuning, "StopCallback", lambda: stops.append(real()) or stops[0])
-    monkeypatch.setattr(finetune_callbacks.LossGuard, "on_step_begin", stop_in_the_middle_of_an_epoch)
+    # in the middle of an epoch
+    stop_in_step(5, monkeypatch)
     result = finetune(stopped)
     assert not result.finished and result.step == 5 and result.folder.name == "checkpoint-5"
     monkeypatch.undo()
@@ -156,7 +161,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_keeps_its_batch(table, tmp_
     folder = next((tmp_path / "run").glob("diverged_step_*"))
     about = json.loads((folder / "about.json").read_text())
     assert "train-2" in about["frames"] and about["weights_are_finite"] and f"{about['step']:08d}" in folder.name
-    inputs = load_file(folder / "inputs.safetensors")
+    inputs = load_diverged_batch(folder)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder / "model")
     assert not torch.isfinite(model(**inputs).loss)
     inputs["pixel_values"] = inputs["pixel_values"].nan_to_num()
@@ -167,6 +172,20 @@ def test_early_stopping_ends_a_run_that_gains_nothing(table, tmp_path):
     run = run_of(SegmentationRun, table, tmp_path / "run", epochs=10, evaluations=10, patience=2, learning_rate=0.0)
     result = finetune(run)
     assert result.finished and result.step == 9 and read_metrics(run)["best_step"] == 3
+
+
+@pytest.mark.parametrize("step", [6, 8, 9])
+def test_a_stop_changes_nothing_about_evaluations_and_early_stopping(table, tmp_path, monkeypatch, step):
+    keys = {"epochs": 10, "evaluations": 10, "patience": 2, "learning_rate": 0.0, "gradient_accumulation_steps": 1}
+    run = run_of(SegmentationRun, table, tmp_path / "run", **keys)
+    stop_in_step(step, monkeypatch)
+    result = finetune(run)
+    # the evaluation of step 9 is the one that ends training
+    assert result.finished == (step == 9) and result.step == step
+    monkeypatch.undo()
+    result = finetune(dataclasses.replace(run, resume="auto"))
+    assert result.finished and result.step == 9 and read_metrics(run)["best_step"] == 3
+    assert [line["step"] for line in read_log(tmp_path / "run", "evaluation")] == [3, 6, 9]
 
 
 def test_the_last_weights_are_kept_where_the_run_says_so(table, tmp_path):
@@ -213,6 +232,34 @@ def test_pre_trained_weights_of_a_plain_mae_give_its_features(tmp_path):
         expected = mae.eval().vit(pixels, noise=noise).last_hidden_state
         found = model.vasomim(pixels).last_hidden_state
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_weights_of_imagenet_are_asked_for_by_their_name(tmp_path, monkeypatch):
+    ViTMAEForPreTraining(ViTMAEConfig(**ENCODER, image_size=SIZE, decoder_num_hidden_layers=1)).save_pretrained(
+        tmp_path / "mae"
+    )
+    assert finetune_model.MAE_NAME == "facebook/vit-mae-base"
+    monkeypatch.setattr(finetune_model, "MAE_NAME", str(tmp_path / "mae"))
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init="mae", config=HEADS[SegmentationRun])
+    weights = load_file(tmp_path / "mae" / "model.safetensors")
+    found = build_finetune_model(run, LABELS).vasomim.state_dict()
+    assert torch.equal(found["embeddings.cls_token"], weights["vit.embeddings.cls_token"])
+    run.config["patch_size"] = 8
+    with pytest.raises(RunConfigError, match="has patch_size 16, `config` 8. Leave sizes of the encoder out"):
+        build_finetune_model(run, LABELS)
+
+
+@pytest.mark.parametrize("frozen", [None, True])
+def test_a_linear_probe_is_a_start_whose_encoder_learns(tmp_path, frozen):
+    config = VasoMIMConfig(**ENCODER, image_size=SIZE, id2label=LABELS, label2id={"background": 0, "vessel": 1})
+    probe = VasoMIMForImageClassification(config)
+    probe.freeze_encoder()
+    probe.save_pretrained(tmp_path / "probe")
+    keys = {"init": str(tmp_path / "probe"), "config": {} if frozen is None else {"freeze_encoder": frozen}}
+    model = build_finetune_model(run_of(ClassificationRun, tmp_path, tmp_path / "run", **keys), LABELS).train()
+    assert torch.equal(model.classifier.weight, probe.classifier.weight)
+    assert all(p.requires_grad != bool(frozen) for p in model.vasomim.parameters())
+    assert model.config.freeze_encoder == bool(frozen)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
@@ -271,6 +318,30 @@ def test_masks_that_do_not_fit_are_refused(tmp_path, mask, message):
         finetune(run_of(SegmentationRun, table, tmp_path / "run"))
     assert message in str(caught.value)
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_classes_that_a_split_lacks_are_told(tmp_path, caplog):
+    plain = np.eye(SIZE, dtype=np.uint8)
+    both = plain + 2 * np.eye(SIZE, k=20, dtype=np.uint8)
+    table = write_table(tmp_path / "table", {"train": one_frame(plain), "val": one_frame(both)})
+    labels = {0: "background", 1: "left", 2: "right"}
+    run = run_of(SegmentationRun, table, tmp_path / "run", labels=labels, task="segments", epochs=1)
+    assert finetune(run).finished
+    assert [record.message for record in caplog.records if "frame has" in record.message] == [
+        "no training frame has right: what is learnt or said about it means nothing"
+    ]
+    # the class is in the validation frames, and counts there
+    assert read_metrics(run)["metrics"]["pooled_mean_class_dice"] <= 0.5
+
+
+def test_the_best_weights_are_not_chosen_by_frames_with_nothing_to_find(tmp_path):
+    good, nothing = (one_frame(mask) for mask in (np.eye(SIZE, dtype=np.uint8), np.zeros((SIZE, SIZE), np.uint8)))
+    table = write_table(tmp_path / "table", {"train": good, "val": nothing})
+    for keys in ({}, {"keep": "last", "patience": 1}):
+        with pytest.raises(RunConfigError, match="validation frames, so that pooled_dice cannot tell which weights"):
+            finetune(run_of(SegmentationRun, table, tmp_path / "run", **keys))
+    for name, keys in (("last", {"keep": "last"}), ("loss", {"metric": "loss"})):
+        assert finetune(run_of(SegmentationRun, table, tmp_path / name, epochs=1, **keys)).finished
 
 
 def test_a_missing_split_or_column_is_named(table, tmp_path):

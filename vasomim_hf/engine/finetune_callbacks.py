@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -22,6 +22,8 @@ from .training_loop import TrainingDivergedError
 
 
 logger = logging.getLogger(__name__)
+
+INPUTS_NAME = "inputs.safetensors"
 
 
 class LogCallback(TrainerCallback):
@@ -129,8 +131,8 @@ class StopCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save and stop, where there is more to do."""
         if self.signal is not None and state.global_step < state.max_steps:
+            # an evaluation that is due stays so: it may choose the best weights, or end training early
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -197,7 +199,7 @@ class LossGuard(TrainerCallback):
     def _save(self, folder: Path, model: nn.Module, inputs: dict[str, Any], names: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = dict(_tensors("", inputs))
-        with atomic_file(folder / "inputs.safetensors") as temporary:
+        with atomic_file(folder / INPUTS_NAME) as temporary:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         is_finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
         about = {"step": self.step, "frames": names, "weights_are_finite": is_finite}
@@ -216,3 +218,27 @@ def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     )
     for key, item in items:
         yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item)
+
+
+def load_diverged_batch(folder: str | Path) -> dict[str, Any]:
+    """The arguments of `forward` that made a loss diverge.
+
+    Args:
+        folder (`str` or `Path`): `diverged_step_...` of a run. Where the weights were finite, its folder `model` holds them:
+            `model.train()(**load_diverged_batch(folder))` is that step again.
+
+    Returns:
+        `dict[str, Any]`: As the model was called: tensors such as `pixel_values`, and `labels` of a detector as a list.
+    """
+    arguments: dict[str, Any] = {}
+    for name, tensor in load_file(Path(folder) / INPUTS_NAME).items():
+        key, _, rest = name.partition(".")
+        if not rest:
+            arguments[key] = tensor
+            continue
+        number, _, field = rest.partition(".")
+        arguments.setdefault(key, {}).setdefault(int(number), {})[field] = tensor
+    return {
+        key: [value[number] for number in sorted(value)] if isinstance(value, dict) else value
+        for key, value in arguments.items()
+    }

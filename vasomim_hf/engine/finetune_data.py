@@ -321,8 +321,8 @@ def corner_boxes(
     sides = np.array([size.width, size.height] * 2, dtype=np.float64)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     cut = (corners / sides).clip(0, 1)
-    # written so that NaN fails too
-    is_box = (boxes[:, 2:] > 0).all(axis=1) & ((cut[:, 2:] - cut[:, :2]) * sides[:2] > 1e-3).all(axis=1)
+    has_area = (boxes[:, 2:] > 0).all(axis=1) & ((cut[:, 2:] - cut[:, :2]) * sides[:2] > 1e-3).all(axis=1)
+    is_box = np.isfinite(boxes).all(axis=1) & has_area
     for box in boxes[~is_box]:
         faults.add(name, f"box {np.round(box, 2).tolist()} has no area inside the frame; left out")
     return cut[is_box].astype(np.float32), labels[is_box]

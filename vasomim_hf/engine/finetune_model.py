@@ -71,7 +71,8 @@ def _model_type(source: str) -> str:
 
 
 def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
-    config = VasoMIMConfig.from_pretrained(source, **overrides)
+    # a linear probe is a fine start, and its encoder is not frozen for good
+    config = VasoMIMConfig.from_pretrained(source, **{"freeze_encoder": False, **overrides})
     model, info = HEADS[run.kind].from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -89,6 +90,12 @@ def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> V
 def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
     encoder = ViTMAEModel.from_pretrained(source, dtype=torch.float32, mask_ratio=0.0)
     sizes = {name: getattr(encoder.config, name) for name in _MAE_KEYS}
+    changed = sorted(name for name in sizes.keys() & overrides.keys() if overrides[name] != sizes[name])
+    if changed:
+        raise RunConfigError(
+            f"`init`: {source} has {changed[0]} {sizes[changed[0]]}, `config` {overrides[changed[0]]}. Leave sizes of the "
+            "encoder out of `config`; frames of any size are taken by `image_size` of the run."
+        )
     model = HEADS[run.kind](VasoMIMConfig(**{**sizes, **overrides}))
     base = getattr(model, "vasomim", None)
     if isinstance(base, nn.Module):

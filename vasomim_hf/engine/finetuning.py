@@ -122,6 +122,7 @@ def make_parts(run: FinetuneRun, model: nn.Module, data: TaskData, folder: Path)
     training = decode(data.training, DecodeOptions(kind, count, run.image_size, scale), folder / "training")
     validation = decode(data.validation, DecodeOptions(kind, count, run.image_size), folder / "validation")
     check_classes(training, validation, data.id2label)
+    _check_choice(run, validation)
     return FinetuneParts(
         model=model,
         image_processor=make_image_processor(run),
@@ -166,6 +167,17 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
             logger.warning("no %s frame has %s: what is learnt or said about it means nothing", what, ", ".join(names))
 
 
+def _check_choice(run: FinetuneRun, validation: Samples) -> None:
+    """Without anything to find, every score is 0, and the first weights that were scored would be the best."""
+    first = 1 if run.kind == SEGMENTATION else 0
+    chooses = run.keep == BEST or run.patience is not None
+    if chooses and not run.metric_is_loss and not validation.counts[first:].any():
+        raise RunConfigError(
+            f"Nothing is annotated in the {len(validation)} validation frames, so that {run.decisive_metric} cannot tell which "
+            "weights are best. Use other frames, metric: loss, or keep: last without patience."
+        )
+
+
 def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> TrainingResult:
     arguments = training_arguments(run, len(parts.training))
     log = LogCallback(Path(run.output_dir), run.tensorboard, _frames_per_step(run))
@@ -179,7 +191,7 @@ def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> T
     with stop.listening():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     step, is_main = trainer.state.global_step, trainer.is_world_process_zero()
-    if stop.signal is not None and step < trainer.state.max_steps:
+    if stop.signal is not None and step < trainer.state.max_steps and not _gave_up(trainer):
         folder = newest_checkpoint(Path(run.output_dir)) or Path(run.output_dir)
         return TrainingResult(False, step, folder, is_main)
     log.kind = "final"
@@ -194,6 +206,12 @@ def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> T
         }
         write_model(run, parts.model, parts.image_processor, about)
     return TrainingResult(True, step, Path(run.output_dir), is_main)
+
+
+def _gave_up(trainer: Trainer) -> bool:
+    """Whether early stopping ended training; of a resumed run, its callback is not the one that was passed."""
+    found = (one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback))
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in found)
 
 
 def make_trainer(run: FinetuneRun, parts: FinetuneParts, arguments: TrainingArguments, callbacks: list) -> Trainer:
