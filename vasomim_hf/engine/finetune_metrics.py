@@ -78,13 +78,10 @@ class SegmentationMeter:
             "dice": float(np.nanmean(values)) if not np.isnan(values).all() else 0.0,
             "pooled_dice": float(2 * foreground / total) if total else 0.0,
         }
-        if len(self.labels) > 2:
-            occurs = self.confusion[1:].sum(axis=1) > 0
-            of_class = 2 * self.confusion.diagonal()[1:]
-            sizes = self.confusion.sum(axis=0)[1:] + self.confusion.sum(axis=1)[1:]
-            metrics["pooled_mean_class_dice"] = (
-                float((of_class[occurs] / sizes[occurs]).mean()) if occurs.any() else 0.0
-            )
+        occurs = self.confusion[1:].sum(axis=1) > 0
+        of_class = 2 * self.confusion.diagonal()[1:]
+        sizes = self.confusion.sum(axis=0)[1:] + self.confusion.sum(axis=1)[1:]
+        metrics["pooled_mean_class_dice"] = float((of_class[occurs] / sizes[occurs]).mean()) if occurs.any() else 0.0
         return metrics
 
 
