@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
-from vasomim_hf.engine import label_efficiency
+from vasomim_hf.engine import finetuning, label_efficiency
 from vasomim_hf.engine.curves import COLOURS, Curve, Point, draw_curves
 from vasomim_hf.engine.finetune_config import SegmentationRun
 from vasomim_hf.engine.label_efficiency import compare_label_efficiency
@@ -113,6 +114,45 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(base, tmp_path, monkeyp
     assert compare_label_efficiency(run).finished
     # not a step was done again: lines have the time at which they were written
     assert read_log(folder, "step") == before and len(before) == 15
+
+
+def test_a_cell_stopped_in_the_middle_of_its_training_ends_as_one_that_was_not(base, tmp_path, monkeypatch):
+    keys = {
+        "fractions": [1.0],
+        "initialisations": {"scratch": "scratch"},
+        "settings_of": {},
+        "settings": {"epochs": 5},
+    }
+    assert compare_label_efficiency(comparison(base, tmp_path / "whole", **keys)).finished
+    real = finetuning.StopCallback
+
+    def stopped():
+        callback = real()
+        callback.signal = 15
+        return callback
+
+    run = comparison(base, tmp_path / "out", **keys)
+    monkeypatch.setattr(finetuning, "StopCallback", stopped)
+    for step in (1, 2):
+        result = compare_label_efficiency(run)
+        assert not result.finished and result.folder.name == f"checkpoint-{step}"
+    monkeypatch.undo()
+    assert compare_label_efficiency(run).finished
+    cell = "cells/scratch/100_percent/seed_0"
+    ends = [load_file(tmp_path / name / cell / "model.safetensors") for name in ("whole", "out")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert [row.values for row in read_results(tmp_path / "whole" / cell / "results.json").rows] == [
+        row.values for row in read_results(tmp_path / "out" / cell / "results.json").rows
+    ]
+
+
+def test_cells_are_not_mixed_with_those_of_other_settings(base, tmp_path):
+    keys = {"fractions": [0.5], "seeds": [0], "initialisations": {"scratch": "scratch"}, "settings_of": {}}
+    compare_label_efficiency(comparison(base, tmp_path / "out", **keys))
+    with pytest.raises(RunConfigError, match="seed_0 was trained with `learning_rate` 0.001, which is 0.1 now"):
+        compare_label_efficiency(comparison(base, tmp_path / "out", **keys, settings={"learning_rate": 0.1}))
+    same = comparison(base, tmp_path / "out", **keys, settings={"num_workers": 1, "num_threads": None})
+    assert compare_label_efficiency(same).finished
 
 
 def test_the_u_net_of_monai_is_trained_the_same_way(base, tmp_path):

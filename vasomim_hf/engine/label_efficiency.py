@@ -21,7 +21,7 @@ from .finetune_model import build_finetune_model
 from .finetune_rows import TaskData, choose_fraction, load_task_data
 from .finetune_scoring import score_rows
 from .finetuning import CHECKPOINTS_NAME, finetune_model, make_image_processor, newest_checkpoint, prepare_process
-from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of
+from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of, check_settings
 from .label_efficiency_report import draw_finished
 from .reference_models import MONAI_UNET, ReferenceUNet
 from .run_config import save_run
@@ -44,6 +44,9 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
         ValueError: If the comparison does not fit its data or the cells that are there.
     """
     cells = cells_of(run)
+    for cell in cells:
+        if (cell.folder(run.output_dir) / RESULTS_NAME).is_file() or newest_checkpoint(cell.folder(run.output_dir)):
+            check_settings(run, cell)
     data: TaskData | None = None
     done = 0
     save_run(cast(Any, run), run.output_dir)
