@@ -1,6 +1,5 @@
 """A published folder loads with every Auto class: by its own code where the package cannot be imported, else by the package."""
 
-import logging
 import os
 import re
 import subprocess
@@ -21,7 +20,6 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
-    pipeline,
 )
 
 import vasomim_hf
@@ -69,7 +67,6 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
-    pipeline,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -108,15 +105,6 @@ with torch.no_grad():
     ):
         outputs[f"{name}.logits"] = load(auto_class, name)(pixel_values).logits.contiguous()
         outputs[f"{name}.features"] = load(AutoModel, name)(pixel_values).last_hidden_state
-    for task, name in (
-        ("image-segmentation", "segmentation"),
-        ("object-detection", "detection"),
-        ("image-classification", "classification"),
-        ("image-feature-extraction", "encoder"),
-    ):
-        run = pipeline(task, str(published / name), trust_remote_code=True)
-        assert type(run.model).__module__.startswith("transformers_modules."), task
-        assert isinstance(run(frame), list)
     load(AutoConfig, "unext")
     pixel_values = load(AutoImageProcessor, "unext")(frame, return_tensors="pt").pixel_values
     for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
@@ -244,35 +232,6 @@ def test_the_cards_example_runs_with_the_package(published, folder, monkeypatch)
     assert names["vasomim_hf"] is vasomim_hf
     assert type(names["model"]).__module__.startswith("vasomim_hf.")
     assert torch.isfinite(names["output"][0]).all()
-
-
-@pytest.mark.parametrize(
-    ("task", "folder", "keys"),
-    [
-        ("image-segmentation", "segmentation", {"label", "mask", "score"}),
-        ("object-detection", "detection", {"label", "box", "score"}),
-        ("image-classification", "classification", {"label", "score"}),
-    ],
-)
-def test_pipelines_take_a_folder_of_each_head_without_an_error_in_the_log(published, task, folder, keys, caplog):
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
-        run = pipeline(task, str(published / folder))
-        found = run(Image.open(published / "frame.png"), **({"threshold": 0.0} if "object" in task else {}))
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
-    assert type(run.model) is HEADS[folder]
-    assert found and all(set(one) == keys and one["label"] in ("background", "vessel") for one in found)
-
-
-@pytest.mark.parametrize("folder", ["encoder", *HEADS])
-def test_features_of_every_folder_are_those_of_its_encoder(published, folder, pixel_values):
-    run = pipeline("image-feature-extraction", str(published / folder))
-    found = run(Image.open(published / "frame.png"), return_tensors=True)
-    assert type(run.model) is VasoMIMModel
-    with torch.no_grad():
-        torch.testing.assert_close(found, run.model(pixel_values).last_hidden_state)
 
 
 @pytest.mark.parametrize("folder", ["pretraining", *HEADS])
