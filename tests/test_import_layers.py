@@ -31,6 +31,7 @@ LAYERS = [
     ],
     ["data.frames_*"],
     ["data.frames"],
+    ["inference", "inference.*"],
     ["data", "data.*"],
     ["evaluation", "evaluation.*"],
     ["engine", "engine.*"],

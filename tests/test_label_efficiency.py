@@ -97,19 +97,19 @@ def test_a_cell_is_scored_at_the_size_of_the_annotation(base, tmp_path):
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(base, tmp_path, monkeypatch):
     run = comparison(base, tmp_path / "out", fractions=[1.0], initialisations={"scratch": "scratch"}, settings_of={})
     run.settings = {"epochs": 5}
-    real = label_efficiency.score_rows
+    real = label_efficiency.FrameScorer.score
 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_efficiency, "score_rows", killed)
+    monkeypatch.setattr(label_efficiency.FrameScorer, "score", killed)
     with pytest.raises(KeyboardInterrupt):
         compare_label_efficiency(run)
     folder = tmp_path / "out/cells/scratch/100_percent/seed_0"
     assert not (folder / "results.json").exists()
     checkpoints = sorted(path.name for path in folder.glob("checkpoints/checkpoint-*"))
     assert "checkpoint-15" in checkpoints and len(checkpoints) == 2
-    monkeypatch.setattr(label_efficiency, "score_rows", real)
+    monkeypatch.setattr(label_efficiency.FrameScorer, "score", real)
     before = read_log(folder, "step")
     assert compare_label_efficiency(run).finished
     # not a step was done again: lines have the time at which they were written

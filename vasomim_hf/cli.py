@@ -1,4 +1,4 @@
-"""The command `vasomim`: data sets, vesselness masks, conversion of checkpoints, a demonstration.
+"""The command `vasomim`: data sets, vesselness masks, conversion of checkpoints, evaluation, a demonstration.
 
 Each command imports what it needs when it runs, so that `vasomim --help` answers at once.
 """
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.set_defaults(other_user_errors=())
     parser = argparse.ArgumentParser(prog="vasomim", description="A foundation model for X-ray angiograms.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_data, _add_vesselness, _add_convert, _add_demo, _add_version):
+    for add in (_add_data, _add_vesselness, _add_convert, _add_evaluate, _add_compare, _add_demo, _add_version):
         add(commands, shared)
     return parser
 
@@ -351,6 +351,105 @@ def _convert(arguments: argparse.Namespace) -> int:
         **settings,
     )
     print(f"converted: {arguments.output}")
+    return 0
+
+
+def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        parents=[shared],
+        help="score a fine-tuned model on labelled frames",
+        description="Score a model with a head on labelled frames: a table on the terminal, and all numbers with a row for "
+        "each frame as JSON. What each number means: docs/metrics.md. Scores are taken at the size of the annotated frames.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of the model, or its name on the Hub")
+    parser.add_argument("--data", required=True, metavar="ROOT", help="folder of the data set")
+    parser.add_argument("--dataset", default="arcade", choices=("arcade", "table"), help="what lies there")
+    parser.add_argument(
+        "--task", required=True, help="vessel, segments, stenosis, stenosis_boxes or side; of a table any"
+    )
+    parser.add_argument("--split", required=True, help="train, val or test; of a table as it calls them")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
+    for name in ("image", "mask", "objects", "label"):
+        parser.add_argument(
+            f"--{name}-column", metavar="NAME", help=argparse.SUPPRESS if name != "image" else _COLUMNS
+        )
+    parser.add_argument("--max-frames", type=int, metavar="N", help="only the first frames, for a trial")
+    _add_inference_options(parser)
+    parser.add_argument("--maps", metavar="DIR", help="write the masks found and maps of uncertainty here")
+    parser.add_argument("--pictures", metavar="DIR", help="write pictures of the best, middle and worst frames here")
+    parser.set_defaults(run=_evaluate)
+
+
+_COLUMNS = "of a table: column of the frames; also --mask-column, --objects-column, --label-column"
+
+
+def _add_inference_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side the model sees (default: that of its image processor)"
+    )
+    parser.add_argument(
+        "--mixed-precision",
+        default="auto",
+        choices=("auto", "no", "bf16", "fp16"),
+        help="auto is bf16 where the machine is fast at it (default: auto)",
+    )
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="frames, or windows, at once")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch decides)")
+    parser.add_argument(
+        "--tta",
+        default="none",
+        choices=("none", "flips", "scales"),
+        help="test-time augmentation: the mean over the frame and its flips (not where labels hang on left and right), or "
+        "over three scales",
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="PIXELS", help="look at frames through sliding windows of this side, blended"
+    )
+    parser.add_argument("--overlap", type=float, default=0.5, metavar="SHARE", help="of the windows (default: 0.5)")
+    parser.add_argument(
+        "--frame-size", type=int, metavar="PIXELS", help="with windows: resize the longer side of frames to this first"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .engine.model_evaluation import EvaluationRequest, evaluate_model
+    from .evaluation.results import format_results, write_results
+
+    _log_to_terminal()
+    given = vars(arguments)
+    columns = {name: given[name] for name in given if name.endswith("_column") and given[name] is not None}
+    same = [
+        *("model", "data", "task", "split", "dataset", "max_frames", "image_size", "mixed_precision", "batch_size"),
+        *("tta", "window", "overlap", "frame_size", "maps", "pictures"),
+    ]
+    request = EvaluationRequest(columns=columns, num_threads=arguments.threads, **{name: given[name] for name in same})
+    results = evaluate_model(request)
+    write_results(results, arguments.output)
+    print(f"{format_results(results)}{arguments.output}")
+    return 0
+
+
+def _add_compare(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "compare",
+        parents=[shared],
+        help="compare two models by their result files, with intervals and p-values",
+        description="Compare two models on the same frames, by the files that `vasomim evaluate` wrote. Several files of a "
+        "model are its seeds. Which test is behind the p-values: docs/metrics.md.",
+    )
+    parser.add_argument("--first", nargs="+", required=True, metavar="FILE", help="result files of one model")
+    parser.add_argument("--second", nargs="+", required=True, metavar="FILE", help="of the other, as many")
+    parser.add_argument("--measures", nargs="+", metavar="NAME", help="such as dice cl_dice (default: all)")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .evaluation.comparison import compare_results, format_comparison
+    from .evaluation.results import read_results
+
+    first, second = ([read_results(path) for path in paths] for paths in (arguments.first, arguments.second))
+    print(format_comparison(compare_results(first, second, arguments.measures)), end="")
     return 0
 
 

@@ -18,6 +18,7 @@ from ..evaluation.metrics import dice
 from ..evaluation.statistics import Resampling
 from ..image_processing_vasomim import VasoMIMImageProcessor
 from .finetune_config import DETECTION, SEGMENTATION
+from .scoring import found_boxes
 
 
 IGNORED_LABEL = 255
@@ -118,7 +119,7 @@ class DetectionMeter:
         found = self.image_processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
         ids = [str(self.count + number) for number in range(len(targets))]
         self.count += len(targets)
-        self.scores.update([_found_boxes(item) for item in found], [self._true_boxes(item) for item in targets], ids)
+        self.scores.update([found_boxes(item) for item in found], [self._true_boxes(item) for item in targets], ids)
         if not compute_result:
             return {}
         summary = self.scores.summary(_NO_INTERVALS)
@@ -186,11 +187,6 @@ def make_meter(
     if kind == DETECTION:
         return DetectionMeter(labels, image_processor, size)
     return SegmentationMeter(labels) if kind == SEGMENTATION else ClassificationMeter(labels)
-
-
-def _found_boxes(item: Any) -> Boxes:
-    corners, labels, scores = (item[name].numpy(force=True) for name in ("boxes", "labels", "scores"))
-    return Boxes(corners.astype(np.float64), labels, scores.astype(np.float64))
 
 
 def _array(value: Any) -> np.ndarray:

@@ -181,15 +181,28 @@ def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
     if run.labels:
         names = {_whole(number): str(name) for number, name in run.labels.items()}
     else:
-        feature = rows.dataset.features[rows.label_column]
-        feature = feature["category"] if run.kind == DETECTION else feature
-        names = dict(enumerate(getattr(getattr(feature, "feature", feature), "names", None) or ()))
+        names = named_by_columns(run, rows)
     if sorted(names) != list(range(len(names))) or not names:
         raise RunConfigError(
             f"The classes of {rows.label_column!r} need names with ids from 0 on, got {names or 'none'}. Write them in the "
             "run file, such as labels: {0: background, 1: vessel}"
         )
     return dict(sorted(names.items()))
+
+
+def named_by_columns(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
+    """Names of the classes as the type of the label column has them.
+
+    Args:
+        run (`FinetuneRun`): Says what kind of task it is.
+        rows (`LabelledRows`): Rows with typed columns.
+
+    Returns:
+        `dict[int, str]`: Empty where the column does not say, as masks do not.
+    """
+    feature = rows.dataset.features[rows.label_column]
+    feature = feature["category"] if run.kind == DETECTION else feature
+    return dict(enumerate(getattr(getattr(feature, "feature", feature), "names", None) or ()))
 
 
 def _whole(value: object) -> int:

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..evaluation.results import write_results
+from ..evaluation.comparison import Description, build_results
+from ..evaluation.results import EvaluationResults, write_results
 from .finetune_config import FinetuneRun
 from .finetune_model import build_finetune_model
-from .finetune_rows import TaskData, choose_fraction, load_task_data
-from .finetune_scoring import score_rows
+from .finetune_rows import LabelledRows, TaskData, choose_fraction, load_task_data
 from .finetuning import CHECKPOINTS_NAME, finetune_model, make_image_processor, newest_checkpoint, prepare_process
 from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of, check_settings
 from .label_efficiency_report import draw_finished
 from .reference_models import MONAI_UNET, ReferenceUNet
 from .run_config import save_run
+from .scoring import FrameScorer
 from .training_loop import TrainingResult
 
 
@@ -85,7 +86,7 @@ def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data:
     if not result.finished:
         return result
     labels = [data.id2label[number] for number in sorted(data.id2label)]
-    results = score_rows(settings, model, make_image_processor(settings), data.validation, labels)
+    results = _score(settings, model, data.validation, labels)
     folder = cell.folder(run.output_dir)
     shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
     if not run.keep_models:
@@ -94,6 +95,18 @@ def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data:
     named = dataclasses.replace(results, model=cell.name, settings={**results.settings, **about})
     write_results(named, folder / RESULTS_NAME)
     return result
+
+
+def _score(settings: FinetuneRun, model: nn.Module, rows: LabelledRows, labels: list[str]) -> EvaluationResults:
+    scores = FrameScorer(settings.kind, model, make_image_processor(settings), labels).score(rows)
+    description = Description(
+        task=settings.task,
+        model=settings.output_dir,
+        data=settings.dataset,
+        split=str(settings.validation_split),
+        settings={"image_size": settings.image_size},
+    )
+    return build_results(scores, description)
 
 
 def _build(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data: TaskData) -> nn.Module:

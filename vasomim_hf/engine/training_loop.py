@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from ..data.frame_cache import FrameCacheDataset, StoredFrames
 from ..folders import atomic_file
 from ..import_utils import require
+from ..inference.prediction import has_fast_bf16
 from ..optimization import learning_rate_scheduler, training_progress
 from .checkpoints import load_checkpoint, newest_checkpoint, read_state, remove_old_checkpoints, save_checkpoint
 from .run_config import RunConfigError, TrainingRun
@@ -190,11 +191,7 @@ def training_processes(run: TrainingRun) -> Iterator["Accelerator"]:
 
 
 def _warn_of_slow_bf16(run: TrainingRun, accelerator: "Accelerator") -> None:
-    find_capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if run.mixed_precision != "bf16" or accelerator.device.type != "cpu" or find_capabilities is None:
-        return
-    found = find_capabilities()
-    if found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16")):
+    if run.mixed_precision == "bf16" and not has_fast_bf16(accelerator.device):
         logger.warning(
             "this processor has no instructions for bf16, which makes it slow: --mixed_precision no is faster"
         )

@@ -1,0 +1,246 @@
+"""`vasomim evaluate` and `vasomim compare`: right numbers, at the right size, and clear refusals."""
+
+import dataclasses
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vasomim_hf import (
+    VasoMIMConfig,
+    VasoMIMForImageClassification,
+    VasoMIMForObjectDetection,
+    VasoMIMForSemanticSegmentation,
+    VasoMIMImageProcessor,
+    VasoMIMModel,
+)
+from vasomim_hf.cli import main
+from vasomim_hf.data.arcade import arcade_labels, load_arcade
+from vasomim_hf.engine.evaluation_pictures import choose_cases
+from vasomim_hf.engine.model_evaluation import EvaluationRequest, evaluate_model
+from vasomim_hf.evaluation.calibration import predictive_entropy
+from vasomim_hf.evaluation.metrics import dice
+from vasomim_hf.evaluation.results import ResultRow, read_results
+from vasomim_hf.image_processing_reading import read_frames
+
+from .arcade_miniature import NUM_FRAMES, write_arcade
+from .finetune_miniatures import ENCODER, SIZE, frames, vessel_table, write_table
+
+
+HEADS = {
+    "vessel": VasoMIMForSemanticSegmentation,
+    "segments": VasoMIMForSemanticSegmentation,
+    "stenosis": VasoMIMForSemanticSegmentation,
+    "stenosis_boxes": VasoMIMForObjectDetection,
+    "side": VasoMIMForImageClassification,
+}
+
+
+@pytest.fixture(scope="module")
+def arcade(tmp_path_factory):
+    root = tmp_path_factory.mktemp("arcade")
+    write_arcade(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder for each task, with weights that were never trained."""
+    folders = {}
+    for task, head in HEADS.items():
+        torch.manual_seed(0)
+        labels = arcade_labels(task)
+        sizes = {"segmentation_hidden_size": 16, "detail_stem_channels": 8, "detection_channels": 16}
+        names = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+        folders[task] = tmp_path_factory.mktemp("models") / task
+        head(VasoMIMConfig(**ENCODER, image_size=SIZE, **sizes, **names)).save_pretrained(folders[task])
+        VasoMIMImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folders[task])
+    return folders
+
+
+def request_of(models, data, trained_for, **keys):
+    values = {"model": str(models[trained_for]), "data": str(data), "task": trained_for}
+    values |= {"split": "val", "mixed_precision": "no"}
+    return EvaluationRequest(**{**values, **keys})
+
+
+@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize("split", NUM_FRAMES)
+def test_every_task_and_split_gives_a_file(models, arcade, task, split, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    arguments = ["evaluate", str(models[task]), "--data", str(arcade), "--dataset", "arcade", "--task", task]
+    assert main([*arguments, "--split", split, "--output", str(path), "--mixed-precision", "no"]) == 0
+    results = read_results(path)
+    assert (results.task, results.split, len(results.rows)) == (task, split, NUM_FRAMES[split])
+    assert results.model == task and str(arcade) not in path.read_text(), "where files lie is nobody's business"
+    expected = {"vessel": "dice", "segments": "mean_class_dice", "stenosis": "cl_dice", "side": "auroc"}
+    assert expected.get(task, "ap50") in results.summary and expected.get(task, "ap50") in capsys.readouterr().out
+
+
+def test_dice_is_taken_at_the_size_of_the_annotated_frame(models, arcade):
+    results = evaluate_model(request_of(models, arcade, "vessel"))
+    model = VasoMIMForSemanticSegmentation.from_pretrained(models["vessel"]).eval()
+    processor = VasoMIMImageProcessor.from_pretrained(models["vessel"])
+    rows = load_arcade(arcade, "vessel", "val")
+    for row, found in zip(rows, results.rows, strict=True):
+        with torch.no_grad():
+            output = model(**processor(row["image"], return_tensors="pt"))
+        mask = np.asarray(row["mask"])
+        assert mask.shape != (SIZE, SIZE)
+        ids = processor.post_process_semantic_segmentation(output, target_sizes=[mask.shape])[0].numpy()
+        assert found.values["dice"] == pytest.approx(dice(ids > 0, mask > 0), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "task, keys", [("vessel", {"batch_size": 1}), ("stenosis_boxes", {"batch_size": 2}), ("side", {})]
+)
+def test_the_batch_decides_nothing(models, arcade, task, keys):
+    first = evaluate_model(request_of(models, arcade, task, batch_size=3))
+    second = evaluate_model(request_of(models, arcade, task, **keys))
+    for one, other in zip(first.rows, second.rows, strict=True):
+        assert one.values == pytest.approx(other.values, rel=1e-4, nan_ok=True)
+
+
+def test_options_change_what_they_say(models, arcade):
+    plain = evaluate_model(request_of(models, arcade, "vessel"))
+    for keys in (
+        {"tta": "flips"},
+        {"tta": "scales"},
+        {"window": 32},
+        {"window": 48, "frame_size": 64},
+        {"image_size": 48},
+    ):
+        other = evaluate_model(request_of(models, arcade, "vessel", **keys))
+        assert [row.values for row in other.rows] != [row.values for row in plain.rows], keys
+        assert {name: other.settings[name] for name in keys if name != "image_size"} == {
+            name: value for name, value in keys.items() if name != "image_size"
+        }
+    assert plain.settings["image_size"] == [SIZE, SIZE] and other.settings["image_size"] == [48, 48]
+
+
+def test_a_window_over_the_frame_as_the_model_sees_it_changes_nothing(models, arcade):
+    plain = evaluate_model(request_of(models, arcade, "vessel"))
+    windowed = evaluate_model(request_of(models, arcade, "vessel", window=SIZE, frame_size=SIZE))
+    for one, other in zip(plain.rows, windowed.rows, strict=True):
+        assert one.values == pytest.approx(other.values, rel=1e-4)
+
+
+def test_maps_and_pictures_are_written(models, arcade, tmp_path):
+    maps, pictures = tmp_path / "maps", tmp_path / "pictures"
+    evaluate_model(request_of(models, arcade, "vessel", maps=str(maps), pictures=str(pictures)))
+    row = load_arcade(arcade, "vessel", "val")[0]
+    names = ("mask", "uncertainty")
+    mask, uncertainty = (read_frames(maps / f"syntax_val_1_{name}.png", keep_ids=True)[0, 0] for name in names)
+    assert mask.shape == row["image"].size[::-1] and set(np.unique(mask)) <= {0, 1}
+    model = VasoMIMForSemanticSegmentation.from_pretrained(models["vessel"]).eval()
+    processor = VasoMIMImageProcessor.from_pretrained(models["vessel"])
+    with torch.no_grad():
+        logits = model(**processor(row["image"], return_tensors="pt")).logits
+    logits = torch.nn.functional.interpolate(logits, size=uncertainty.shape, mode="bilinear", align_corners=False)
+    entropy = predictive_entropy(logits.softmax(dim=1).numpy())
+    assert np.abs(uncertainty / 255 - entropy).max() < 0.01
+    assert {path.name for path in pictures.iterdir()} == {"best.png", "median.png", "worst.png"}
+
+
+@pytest.mark.parametrize("task", ["segments", "stenosis_boxes", "side"])
+def test_pictures_of_every_kind(models, arcade, task, tmp_path):
+    evaluate_model(request_of(models, arcade, task, pictures=str(tmp_path), split="train"))
+    with Image.open(tmp_path / "worst.png") as picture:
+        assert picture.width > 600
+
+
+def test_cases_are_chosen_by_what_went_well():
+    rows = [ResultRow(str(number), None, {"dice": number / 10}) for number in range(11)]
+    rows.append(ResultRow("empty", None, {"dice": float("nan")}))
+    chosen = {name: [row.image_id for row in found] for name, found in choose_cases(rows, "segmentation").items()}
+    assert chosen == {"best": ["10", "9", "8", "7"], "median": ["7", "6", "5", "4"], "worst": ["3", "2", "1", "0"]}
+    # right with 0.9; missed one, with a wrong box of 0.8
+    boxes = [
+        ({"num_targets": 1.0, "num_found": 1.0}, [0.9], [1]),
+        ({"num_targets": 1.0, "num_found": 0.0}, [0.8], [0]),
+    ]
+    rows = [
+        ResultRow(str(number), None, values, {"scores": scores, "matches": matches})
+        for number, (values, scores, matches) in enumerate(boxes)
+    ]
+    assert [row.image_id for row in choose_cases(rows, "detection")["best"]] == ["0", "1"]
+
+
+def test_a_table_is_evaluated(models, tmp_path):
+    table = vessel_table(tmp_path / "table")
+    request = request_of(models, table, "vessel", dataset="table", task="mine", columns={"mask_column": "mask"})
+    results = evaluate_model(request)
+    assert (results.data, results.task, len(results.rows)) == ("table", "mine", 3)
+    wrong = dataclasses.replace(request, columns={"mask_column": "masks"})
+    with pytest.raises(ValueError, match="no column 'masks'"):
+        evaluate_model(wrong)
+
+
+def test_classes_that_a_table_names_otherwise_are_told(models, tmp_path, caplog):
+    names = datasets.ClassLabel(names=["right", "left"])
+    images = [item.image for item in frames(2)]
+    table = write_table(tmp_path / "table", {"val": {"image": images, "label": [0, 1]}}, {"label": names})
+    evaluate_model(request_of(models, table, "side", dataset="table", task="mine"))
+    assert "the model calls its classes left, right, the data right, left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "task, keys, message",
+    [
+        ("vessel", {"task": "side"}, "model for segmentation, and side is a task of classification"),
+        ("vessel", {"task": "veins"}, "`task` must be one of"),
+        ("vessel", {"task": "segments"}, "knows 2 classes .*, the data have 26"),
+        ("segments", {"tta": "flips"}, "hang on left and right"),
+        ("vessel", {"tta": "turns"}, "`tta` must be one of"),
+        ("side", {"window": 32}, "Sliding windows are for segmentation"),
+        ("side", {"maps": "x"}, "`maps` are for segmentation"),
+        ("vessel", {"window": 32, "image_size": 32}, "frame_size"),
+        ("vessel", {"frame_size": 32}, "goes with `window`"),
+        ("vessel", {"batch_size": 0}, "`batch_size` must be at least 1"),
+        ("vessel", {"split": "holdout"}, "split"),
+        ("vessel", {"model": "./nowhere"}, "no config.json"),
+    ],
+)
+def test_what_does_not_fit_is_refused(models, arcade, task, keys, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate_model(request_of(models, arcade, task, **keys))
+
+
+def test_an_encoder_without_a_head_is_refused(arcade, tmp_path, capsys):
+    VasoMIMModel(VasoMIMConfig(**ENCODER, image_size=SIZE)).save_pretrained(tmp_path)
+    VasoMIMImageProcessor().save_pretrained(tmp_path)
+    output = tmp_path / "results.json"
+    arguments = ["--data", str(arcade), "--task", "vessel", "--split", "val", "--output", str(output)]
+    assert main(["evaluate", str(tmp_path), *arguments]) == 2
+    assert "has no head" in capsys.readouterr().err and not output.exists()
+
+
+def test_missing_weights_are_named(models, arcade, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    VasoMIMForSemanticSegmentation.from_pretrained(models["vessel"]).save_pretrained(folder)
+    VasoMIMImageProcessor().save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("decode_head.classifier.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights, such as decode_head.classifier.weight"):
+        evaluate_model(request_of({"vessel": folder}, arcade, "vessel"))
+
+
+def test_two_files_are_compared(models, arcade, tmp_path, capsys):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, size in zip(paths, (64, 48), strict=True):
+        options = ["--task", "vessel", "--split", "train", "--image-size", str(size), "--mixed-precision", "no"]
+        arguments = ["evaluate", str(models["vessel"]), "--data", str(arcade), *options, "--output", str(path)]
+        assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(["compare", "--first", str(paths[0]), "--second", str(paths[1]), "--measures", "dice", "hd95"]) == 0
+    out = capsys.readouterr().out
+    assert "settings that differ: image_size" in out and "Wilcoxon" in out
+    values = [json.loads(path.read_text())["summary"]["dice"]["value"] for path in paths]
+    assert f"{values[0] - values[1]:.4f}" in out
+    assert main(["compare", "--first", str(paths[0]), "--second", str(tmp_path / "none.json")]) == 2

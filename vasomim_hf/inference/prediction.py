@@ -1,0 +1,155 @@
+"""Probabilities of masks, boxes and classes from a model, over the views of test-time augmentation."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .sliding_window import SlidingWindow, sliding_window_logits
+from .views import IDENTITY, View, undo_on_boxes, undo_on_maps, view_frames
+
+
+AUTO = "auto"
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a model is asked.
+
+    Args:
+        views (`tuple[View, ...]`): Of test-time augmentation; the frame as it is alone by default.
+        window (`SlidingWindow`, *optional*): For segmentation: how frames are cut; `None` shows them whole.
+        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+
+    Raises:
+        ValueError: If there is no view or the precision is unknown.
+    """
+
+    views: tuple[View, ...] = (IDENTITY,)
+    window: SlidingWindow | None = None
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        if not self.views:
+            raise ValueError("`views` must name at least one view. Leave it out for the frame as it is.")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(
+                f"`mixed_precision` must be one of {', '.join(PRECISIONS)}, got {self.mixed_precision!r}."
+            )
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """Context in which the model runs."""
+        dtype = PRECISIONS[self.mixed_precision]
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is worth its rounding: on any accelerator, and on processors with instructions for it.
+
+    Args:
+        device (`torch.device`): Where the model runs.
+
+    Returns:
+        `bool`: `True` too where torch does not tell what the processor has, other than on x86.
+    """
+    if device.type != "cpu":
+        return True
+    find_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    found = {} if find_capabilities is None else find_capabilities()
+    return found.get("architecture") != "x86_64" or bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def predict_masks(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    target_sizes: Sequence[tuple[int, int]],
+    options: InferenceOptions | None = None,
+) -> list[torch.Tensor]:
+    """Probability of each class at each pixel, mean over the views.
+
+    Logits are brought to the size of the frame bilinearly before they become probabilities, as
+    `post_process_semantic_segmentation` does; `argmax` over the classes is its answer where there is one view.
+
+    Args:
+        model (`nn.Module`): Gives `logits` of shape `(batch_size, num_labels, height, width)`; one label alone is the
+            foreground against the background.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
+        target_sizes (sequence of `tuple[int, int]`): Height and width of each frame as it was.
+        options (`InferenceOptions`, *optional*): How the model is asked.
+
+    Returns:
+        `list[torch.Tensor]`, each of shape `(num_labels, height, width)`: float32, summing to 1 over the labels; at least
+        two labels.
+    """
+    options = options or InferenceOptions()
+    totals: list[Any] = [0] * len(pixel_values)
+    for view in options.views:
+        logits = undo_on_maps(_mask_logits(model, view_frames(pixel_values, view), options), view)
+        for number, size in enumerate(target_sizes):
+            totals[number] = totals[number] + _mask_probabilities(logits[number], size)
+    return [total / len(options.views) for total in totals]
+
+
+def predict_boxes(
+    model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions | None = None
+) -> ModelOutput:
+    """Boxes of all views together, from which `post_process_object_detection` takes the surest of those that overlap.
+
+    Args:
+        model (`nn.Module`): Gives `logits` of shape `(batch_size, num_queries, num_labels)` and `pred_boxes` of shape
+            `(batch_size, num_queries, 4)`.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
+        options (`InferenceOptions`, *optional*): How the model is asked.
+
+    Returns:
+        `ModelOutput`: `logits` and `pred_boxes` of shapes `(batch_size, num_views * num_queries, ...)`, float32.
+    """
+    options = options or InferenceOptions()
+    logits, boxes = [], []
+    for view in options.views:
+        output = _ask(model, view_frames(pixel_values, view), options)
+        logits.append(output.logits.float())
+        boxes.append(undo_on_boxes(output.pred_boxes.float(), view))
+    return ModelOutput(logits=torch.cat(logits, dim=1), pred_boxes=torch.cat(boxes, dim=1))
+
+
+def predict_classes(
+    model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions | None = None
+) -> torch.Tensor:
+    """Probability of each class of a frame, mean over the views.
+
+    Args:
+        model (`nn.Module`): Gives `logits` of shape `(batch_size, num_labels)`.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
+        options (`InferenceOptions`, *optional*): How the model is asked.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_labels)`: float32, summing to 1.
+    """
+    options = options or InferenceOptions()
+    found = [_ask(model, view_frames(pixel_values, view), options).logits for view in options.views]
+    return torch.stack([logits.float().softmax(dim=1) for logits in found]).mean(dim=0)
+
+
+def _ask(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> Any:
+    with torch.inference_mode(), options.autocast(pixel_values.device):
+        return model(pixel_values=pixel_values)
+
+
+def _mask_logits(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
+    if options.window is None:
+        return _ask(model, pixel_values, options).logits.float()
+    return sliding_window_logits(lambda windows: _ask(model, windows, options).logits, pixel_values, options.window)
+
+
+def _mask_probabilities(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    logits = torch.nn.functional.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    if len(logits) > 1:
+        return logits.softmax(dim=0)
+    foreground = logits.sigmoid()
+    return torch.cat([1 - foreground, foreground])
