@@ -114,6 +114,20 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
         assert message in str(caught.value)
 
 
+def test_classes_that_the_validation_frames_lack_are_told_and_choose_nothing(tmp_path, caplog):
+    table = write_table(tmp_path / "table", {"train": columns(6, 0), "val": columns(4, 40) | {"label": [0] * 4}})
+    keys = {"labels": dict(enumerate(NAMES)), "epochs": 1}
+    with pytest.raises(RunConfigError, match="fewer than 2 of the classes, so that auroc cannot tell"):
+        finetune_classification(run_of(ClassificationRun, table, tmp_path / "auroc", metric="auroc", **keys))
+    caplog.clear()
+    run = run_of(ClassificationRun, table, tmp_path / "run", **keys)
+    assert finetune_classification(run).finished
+    assert "no validation frame has bright: what is learnt or said about it means nothing" in caplog.messages
+    # the mean over the classes that occur
+    metrics = read_metrics(run)["metrics"]
+    assert metrics["balanced_accuracy"] == metrics["accuracy"]
+
+
 def rows_with(**content: list) -> LabelledRows:
     return LabelledRows(datasets.Dataset.from_dict(content), "label", "image")
 

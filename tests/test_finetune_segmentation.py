@@ -168,6 +168,46 @@ def test_a_loss_that_is_no_number_names_its_step_and_keeps_its_batch(table, tmp_
     assert torch.isfinite(model(**inputs).loss)
 
 
+def test_weights_that_are_no_numbers_are_told_from_a_batch_that_is_none(table, tmp_path, monkeypatch):
+    models = []
+    real = finetuning.build_finetune_model
+    monkeypatch.setattr(
+        finetuning, "build_finetune_model", lambda *arguments: models.append(real(*arguments)) or models[0]
+    )
+    begin = finetune_callbacks.LossGuard.on_step_begin
+
+    def spoil(guard, args, state, control, **kwargs):
+        begin(guard, args, state, control, **kwargs)
+        if state.global_step == 1:
+            models[0].decode_head.classifier.bias.data.fill_(float("nan"))
+
+    monkeypatch.setattr(finetune_callbacks.LossGuard, "on_step_begin", spoil)
+    with pytest.raises(TrainingDivergedError, match=r"The loss of step 2 is .* The weights were spoilt before"):
+        finetune(run_of(SegmentationRun, table, tmp_path / "run"))
+    folder = tmp_path / "run/diverged_step_00000002"
+    assert not json.loads((folder / "about.json").read_text())["weights_are_finite"]
+    assert not (folder / "model").exists() and load_diverged_batch(folder)["labels"].shape == (2, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("content", [None, '{"global_step": 5'])
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(table, tmp_path, monkeypatch, content):
+    whole = run_of(SegmentationRun, table, tmp_path / "whole", evaluations=4)
+    finetune(whole)
+    killed = dataclasses.replace(whole, output_dir=str(tmp_path / "killed"))
+    stop_in_step(5, monkeypatch)
+    finetune(killed)
+    monkeypatch.undo()
+    state = tmp_path / "killed/checkpoints/checkpoint-5/trainer_state.json"
+    state.unlink() if content is None else state.write_text(content)
+    with pytest.raises(FileNotFoundError, match="checkpoint-5 is not a complete checkpoint. Use --resume auto"):
+        finetune(dataclasses.replace(killed, resume=str(state.parent)))
+    assert finetuning.newest_checkpoint(tmp_path / "killed").name in ("checkpoint-2", "checkpoint-4")
+    finetune(dataclasses.replace(killed, resume="auto"))
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
 def test_early_stopping_ends_a_run_that_gains_nothing(table, tmp_path):
     run = run_of(SegmentationRun, table, tmp_path / "run", epochs=10, evaluations=10, patience=2, learning_rate=0.0)
     result = finetune(run)
@@ -338,7 +378,7 @@ def test_the_best_weights_are_not_chosen_by_frames_with_nothing_to_find(tmp_path
     good, nothing = (one_frame(mask) for mask in (np.eye(SIZE, dtype=np.uint8), np.zeros((SIZE, SIZE), np.uint8)))
     table = write_table(tmp_path / "table", {"train": good, "val": nothing})
     for keys in ({}, {"keep": "last", "patience": 1}):
-        with pytest.raises(RunConfigError, match="validation frames, so that pooled_dice cannot tell which weights"):
+        with pytest.raises(RunConfigError, match="so that pooled_dice cannot tell which weights"):
             finetune(run_of(SegmentationRun, table, tmp_path / "run", **keys))
     for name, keys in (("last", {"keep": "last"}), ("loss", {"metric": "loss"})):
         assert finetune(run_of(SegmentationRun, table, tmp_path / name, epochs=1, **keys)).finished

@@ -189,14 +189,15 @@ class LossGuard(TrainerCallback):
             return
         folder = self.folder / f"diverged_step_{self.step:08d}"
         names = [] if self._indices is None else [self.image_ids[index] for index in self._indices.tolist()]
-        self._save(folder, model, kwargs, names)
+        weights = "" if self._save(folder, model, kwargs, names) else " The weights were spoilt before, by a gradient."
         raise TrainingDivergedError(
             f"The loss of step {self.step} is not a finite number. Its batch ({', '.join(names[:4])}{', ...' * (len(names) > 4)}) "
-            f"is in {folder}. Lower learning_rate, set clip_grad_norm: 1.0, or train with mixed_precision: bf16 or no "
-            "instead of fp16."
+            f"is in {folder}.{weights} Lower learning_rate, set clip_grad_norm: 1.0, or train with mixed_precision: bf16 or "
+            "no instead of fp16."
         )
 
-    def _save(self, folder: Path, model: nn.Module, inputs: dict[str, Any], names: list[str]) -> None:
+    def _save(self, folder: Path, model: nn.Module, inputs: dict[str, Any], names: list[str]) -> bool:
+        """Save what was called with what; whether all weights were finite."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = dict(_tensors("", inputs))
         with atomic_file(folder / INPUTS_NAME) as temporary:
@@ -207,6 +208,7 @@ class LossGuard(TrainerCallback):
             temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
         if is_finite and isinstance(model, PreTrainedModel):
             model.save_pretrained(folder / "model")
+        return is_finite
 
 
 def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

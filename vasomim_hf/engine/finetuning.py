@@ -168,13 +168,14 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
 
 
 def _check_choice(run: FinetuneRun, validation: Samples) -> None:
-    """Without anything to find, every score is 0, and the first weights that were scored would be the best."""
+    """Where a metric cannot be but 0, the first weights that were scored would be the best."""
     first = 1 if run.kind == SEGMENTATION else 0
+    needed = 2 if run.decisive_metric == "auroc" else 1
     chooses = run.keep == BEST or run.patience is not None
-    if chooses and not run.metric_is_loss and not validation.counts[first:].any():
+    if chooses and not run.metric_is_loss and (validation.counts[first:] > 0).sum() < needed:
         raise RunConfigError(
-            f"Nothing is annotated in the {len(validation)} validation frames, so that {run.decisive_metric} cannot tell which "
-            "weights are best. Use other frames, metric: loss, or keep: last without patience."
+            f"The {len(validation)} validation frames have fewer than {needed} of the classes, so that {run.decisive_metric} "
+            "cannot tell which weights are best. Use other frames, metric: loss, or keep: last without patience."
         )
 
 
@@ -361,8 +362,17 @@ def is_finished(run: FinetuneRun) -> bool:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of a run with the most steps, or `None`."""
-    found = [path.parent for path in (folder / CHECKPOINTS_NAME).glob(f"checkpoint-*/{_STATE_NAME}")]
+    found = [path for path in (folder / CHECKPOINTS_NAME).glob("checkpoint-*") if _is_complete(path)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether its last file is there and whole; a process may be killed while it writes."""
+    try:
+        json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
@@ -382,7 +392,7 @@ def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
     if run.resume == "auto":
         return None if is_finished(run) else newest
     if run.resume != "never":
-        if not (Path(run.resume) / _STATE_NAME).is_file():
+        if not _is_complete(Path(run.resume)):
             raise FileNotFoundError(
                 f"{run.resume} is not a complete checkpoint. Use --resume auto to find the newest."
             )

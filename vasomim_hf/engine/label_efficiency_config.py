@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..import_utils import require
 from .finetune_config import (
@@ -170,7 +170,8 @@ def check_settings(run: LabelEfficiencyRun, cell: Cell) -> None:
     if not path.is_file():
         return
     now = cell_run(run, cell)
-    before = load_run(KINDS[run.kind], path)
+    # it asks for no more than a dataclass with `validate`
+    before = load_run(cast(Any, KINDS[run.kind]), path)
     for name in (item.name for item in fields(now) if item.name not in _FREE):
         if getattr(now, name) != getattr(before, name):
             raise RunConfigError(
