@@ -1,5 +1,6 @@
 """The model card says what was given, and nothing else."""
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -12,7 +13,10 @@ from vasomim_hf import (
     VasoMIMForSemanticSegmentation,
     VasoMIMModel,
 )
-from vasomim_hf.model_card import Result, TrainingRecord, model_card
+from vasomim_hf.evaluation.comparison import Description, build_results
+from vasomim_hf.evaluation.segmentation_scores import SegmentationScores
+from vasomim_hf.evaluation.statistics import Resampling
+from vasomim_hf.model_card import Result, TrainingRecord, model_card, results_for_card
 from vasomim_hf.presets import load_preset
 
 
@@ -71,6 +75,50 @@ def test_card_gives_a_result_with_how_it_was_obtained(encoder):
     text = model_card(encoder, [Result(**RESULT, interval="0.80 to 0.82")])
     row = "| vessel segmentation | ARCADE (test) | Dice | 0.8125 | 0.80 to 0.82 | mean over frames at 512 pixels \\| one seed |"
     assert row in text
+
+
+def evaluation(patients: list[str | None], data: str = "arcade"):
+    """Dice of two frames, 1 and 2 / 3; a third has nothing to find and nothing found."""
+    scores = SegmentationScores()
+    targets = np.zeros((3, 4, 4), dtype=np.uint8)
+    targets[0, :2], targets[1, :2] = 1, 1
+    found = targets.copy()
+    found[1, 1] = 0
+    scores.update(found, targets, ["a", "b", "c"], patients)
+    settings = {"image_size": [256, 256], "mixed_precision": "bf16", "window": None}
+    description = Description("vessel", "my-model", data, "val", settings)
+    return build_results(scores, description, Resampling(level=0.9, num_resamples=20))
+
+
+def test_card_takes_the_numbers_of_an_evaluation(encoder):
+    results = evaluation([None, None, None])
+    shown = results_for_card(results, ["pooled_dice", "dice"])
+    assert [(result.metric, result.value) for result in shown] == [("pooled_dice", 0.8571), ("dice", 0.8333)]
+    dice = shown[1]
+    assert (dice.task, dice.dataset, dice.split, dice.dataset_id) == ("vessel segmentation", "arcade", "val", None)
+    assert "2 frames, 1 more where it is undefined; image_size [256, 256], mixed_precision bf16" in dice.method
+    assert "window" not in dice.method and "resampling" not in dice.method
+    summary = results.summary["dice"]
+    assert dice.interval == f"90 % interval {summary.low:.4f} to {summary.high:.4f}, by frame"
+    card = ModelCard(model_card(encoder, shown))
+    assert [entry.metric_value for entry in card.data.eval_results] == [0.8571, 0.8333]
+    assert f"| arcade (val) | dice | 0.8333 | {dice.interval} |" in card.content
+
+
+def test_intervals_of_a_card_say_whether_they_are_by_patient():
+    result = results_for_card(evaluation(["p", None, "q"], data="me/frames@main"), ["pooled_dice"])[0]
+    assert result.interval is not None and result.interval.endswith("by patient")
+    assert result.dataset_id == "me/frames"
+
+
+def test_a_measure_that_an_evaluation_does_not_have_is_refused():
+    results = evaluation([None, None, None])
+    with pytest.raises(ValueError, match="have no 'auroc'. They have dice, "):
+        results_for_card(results, ["auroc"])
+    empty = SegmentationScores()
+    empty.update(np.zeros((1, 4, 4), dtype=np.uint8), np.zeros((1, 4, 4), dtype=np.uint8), ["a"])
+    with pytest.raises(ValueError, match="'dice' is undefined"):
+        results_for_card(build_results(empty, Description("vessel", "m", "arcade", "val")), ["dice"])
 
 
 def test_card_has_its_limits_licence_and_citation(encoder):

@@ -3,12 +3,15 @@
 Nothing is filled in that was not given: a section without facts says so.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers.modeling_utils import PreTrainedModel
+
+from .evaluation.results import EvaluationResults, SummaryValue, format_interval
 
 
 PAPER = "https://arxiv.org/abs/2602.11536"
@@ -182,6 +185,65 @@ class Result:
             metric_name=self.metric,
             metric_value=self.value,
         )
+
+
+def results_for_card(results: EvaluationResults, measures: Sequence[str]) -> list[Result]:
+    """Numbers of an evaluation as a model card shows them.
+
+    Args:
+        results (`EvaluationResults`): From `read_results`, of a file that `vasomim evaluate` wrote.
+        measures (sequence of `str`): Names of the numbers, such as `["dice", "cl_dice"]`.
+
+    Returns:
+        `list` of [`Result`]: One for each measure, rounded to four digits, with its interval, and the options of the
+        evaluation as the method.
+
+    Raises:
+        ValueError: If a measure is unknown or undefined in the results.
+
+    Example:
+        >>> dice = SummaryValue(value=0.75, low=0.7, high=0.8, n=200, undefined=0)
+        >>> settings = {"image_size": [256, 256], "tta": "none", "resampling": {"level": 0.95}}
+        >>> results = EvaluationResults("segmentation", "vessel", "my-model", "arcade", "val", [], [], {"dice": dice}, settings)
+        >>> result, = results_for_card(results, ["dice"])
+        >>> result.task, result.value, result.interval
+        ('vessel segmentation', 0.75, '95 % interval 0.7000 to 0.8000, by frame')
+    """
+    return [_measured(results, name) for name in measures]
+
+
+def _measured(results: EvaluationResults, measure: str) -> Result:
+    if measure not in results.summary:
+        raise ValueError(f"The results have no {measure!r}. They have {', '.join(results.summary)}.")
+    number = results.summary[measure]
+    if math.isnan(number.value):
+        raise ValueError(f"{measure!r} is undefined in the results, so that there is nothing to show. Leave it out.")
+    return Result(
+        task=f"{results.task.replace('_', ' ')} {results.kind}",
+        dataset=results.data,
+        metric=measure,
+        value=round(number.value, 4),
+        method=_method(results, number),
+        interval=_interval(results, number),
+        split=results.split,
+        # as the Hub names data sets; an address may end in a revision
+        dataset_id=results.data.partition("@")[0] if "/" in results.data else None,
+    )
+
+
+def _method(results: EvaluationResults, number: SummaryValue) -> str:
+    frames = f"{number.n} frames" + (f", {number.undefined} more where it is undefined" if number.undefined else "")
+    shown = {name: value for name, value in results.settings.items() if value is not None and name != "resampling"}
+    options = ", ".join(f"{name} {value}" for name, value in shown.items())
+    return f"`vasomim evaluate` {results.version}, as docs/metrics.md defines it; {frames}; {options or 'no options'}"
+
+
+def _interval(results: EvaluationResults, number: SummaryValue) -> str | None:
+    level = results.settings.get("resampling", {}).get("level")
+    if level is None or math.isnan(number.low) or math.isnan(number.high):
+        return None
+    unit = "patient" if any(row.patient_id is not None for row in results.rows) else "frame"
+    return f"{level * 100:g} % interval {format_interval(number.low, number.high)}, by {unit}"
 
 
 def model_card(
