@@ -117,6 +117,26 @@ def test_a_window_of_the_whole_frame_changes_nothing():
     torch.testing.assert_close(torch.stack(whole), torch.stack(windowed))
 
 
+def test_logits_of_windows_may_be_smaller_than_the_windows():
+    class Quarter(nn.Module):
+        """Gives logits at a quarter of its input, as SegFormer does."""
+
+        def forward(self, pixel_values):
+            return SemanticSegmenterOutput(logits=nn.functional.avg_pool2d(pixel_values, 4))
+
+    frames = torch.rand(1, 2, 32, 48)
+    whole = predict_masks(Quarter(), frames, [(32, 48)])[0]
+    found = predict_masks(Quarter(), frames, [(32, 48)], InferenceOptions(window=SlidingWindow(48)))[0]
+    torch.testing.assert_close(found, whole)
+
+
+def test_a_model_that_gives_no_numbers_is_refused():
+    model = Blur()
+    nn.init.constant_(model.conv.bias, float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        predict_masks(model, torch.rand(1, 1, 16, 16), [(16, 16)])
+
+
 def test_boxes_of_all_views_come_together():
     class Finder(nn.Module):
         def forward(self, pixel_values):

@@ -85,6 +85,9 @@ def predict_masks(
     Returns:
         `list[torch.Tensor]`, each of shape `(num_labels, height, width)`: float32, summing to 1 over the labels; at least
         two labels.
+
+    Raises:
+        ValueError: If the model gives numbers that are not finite.
     """
     options = options or InferenceOptions()
     totals: list[Any] = [0] * len(pixel_values)
@@ -108,6 +111,9 @@ def predict_boxes(
 
     Returns:
         `ModelOutput`: `logits` and `pred_boxes` of shapes `(batch_size, num_views * num_queries, ...)`, float32.
+
+    Raises:
+        ValueError: If the model gives numbers that are not finite.
     """
     options = options or InferenceOptions()
     logits, boxes = [], []
@@ -130,6 +136,9 @@ def predict_classes(
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_labels)`: float32, summing to 1.
+
+    Raises:
+        ValueError: If the model gives numbers that are not finite.
     """
     options = options or InferenceOptions()
     found = [_ask(model, view_frames(pixel_values, view), options).logits for view in options.views]
@@ -138,13 +147,27 @@ def predict_classes(
 
 def _ask(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> Any:
     with torch.inference_mode(), options.autocast(pixel_values.device):
-        return model(pixel_values=pixel_values)
+        output = model(pixel_values=pixel_values)
+    if not output.logits.isfinite().all():
+        raise ValueError(
+            "The model gives numbers that are not finite (NaN or infinity). Its weights are broken, or too large for "
+            f"`mixed_precision` {options.mixed_precision!r}: try 'no'."
+        )
+    return output
 
 
 def _mask_logits(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
     if options.window is None:
         return _ask(model, pixel_values, options).logits.float()
-    return sliding_window_logits(lambda windows: _ask(model, windows, options).logits, pixel_values, options.window)
+    return sliding_window_logits(lambda windows: _window_logits(model, windows, options), pixel_values, options.window)
+
+
+def _window_logits(model: nn.Module, windows: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
+    """At the size of the windows, which many models do not give."""
+    logits = _ask(model, windows, options).logits.float()
+    if logits.shape[-2:] == windows.shape[-2:]:
+        return logits
+    return torch.nn.functional.interpolate(logits, size=windows.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _mask_probabilities(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
