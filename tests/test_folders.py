@@ -2,7 +2,7 @@
 
 import pytest
 
-from vasomim_hf.folders import atomic_file, new_folder
+from vasomim_hf.folders import atomic_file, check_writable, new_folder
 
 
 def names(folder) -> list[str]:
@@ -59,3 +59,13 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         path.write_text("half of the n")
         raise RuntimeError("stop")
     assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "deep" / "file.json")
+    assert names(tmp_path / "new" / "deep") == []
+    with pytest.raises(IsADirectoryError, match="new is a folder. Name a file"):
+        check_writable(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Nothing can be written to .*file"):
+        check_writable(tmp_path / "file" / "results.json")

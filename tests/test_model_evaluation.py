@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from vasomim_hf import (
+    UNeXtConfig,
+    UNeXtForVesselSegmentation,
     VasoMIMConfig,
     VasoMIMForImageClassification,
     VasoMIMForObjectDetection,
@@ -19,8 +22,11 @@ from vasomim_hf import (
 )
 from vasomim_hf.cli import main
 from vasomim_hf.data.arcade import arcade_labels, load_arcade
+from vasomim_hf.data.synthetic import synthetic_angiogram
+from vasomim_hf.engine import evaluation_pictures, finetune_model, finetune_rows
 from vasomim_hf.engine.evaluation_pictures import choose_cases
 from vasomim_hf.engine.model_evaluation import EvaluationRequest, evaluate_model
+from vasomim_hf.engine.scoring import FrameScorer
 from vasomim_hf.evaluation.calibration import predictive_entropy
 from vasomim_hf.evaluation.metrics import dice
 from vasomim_hf.evaluation.results import ResultRow, read_results
@@ -179,12 +185,172 @@ def test_a_table_is_evaluated(models, tmp_path):
         evaluate_model(wrong)
 
 
+def side_table(folder, names, labels):
+    images = [item.image for item in frames(len(labels))]
+    return write_table(
+        folder, {"val": {"image": images, "label": labels}}, {"label": datasets.ClassLabel(names=names)}
+    )
+
+
 def test_classes_that_a_table_names_otherwise_are_told(models, tmp_path, caplog):
-    names = datasets.ClassLabel(names=["right", "left"])
-    images = [item.image for item in frames(2)]
-    table = write_table(tmp_path / "table", {"val": {"image": images, "label": [0, 1]}}, {"label": names})
+    table = side_table(tmp_path / "table", ["L", "R"], [0, 1])
     evaluate_model(request_of(models, table, "side", dataset="table", task="mine"))
-    assert "the model calls its classes left, right, the data right, left" in caplog.text
+    assert "the model calls its classes left, right, the data L, R" in caplog.text
+    swapped = side_table(tmp_path / "swapped", ["right", "left"], [0, 1])
+    with pytest.raises(ValueError, match="the same in another order"):
+        evaluate_model(request_of(models, swapped, "side", dataset="table", task="mine"))
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_frame_without_a_class_is_named(models, tmp_path, label):
+    table = side_table(tmp_path / "table", ["left", "right"], [0, label])
+    with pytest.raises(ValueError, match=f"1: the label must be a class id from 0 to 1, got {label}"):
+        evaluate_model(request_of(models, table, "side", dataset="table", task="mine"))
+
+
+def vessel_columns(count=3, sizes=(SIZE,), **more):
+    found = [synthetic_angiogram(seed, size=sizes[seed % len(sizes)]) for seed in range(count)]
+    masks = [(item.segment_mask > 0).astype(np.uint8) for item in found]
+    return {"image": [item.image for item in found], "mask": masks, **more}
+
+
+def test_frames_without_ids_keep_their_numbers_in_pictures(models, tmp_path, monkeypatch):
+    table = write_table(tmp_path / "table", {"val": vessel_columns(6)})
+    drawn = []
+    monkeypatch.setattr(
+        evaluation_pictures, "_paint", lambda frame: drawn.append(frame) or Image.fromarray(frame.frame)
+    )
+    request = request_of(models, table, "vessel", dataset="table", task="mine", pictures=str(tmp_path / "pictures"))
+    results = evaluate_model(request)
+    columns = vessel_columns(6)
+    assert len(drawn) == 12 and [row.image_id for row in results.rows] == [str(number) for number in range(6)]
+    for frame in drawn:
+        assert np.array_equal(frame.frame, columns["image"][int(frame.image_id)])
+
+
+def test_ids_that_come_twice_are_refused_before_the_model_is_asked(models, tmp_path):
+    ids = ["a", "b", "a"]
+    table = write_table(tmp_path / "table", {"val": vessel_columns(image_id=ids)})
+    maps = tmp_path / "maps"
+    with pytest.raises(ValueError, match="come more than once, such as a"):
+        evaluate_model(request_of(models, table, "vessel", dataset="table", task="mine", maps=str(maps)))
+    assert not any(maps.iterdir())
+
+
+def test_maps_of_ids_that_look_alike_do_not_replace_each_other(models, tmp_path):
+    ids = ["a/1", "a_1", "A 1"]
+    table = write_table(tmp_path / "table", {"val": vessel_columns(image_id=ids)})
+    maps = tmp_path / "maps"
+    evaluate_model(request_of(models, table, "vessel", dataset="table", task="mine", maps=str(maps)))
+    masks = {path.name for path in maps.glob("*_mask.png")}
+    assert masks == {"a_1_mask.png", "a_1-2_mask.png", "A_1-3_mask.png"} and len(list(maps.iterdir())) == 6
+
+
+def test_a_split_without_frames_is_refused(models, tmp_path, monkeypatch):
+    table = datasets.load_from_disk(write_table(tmp_path / "table", {"val": vessel_columns()}))
+    empty = table["val"].select([])
+    monkeypatch.setattr(finetune_rows, "load_parquet_folder", lambda *_: empty)
+    with pytest.raises(ValueError, match="no frames in its split 'val'"):
+        evaluate_model(request_of(models, tmp_path, "vessel", dataset="table", task="mine"))
+    datasets.DatasetDict({"val": empty}).save_to_disk(tmp_path / "empty")
+    with pytest.raises(ValueError, match="a split without rows"):
+        evaluate_model(request_of(models, tmp_path / "empty", "vessel", dataset="table", task="mine"))
+
+
+@pytest.mark.parametrize("options", [{"size": {"shortest_edge": SIZE}}, {"do_resize": False}])
+def test_frames_that_the_model_sees_at_several_sizes_are_scored_at_their_own(models, tmp_path, options):
+    columns = vessel_columns(sizes=(64, 80, 96))
+    columns["image"][2], columns["mask"][2] = columns["image"][2][:70], columns["mask"][2][:70]
+    table = write_table(tmp_path / "table", {"val": columns})
+    folder = tmp_path / "model"
+    model = VasoMIMForSemanticSegmentation.from_pretrained(models["vessel"]).eval()
+    model.save_pretrained(folder)
+    processor = VasoMIMImageProcessor(**options)
+    processor.save_pretrained(folder)
+    results = evaluate_model(request_of({"vessel": folder}, table, "vessel", dataset="table", task="mine"))
+    assert results.settings["image_size"] is None
+    for image, mask, row in zip(columns["image"], columns["mask"], results.rows, strict=True):
+        with torch.no_grad():
+            output = model(**processor(image, return_tensors="pt"))
+        ids = processor.post_process_semantic_segmentation(output, target_sizes=[mask.shape])[0].numpy()
+        assert row.values["dice"] == pytest.approx(dice(ids > 0, mask > 0))
+
+
+@pytest.mark.parametrize("options", [{"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}])
+def test_an_image_processor_that_crops_is_refused_where_places_count(models, arcade, tmp_path, options):
+    for task in ("vessel", "side"):
+        HEADS[task].from_pretrained(models[task]).save_pretrained(tmp_path / task)
+        VasoMIMImageProcessor(**options).save_pretrained(tmp_path / task)
+    folders = {task: tmp_path / task for task in ("vessel", "side")}
+    with pytest.raises(ValueError, match="crops or pads frames"):
+        evaluate_model(request_of(folders, arcade, "vessel"))
+    assert evaluate_model(request_of(folders, arcade, "side")).kind == "classification"
+
+
+def test_a_segmentor_and_a_model_of_the_library_are_evaluated(models, arcade, tmp_path):
+    torch.manual_seed(0)
+    UNeXtForVesselSegmentation(UNeXtConfig()).save_pretrained(tmp_path / "unext")
+    VasoMIMImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path / "unext")
+    sizes = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16]}
+    sizes |= {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+    names = {"id2label": {0: "background", 1: "vessel"}, "label2id": {"background": 0, "vessel": 1}}
+    config = SegformerConfig(**sizes, **names, decoder_hidden_size=16)
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path / "segformer")
+    folders = {"vessel": tmp_path / "unext"}
+    plain = evaluate_model(request_of(folders, arcade, "vessel"))
+    assert plain.model == "unext" and plain.labels == ["background", "vessel"] and 0 < plain.summary["dice"].value < 1
+    folders = {"vessel": tmp_path / "segformer"}
+    for keys in ({}, {"window": 32}):
+        found = evaluate_model(request_of(folders, arcade, "vessel", **keys))
+        assert found.model == "segformer" and len(found.rows) == NUM_FRAMES["val"]
+
+
+def test_results_bear_the_names_of_folders_given_as_a_dot(models, monkeypatch, tmp_path):
+    vessel_table(tmp_path / "frames-of-mine")
+    monkeypatch.chdir(tmp_path / "frames-of-mine")
+    results = evaluate_model(request_of(models, ".", "vessel", dataset="table", task="mine"))
+    assert results.data == "frames-of-mine"
+
+
+def test_the_hub_is_not_asked_for_a_folder_that_is_missing(models, arcade, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        finetune_model.AutoConfig, "from_pretrained", lambda *a, **k: asked.append(a) or VasoMIMConfig()
+    )
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/typo", "typo", "./typo", "a/b/typo", str(tmp_path / "typo")):
+        with pytest.raises(FileNotFoundError, match="there is no such folder"):
+            evaluate_model(dataclasses.replace(request_of(models, arcade, "vessel"), model=name))
+    assert not asked
+    assert finetune_model.load_config("owner/name", "the model").model_type == "vasomim" and asked == [("owner/name",)]
+
+
+def test_where_results_go_is_looked_at_first(models, arcade, tmp_path, capsys, monkeypatch):
+    arguments = ["evaluate", str(models["vessel"]), "--data", str(arcade), "--task", "vessel", "--split", "val"]
+    assert main([*arguments, "--output", str(tmp_path / "new" / "results.json")]) == 0
+    monkeypatch.setattr(FrameScorer, "score", lambda *_: pytest.fail("nothing may be computed"))
+    (tmp_path / "file").touch()
+    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    assert "is a folder. Name a file" in capsys.readouterr().err
+    for option in ("--maps", "--pictures"):
+        assert main([*arguments, "--output", str(tmp_path / "r.json"), option, str(tmp_path / "file")]) == 2
+        assert "Nothing can be written to" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_leaves_the_older_file(models, arcade, tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text("older")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FrameScorer, "_predict", stop)
+    arguments = ["evaluate", str(models["vessel"]), "--data", str(arcade), "--task", "vessel", "--split", "val"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*arguments, "--output", str(path)])
+    assert path.read_text() == "older" and [item.name for item in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(
@@ -200,8 +366,12 @@ def test_classes_that_a_table_names_otherwise_are_told(models, tmp_path, caplog)
         ("vessel", {"window": 32, "image_size": 32}, "frame_size"),
         ("vessel", {"frame_size": 32}, "goes with `window`"),
         ("vessel", {"batch_size": 0}, "`batch_size` must be at least 1"),
+        ("vessel", {"window": 0}, "`window` must be at least 1"),
+        ("vessel", {"num_threads": 0}, "`num_threads` must be at least 1"),
+        ("vessel", {"dataset": "table", "columns": {"label_column": "x"}}, "`label_column` does not fit"),
+        ("vessel", {"columns": {"mask_column": "x"}}, "`mask_column` does not fit"),
         ("vessel", {"split": "holdout"}, "split"),
-        ("vessel", {"model": "./nowhere"}, "no config.json"),
+        ("vessel", {"model": "./nowhere"}, "no such folder"),
     ],
 )
 def test_what_does_not_fit_is_refused(models, arcade, task, keys, message):

@@ -363,8 +363,12 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
         "each frame as JSON. What each number means: docs/metrics.md. Scores are taken at the size of the annotated frames.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of the model, or its name on the Hub")
-    parser.add_argument("--data", required=True, metavar="ROOT", help="folder of the data set")
-    parser.add_argument("--dataset", default="arcade", choices=("arcade", "table"), help="what lies there")
+    parser.add_argument(
+        "--data", required=True, metavar="ROOT", help="folder of the data set, or of a table hf://datasets/OWNER/NAME"
+    )
+    parser.add_argument(
+        "--dataset", default="arcade", choices=("arcade", "table"), help="what lies there (default: arcade)"
+    )
     parser.add_argument(
         "--task", required=True, help="vessel, segments, stenosis, stenosis_boxes or side; of a table any"
     )
@@ -394,7 +398,9 @@ def _add_inference_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "no", "bf16", "fp16"),
         help="auto is bf16 where the machine is fast at it (default: auto)",
     )
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="frames, or windows, at once")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, metavar="N", help="frames, or windows, at once (default: 4)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch decides)")
     parser.add_argument(
         "--tta",
@@ -415,6 +421,7 @@ def _add_inference_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from .engine.model_evaluation import EvaluationRequest, evaluate_model
     from .evaluation.results import format_results, write_results
+    from .folders import check_writable
 
     _log_to_terminal()
     given = vars(arguments)
@@ -424,6 +431,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         *("tta", "window", "overlap", "frame_size", "maps", "pictures"),
     ]
     request = EvaluationRequest(columns=columns, num_threads=arguments.threads, **{name: given[name] for name in same})
+    check_writable(arguments.output)
     results = evaluate_model(request)
     write_results(results, arguments.output)
     print(f"{format_results(results)}{arguments.output}")

@@ -1,5 +1,6 @@
 """Pictures of an evaluation: masks and uncertainty of each frame, and the frames that went best, middling and worst."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ def file_stem(image_id: str) -> str:
 class MapWriter:
     """Writes `ID_mask.png` with class ids and `ID_uncertainty.png` with 0 (sure) to 255 (all classes as probable).
 
+    ID is that of [`file_stem`]; where two frames would share it, the later ones end in `-2`, `-3`, ...
+
     Args:
         folder (`str` or `Path`): Where to; it is made.
     """
@@ -42,13 +45,22 @@ class MapWriter:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        # stems in small letters, since some file systems know no others
+        self._taken: set[str] = set()
 
     def __call__(self, frame: ScoredFrame) -> None:
         """Write the maps of a frame of a segmentation."""
         ids = frame.prediction.argmax(axis=0).astype(np.uint8)
         entropy = predictive_entropy(frame.prediction[None])
+        stem = self._free_stem(file_stem(frame.image_id))
         for name, plane in (("mask", ids), ("uncertainty", np.rint(entropy * 255).astype(np.uint8))):
-            _save(Image.fromarray(plane), self.folder / f"{file_stem(frame.image_id)}_{name}.png")
+            _save(Image.fromarray(plane), self.folder / f"{stem}_{name}.png")
+
+    def _free_stem(self, stem: str) -> str:
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        free = next(name for name in names if name.lower() not in self._taken)
+        self._taken.add(free.lower())
+        return free
 
 
 def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScorer, rows: LabelledRows) -> list[Path]:

@@ -188,7 +188,7 @@ class _RowReader:
         elif self.options.kind == DETECTION:
             self._boxes(target, size, name)
         else:
-            self.labels.append(self._class_id(target, name))
+            self.labels.append(class_id(target, self.options.num_labels, name))
             self.counts[self.labels[-1]] += 1
         return _resize(frame, kept, Image.Resampling.BICUBIC), mask
 
@@ -223,14 +223,6 @@ class _RowReader:
         self.boxes.append(boxes)
         self.labels.append(labels)
         self.counts[np.unique(labels)] += 1
-
-    def _class_id(self, value: Any, name: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < self.options.num_labels:
-            raise ValueError(
-                f"{name}: the label must be a class id from 0 to {self.options.num_labels - 1}, got {value!r}. Correct it or "
-                "leave the row out."
-            )
-        return value
 
 
 def grey_frame(image: Any, name: str) -> np.ndarray:
@@ -288,6 +280,28 @@ def label_map(mask: Any, num_labels: int, size: Size, name: str) -> np.ndarray:
             f"({IGNORED_LABEL} is ignored). Correct the mask, or name all classes in `labels`."
         )
     return ids.astype(np.uint8)
+
+
+def class_id(value: Any, num_labels: int, name: str) -> int:
+    """The label of a frame, checked.
+
+    Args:
+        value (`int`): As a data set gives it.
+        num_labels (`int`): Number of classes.
+        name (`str`): For messages.
+
+    Returns:
+        `int`: From 0 to `num_labels - 1`.
+
+    Raises:
+        ValueError: If it is no class id.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_labels:
+        raise ValueError(
+            f"{name}: the label must be a class id from 0 to {num_labels - 1}, got {value!r}. Correct it or leave the row "
+            "out."
+        )
+    return value
 
 
 def corner_boxes(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, ViTMAEModel
+from transformers import AutoConfig, PreTrainedConfig, ViTMAEModel
 
 from ..configuration_vasomim import VasoMIMConfig
 from ..modeling_vasomim import VasoMIMPreTrainedModel
@@ -54,7 +54,7 @@ def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMP
     if run.init == SCRATCH:
         return HEADS[run.kind](load_preset(run.preset, **overrides))
     source = MAE_NAME if run.init == MAE else run.init
-    model_type = _model_type(source)
+    model_type = load_config(source, "`init`").model_type
     if model_type == "vit_mae":
         return _from_mae(run, source, overrides)
     if model_type != VasoMIMConfig.model_type:
@@ -62,12 +62,25 @@ def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMP
     return _from_vasomim(run, source, overrides)
 
 
-def _model_type(source: str) -> str:
+def load_config(source: str, what: str) -> PreTrainedConfig:
+    """Configuration of a saved model. The Hub is asked for `OWNER/NAME` alone, where there is no folder `OWNER`.
+
+    Args:
+        source (`str`): Folder, or name on the Hub.
+        what (`str`): What it was given as, for messages.
+
+    Returns:
+        `PreTrainedConfig`: Of the model; code that lies beside it is not run.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no model in it.
+    """
     folder = Path(source)
-    looks_local = folder.is_absolute() or source.startswith(".") or source.count("/") > 1 or folder.exists()
-    if looks_local and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"`init`: {source} holds no model, there is no config.json in it.")
-    return str(AutoConfig.from_pretrained(source).model_type)
+    may_be_on_hub = source.count("/") == 1 and not folder.exists() and not folder.parent.is_dir()
+    if not may_be_on_hub and not (folder / "config.json").is_file():
+        why = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"{what}: {source} holds no model, {why}. The Hub is reached by OWNER/NAME.")
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:

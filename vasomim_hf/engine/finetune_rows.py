@@ -42,24 +42,25 @@ class LabelledRows:
         dataset (`datasets.Dataset`): With the columns of the task.
         label_column (`str`): `mask`, `objects` or `label`, as the data set calls it.
         image_column (`str`): Column of the frames.
+        numbers (sequence of `int`, *optional*): Of the rows in the data set they were chosen from; `None` counts from 0.
     """
 
     dataset: "Dataset"
     label_column: str
     image_column: str
+    numbers: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     @property
     def image_ids(self) -> list[str]:
-        """Ids of the frames; their numbers, where the data set has none."""
-        names = self.dataset.column_names
-        return (
-            [str(name) for name in self.dataset["image_id"]]
-            if "image_id" in names
-            else [str(number) for number in range(len(self))]
-        )
+        """Ids of the frames; their numbers in the data set, where it has none."""
+        numbers = [str(number) for number in self.numbers or range(len(self))]
+        if "image_id" not in self.dataset.column_names:
+            return numbers
+        ids = zip(self.dataset["image_id"], numbers, strict=True)
+        return [number if name in (None, "") else str(name) for name, number in ids]
 
     @property
     def patient_ids(self) -> list[str | None]:
@@ -70,7 +71,9 @@ class LabelledRows:
 
     def select(self, indices: Sequence[int]) -> "LabelledRows":
         """Some of the rows."""
-        return LabelledRows(self.dataset.select(list(indices)), self.label_column, self.image_column)
+        numbers = self.numbers or range(len(self))
+        chosen = [numbers[index] for index in indices]
+        return LabelledRows(self.dataset.select(list(indices)), self.label_column, self.image_column, chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +131,7 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
         `LabelledRows`: At most `max_frames` of them.
 
     Raises:
-        ValueError: If the split or a column is missing.
+        ValueError: If the split or a column is missing, or there is no frame.
     """
     dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else _load_table(run.data, split)
     image, labels = "image" if run.dataset == ARCADE else run.image_column, label_column(run)
@@ -138,6 +141,8 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
             f"{run.data} has no column {missing[0]!r} in its split {split!r}, but {', '.join(dataset.column_names)}. Name "
             f"the columns with image_column and the like."
         )
+    if not len(dataset):
+        raise RunConfigError(f"{run.data} has no frames in its split {split!r}. Name another split.")
     rows = LabelledRows(dataset, labels, image)
     return rows if run.max_frames is None else rows.select(range(min(run.max_frames, len(rows))))
 
@@ -152,7 +157,13 @@ def _load_table(data: str, split: str) -> Any:
         raise FileNotFoundError(f"`data`: there is no folder {folder}. The Hub is reached by hf://datasets/OWNER/NAME")
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return load_parquet_folder(folder, split)
-    saved = datasets.load_from_disk(data)
+    try:
+        saved = datasets.load_from_disk(data)
+    except IndexError as error:
+        # the library's words for a split that was saved without rows
+        raise RunConfigError(
+            f"{data} has a split without rows, which cannot be read. Save it without that."
+        ) from error
     if isinstance(saved, datasets.Dataset):
         raise RunConfigError(
             f"{data} is one data set without splits. Save a DatasetDict with a split {split!r}, so that it is clear what is "

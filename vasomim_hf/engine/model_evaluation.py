@@ -5,25 +5,18 @@ number means stands in docs/metrics.md.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForObjectDetection,
-    AutoModelForSemanticSegmentation,
-    PreTrainedConfig,
-)
+import transformers
 
 from ..data.arcade import PARTS
 from ..data.augmentation import FLIP_PROBABILITY
 from ..evaluation.comparison import Description, build_results
 from ..evaluation.results import EvaluationResults
-from ..import_utils import require
+from ..folders import check_writable
 from ..inference.prediction import AUTO, InferenceOptions, has_fast_bf16
 from ..inference.sliding_window import SlidingWindow
 from ..inference.views import VIEWS
@@ -38,7 +31,8 @@ from .finetune_config import (
     FinetuneRun,
     SegmentationRun,
 )
-from .finetune_rows import LabelledRows, class_names, load_rows, named_by_columns
+from .finetune_model import load_config
+from .finetune_rows import HUB_PREFIX, LabelledRows, class_names, load_rows, named_by_columns
 from .scoring import FrameScorer, ScoringOptions
 
 
@@ -47,13 +41,14 @@ logger = logging.getLogger(__name__)
 # Last words of the names of model classes, as all of transformers has them
 _KINDS = {
     "ForSemanticSegmentation": SEGMENTATION,
+    "ForVesselSegmentation": SEGMENTATION,
     "ForObjectDetection": DETECTION,
     "ForImageClassification": CLASSIFICATION,
 }
 _AUTO_CLASSES: dict[str, Any] = {
-    SEGMENTATION: AutoModelForSemanticSegmentation,
-    DETECTION: AutoModelForObjectDetection,
-    CLASSIFICATION: AutoModelForImageClassification,
+    SEGMENTATION: transformers.AutoModelForSemanticSegmentation,
+    DETECTION: transformers.AutoModelForObjectDetection,
+    CLASSIFICATION: transformers.AutoModelForImageClassification,
 }
 _RUNS: dict[str, type[FinetuneRun]] = {
     SEGMENTATION: SegmentationRun,
@@ -118,15 +113,16 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
 
     Raises:
         FileNotFoundError: If the model or the data are not there.
+        OSError: If nothing can be written to `maps` or `pictures`.
         ValueError: If model, task, data and options do not fit each other.
     """
-    if request.num_threads is not None:
-        torch.set_num_threads(request.num_threads)
-    config = _load_config(request.model)
+    config = load_config(request.model, "the model")
     kind = _kind_of(config, request)
     _check_options(kind, request)
+    if request.num_threads is not None:
+        torch.set_num_threads(request.num_threads)
     rows, labels = _load_rows(kind, config, request)
-    _check_labels(config, labels, request)
+    _check_labels(kind, config, labels, request)
     scorer = _make_scorer(kind, request, labels)
     logger.info("%s: %s on %s, %d frames", request.model, request.task, request.split, len(rows))
     scores = scorer.score(rows, None if request.maps is None else MapWriter(request.maps))
@@ -136,15 +132,7 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
     return results
 
 
-def _load_config(model: str) -> PreTrainedConfig:
-    folder = Path(model)
-    looks_local = folder.is_absolute() or model.startswith(".") or model.count("/") != 1 or folder.exists()
-    if looks_local and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{model} holds no model, there is no config.json in it.")
-    return AutoConfig.from_pretrained(model)
-
-
-def _kind_of(config: PreTrainedConfig, request: EvaluationRequest) -> str:
+def _kind_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) -> str:
     name = (config.architectures or ["a model without a name"])[0]
     kind = next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), None)
     if kind is None:
@@ -180,29 +168,55 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
         raise ValueError("`frame_size` goes with `window`. Without windows give `image_size`.")
     if request.maps is not None and kind != SEGMENTATION:
         raise ValueError(f"`maps` are for segmentation, and {request.model} is a model for {kind}.")
-    for name in ("batch_size", "image_size", "frame_size", "max_frames", "num_threads"):
+    for name in ("batch_size", "image_size", "window", "frame_size", "max_frames", "num_threads"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    _check_columns(kind, request)
+    for folder in (request.maps, request.pictures):
+        if folder is not None:
+            check_writable(Path(folder) / "worst.png")
 
 
-def _load_rows(kind: str, config: PreTrainedConfig, request: EvaluationRequest) -> tuple[LabelledRows, list[str]]:
+def _check_columns(kind: str, request: EvaluationRequest) -> None:
+    known = [] if request.dataset == ARCADE else [entry.name for entry in fields(_RUNS[kind])]
+    strange = [name for name in request.columns if name not in known]
+    if strange:
+        raise ValueError(
+            f"`{strange[0]}` does not fit: {request.model} is a model for {kind}, the data set is {request.dataset}, and "
+            "columns are named for tables."
+        )
+
+
+def _load_rows(
+    kind: str, config: transformers.PreTrainedConfig, request: EvaluationRequest
+) -> tuple[LabelledRows, list[str]]:
     where: dict[str, Any] = {"data": request.data, "task": request.task, "dataset": request.dataset, **request.columns}
     run = _RUNS[kind](max_frames=request.max_frames, **where)
     rows = load_rows(run, request.split)
     names = class_names(run, rows) if request.dataset == ARCADE else named_by_columns(run, rows)
     # masks of a table carry no names: there the model's hold
     names = names or config.id2label
+    if kind == SEGMENTATION and len(names) == 1:
+        names = {0: "background", 1: names[0]}
     return rows, [names[number] for number in sorted(names)]
 
 
-def _check_labels(config: PreTrainedConfig, labels: list[str], request: EvaluationRequest) -> None:
-    # one logit is the foreground against the background
+def _check_labels(
+    kind: str, config: transformers.PreTrainedConfig, labels: list[str], request: EvaluationRequest
+) -> None:
     own = [config.id2label[number] for number in sorted(config.id2label)]
-    if len(own) != len(labels) and not (len(own) == 1 and len(labels) == 2):
+    # one logit is the foreground against the background
+    is_one_logit = kind == SEGMENTATION and len(own) == 1 and len(labels) == 2
+    if len(own) != len(labels) and not is_one_logit:
         raise ValueError(
             f"{request.model} knows {len(own)} classes ({', '.join(own[:5])}), the data have {len(labels)} "
             f"({', '.join(labels[:5])}). Evaluate a model that was trained for this task."
+        )
+    if own != labels and set(own) == set(labels):
+        raise ValueError(
+            f"{request.model} numbers its classes {', '.join(own[:5])}, the data {', '.join(labels[:5])}: the same in another "
+            "order. Number the classes of the data as the model does."
         )
     if len(own) == len(labels) and own != labels:
         logger.warning("the model calls its classes %s, the data %s", ", ".join(own), ", ".join(labels))
@@ -210,20 +224,37 @@ def _check_labels(config: PreTrainedConfig, labels: list[str], request: Evaluati
 
 def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> FrameScorer:
     # files with the package's own classes alone: no code of a model folder is run
-    model, info = _AUTO_CLASSES[kind].from_pretrained(request.model, dtype=torch.float32, output_loading_info=True)
+    model, info = _AUTO_CLASSES[kind].from_pretrained(
+        request.model, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
             f"{request.model} lacks {len(missing)} weights, such as {missing[0]}. Train or copy it again."
         )
-    size = {} if request.image_size is None else {"size": {"height": request.image_size, "width": request.image_size}}
-    image_processor = AutoImageProcessor.from_pretrained(request.model, **size)
+    image_processor = _load_image_processor(kind, request)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     window = request.window and SlidingWindow(request.window, request.overlap, request.batch_size)
     inference = InferenceOptions(VIEWS[request.tta], window or None, _precision(request, model.device))
     options = ScoringOptions(inference, request.batch_size, request.frame_size)
     return FrameScorer(kind, model, image_processor, labels, options)
+
+
+def _load_image_processor(kind: str, request: EvaluationRequest) -> Any:
+    side, changes = request.image_size, {}
+    if side is not None:
+        changes = {"size": {"height": side, "width": side}, "do_resize": True}
+    image_processor = transformers.AutoImageProcessor.from_pretrained(
+        request.model, trust_remote_code=False, **changes
+    )
+    moved = [name for name in ("do_center_crop", "pad_size") if getattr(image_processor, name, None)]
+    if kind != CLASSIFICATION and moved:
+        raise ValueError(
+            f"The image processor of {request.model} crops or pads frames ({moved[0]}), so that what the model says has no "
+            "place in the annotated frame. Save it with resizing alone."
+        )
+    return image_processor
 
 
 def _precision(request: EvaluationRequest, device: torch.device) -> str:
@@ -233,9 +264,9 @@ def _precision(request: EvaluationRequest, device: torch.device) -> str:
 
 
 def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
-    size: Any = scorer.image_processor.size
     settings = {
-        "image_size": None if request.window is not None else [size.height, size.width],
+        # null where it hangs on the frame
+        "image_size": None if scorer.seen_size is None else list(scorer.seen_size),
         "mixed_precision": scorer.options.inference.mixed_precision,
         "tta": request.tta,
         "window": request.window,
@@ -244,9 +275,13 @@ def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
         "max_frames": request.max_frames,
         "device": str(next(scorer.model.parameters()).device.type),
         "torch": torch.__version__,
-        "transformers": require("transformers", "training").__version__,
+        "transformers": transformers.__version__,
     }
-    # the folder's name, not where it lies on this machine
-    name = Path(request.model).name if Path(request.model).exists() else request.model
-    data = request.dataset if request.dataset == ARCADE else Path(request.data).name
-    return Description(request.task, name, data, request.split, settings)
+    data = request.dataset if request.dataset == ARCADE else _name_of(request.data)
+    return Description(request.task, _name_of(request.model), data, request.split, settings)
+
+
+def _name_of(source: str) -> str:
+    """The folder's name, not where it lies on this machine; of the Hub all of it."""
+    folder = Path(source)
+    return folder.resolve().name if folder.exists() else source.removeprefix(HUB_PREFIX)

@@ -5,6 +5,7 @@ One frame's probabilities are in memory at a time, so that memory does not grow 
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +19,9 @@ from ..data.reports import FaultReport
 from ..evaluation.classification_metrics import ClassificationScores
 from ..evaluation.detection_metrics import Boxes, DetectionScores
 from ..evaluation.segmentation_scores import SegmentationScores
-from ..image_processing_vasomim import VasoMIMImageProcessor
 from ..inference.prediction import InferenceOptions, predict_boxes, predict_classes, predict_masks
 from .finetune_config import CLASSIFICATION, DETECTION, SEGMENTATION
-from .finetune_data import corner_boxes, grey_frame, label_map
+from .finetune_data import class_id, corner_boxes, grey_frame, label_map
 from .finetune_rows import LabelledRows
 
 
@@ -71,14 +71,14 @@ class FrameScorer:
     Args:
         kind (`str`): Segmentation, detection or classification.
         model (`nn.Module`): Gives `logits`, and a detector `pred_boxes`.
-        image_processor (`VasoMIMImageProcessor`): Of the model.
+        image_processor: Of the model: a `VasoMIMImageProcessor`, or another of transformers that resizes and normalises.
         labels (sequence of `str`): Names of the classes in the order of their ids.
         options (`ScoringOptions`): How the model is shown the frames.
     """
 
     kind: str
     model: nn.Module
-    image_processor: VasoMIMImageProcessor
+    image_processor: Any
     labels: Sequence[str]
     options: ScoringOptions = field(default_factory=ScoringOptions)
 
@@ -93,8 +93,9 @@ class FrameScorer:
             `SegmentationScores`, `DetectionScores` or `ClassificationScores`: With a row for each frame.
 
         Raises:
-            ValueError: If a label does not fit its frame or the classes.
+            ValueError: If a label does not fit its frame or the classes, an id comes twice, or the model gives NaN.
         """
+        _check_ids(rows.image_ids)
         scores = make_scores(self.kind, self.labels)
         patients = dict(zip(rows.image_ids, rows.patient_ids, strict=True))
         begin = told = time.monotonic()
@@ -118,7 +119,8 @@ class FrameScorer:
         """
         self.model.eval()
         ids = rows.image_ids
-        size = 1 if self.options.inference.window else self.options.batch_size
+        # frames of several sizes cannot be stacked
+        size = self.options.batch_size if self.seen_size is not None else 1
         faults = FaultReport()
         for start in range(0, len(rows), size):
             names = ids[start : start + size]
@@ -132,6 +134,15 @@ class FrameScorer:
                 yield ScoredFrame(*item)
         faults.log("frames with boxes", len(rows))
 
+    @property
+    def seen_size(self) -> tuple[int, int] | None:
+        """Height and width that the model sees of every frame; `None` where it hangs on the frame."""
+        size: Any = self.image_processor.size
+        height, width = getattr(size, "height", None), getattr(size, "width", None)
+        if height is None or width is None or not self.image_processor.do_resize:
+            return None
+        return (int(height), int(width)) if self.options.inference.window is None else None
+
     def _target(self, label: Any, frame: np.ndarray, name: str, faults: FaultReport) -> Any:
         size = Size(frame.shape[1], frame.shape[0])
         if self.kind == SEGMENTATION:
@@ -139,7 +150,7 @@ class FrameScorer:
         if self.kind == DETECTION:
             corners, labels = corner_boxes(label, len(self.labels), size, name, faults)
             return Boxes(corners.astype(np.float64) * [*size, *size], labels)
-        return int(label)
+        return class_id(label, len(self.labels), name)
 
     def _predict(self, frames: list[np.ndarray]) -> list[Any]:
         sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
@@ -160,8 +171,23 @@ class FrameScorer:
             longest = self.options.frame_size
             share = 1.0 if longest is None else longest / max(frames[0].shape)
             height, width = (max(1, round(side * share)) for side in frames[0].shape)
-            options = {"size": {"height": height, "width": width}}
-        return self.image_processor(frames, return_tensors="pt", do_check_input=False, **options)["pixel_values"]
+            options = {"size": {"height": height, "width": width}, "do_resize": True}
+        if hasattr(self.image_processor, "do_check_input"):
+            options["do_check_input"] = False
+        else:
+            # the library's own know no grey frames
+            frames = [np.repeat(frame[:, :, None], 3, axis=2) for frame in frames]
+        return self.image_processor(frames, return_tensors="pt", **options)["pixel_values"]
+
+
+def _check_ids(image_ids: Sequence[str]) -> None:
+    """Refuse ids that come twice before a model is asked, not after."""
+    twice = [name for name, count in Counter(image_ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids of frames come more than once, such as {', '.join(twice[:5])}. Make `image_id` unique, or "
+            "leave the column out."
+        )
 
 
 def make_scores(kind: str, labels: Sequence[str]) -> SegmentationScores | DetectionScores | ClassificationScores:
