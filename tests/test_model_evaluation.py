@@ -23,7 +23,7 @@ from vasomim_hf import (
 from vasomim_hf.cli import main
 from vasomim_hf.data.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.synthetic import synthetic_angiogram
-from vasomim_hf.engine import evaluation_pictures, finetune_model, finetune_rows
+from vasomim_hf.engine import evaluation_pictures, finetune_model, finetune_rows, model_evaluation
 from vasomim_hf.engine.evaluation_pictures import choose_cases
 from vasomim_hf.engine.model_evaluation import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.scoring import FrameScorer
@@ -127,6 +127,13 @@ def test_options_change_what_they_say(models, arcade):
     assert plain.settings["image_size"] == [SIZE, SIZE] and other.settings["image_size"] == [48, 48]
 
 
+def test_the_file_says_which_precision_auto_took(models, arcade, monkeypatch):
+    for is_fast, precision in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(model_evaluation, "has_fast_bf16", lambda _, is_fast=is_fast: is_fast)
+        results = evaluate_model(request_of(models, arcade, "side", mixed_precision="auto"))
+        assert results.settings["mixed_precision"] == precision
+
+
 def test_a_window_over_the_frame_as_the_model_sees_it_changes_nothing(models, arcade):
     plain = evaluate_model(request_of(models, arcade, "vessel"))
     windowed = evaluate_model(request_of(models, arcade, "vessel", window=SIZE, frame_size=SIZE))
@@ -173,6 +180,13 @@ def test_cases_are_chosen_by_what_went_well():
         for number, (values, scores, matches) in enumerate(boxes)
     ]
     assert [row.image_id for row in choose_cases(rows, "detection")["best"]] == ["0", "1"]
+    # surely right, hardly right, hardly wrong, surely wrong
+    sides = [(1.0, 0.9), (1.0, 0.6), (0.0, 0.55), (0.0, 0.95)]
+    rows = [
+        ResultRow(str(number), None, {"accuracy": right, "confidence": confidence})
+        for number, (right, confidence) in enumerate(sides)
+    ]
+    assert [row.image_id for row in choose_cases(rows, "classification")["worst"]] == ["0", "1", "2", "3"]
 
 
 def test_a_table_is_evaluated(models, tmp_path):
