@@ -367,7 +367,10 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--data", required=True, metavar="ROOT", help="folder of the data set, or of a table hf://datasets/OWNER/NAME"
     )
     parser.add_argument(
-        "--dataset", default="arcade", choices=("arcade", "table"), help="what lies there (default: arcade)"
+        "--dataset",
+        default="arcade",
+        choices=("arcade", "table"),
+        help="what lies there: ARCADE, or a table of frames and labels as Parquet or saved by `datasets` (default: arcade)",
     )
     parser.add_argument(
         "--task", required=True, help="vessel, segments, stenosis, stenosis_boxes or side; of a table any"
@@ -380,7 +383,11 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--max-frames", type=int, metavar="N", help="only the first frames, for a trial")
     _add_inference_options(parser)
-    parser.add_argument("--maps", metavar="DIR", help="write the masks found and maps of uncertainty here")
+    parser.add_argument(
+        "--maps",
+        metavar="DIR",
+        help="write the masks found and maps of uncertainty here, named by the ids of the frames",
+    )
     parser.add_argument("--pictures", metavar="DIR", help="write pictures of the best, middle and worst frames here")
     parser.set_defaults(run=_evaluate)
 
