@@ -353,7 +353,7 @@ def test_where_results_go_is_looked_at_first(models, arcade, tmp_path, capsys, m
         assert "Nothing can be written to" in capsys.readouterr().err
 
 
-def test_an_interrupted_evaluation_leaves_the_older_file(models, arcade, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_leaves_the_older_file(models, arcade, tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.json"
     path.write_text("older")
 
@@ -362,9 +362,21 @@ def test_an_interrupted_evaluation_leaves_the_older_file(models, arcade, tmp_pat
 
     monkeypatch.setattr(FrameScorer, "_predict", stop)
     arguments = ["evaluate", str(models["vessel"]), "--data", str(arcade), "--task", "vessel", "--split", "val"]
-    with pytest.raises(KeyboardInterrupt):
-        main([*arguments, "--output", str(path)])
+    assert main([*arguments, "--output", str(path)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "vasomim: stopped"
     assert path.read_text() == "older" and [item.name for item in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(model_evaluation, "draw_cases", fail)
+    path = tmp_path / "results.json"
+    request = request_of(models, arcade, "vessel", output=str(path), name="ours", pictures=str(tmp_path / "pictures"))
+    with pytest.raises(ValueError, match="no picture"):
+        evaluate_model(request)
+    assert read_results(path).model == "ours"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from typing import Any
 _USER_ERRORS = (ValueError, OSError, ImportError)
 # a build that another process works on, or whose source changes meanwhile
 _BUILD_ERRORS = (RuntimeError,)
+# what shells report of a program that Ctrl-C ended
+_STOPPED = 130
 _METHOD = "--border 20 --sigmas 1 2 3 4 --percentile 92 --region brightest, with the floor"
 # parameters of `convert` that are no settings of the model, and where the command takes them
 _CONVERT_ARGUMENTS = {
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
 
     Returns:
-        `int`: 0 if all went well, 1 if part of the work failed, 2 if it could not be done.
+        `int`: 0 if all went well, 1 if part of the work failed, 2 if it could not be done, 130 if it was stopped.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"vasomim: error: {message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        print("vasomim: stopped", file=sys.stderr)
+        return _STOPPED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -377,6 +384,7 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", required=True, help="train, val or test; of a table as it calls them")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--name", metavar="NAME", help="what results call the model (default: the name of its folder)")
     for name in ("image", "mask", "objects", "label"):
         parser.add_argument(
             f"--{name}-column", metavar="NAME", help=argparse.SUPPRESS if name != "image" else _COLUMNS
@@ -427,20 +435,17 @@ def _add_inference_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from .engine.model_evaluation import EvaluationRequest, evaluate_model
-    from .evaluation.results import format_results, write_results
-    from .folders import check_writable
+    from .evaluation.results import format_results
 
     _log_to_terminal()
     given = vars(arguments)
     columns = {name: given[name] for name in given if name.endswith("_column") and given[name] is not None}
     same = [
         *("model", "data", "task", "split", "dataset", "max_frames", "image_size", "mixed_precision", "batch_size"),
-        *("tta", "window", "overlap", "frame_size", "maps", "pictures"),
+        *("tta", "window", "overlap", "frame_size", "name", "output", "maps", "pictures"),
     ]
     request = EvaluationRequest(columns=columns, num_threads=arguments.threads, **{name: given[name] for name in same})
-    check_writable(arguments.output)
     results = evaluate_model(request)
-    write_results(results, arguments.output)
     print(f"{format_results(results)}{arguments.output}")
     return 0
 

@@ -15,7 +15,7 @@ import transformers
 from ..data.arcade import PARTS
 from ..data.augmentation import FLIP_PROBABILITY
 from ..evaluation.comparison import Description, build_results
-from ..evaluation.results import EvaluationResults
+from ..evaluation.results import EvaluationResults, write_results
 from ..folders import check_writable
 from ..inference.prediction import AUTO, InferenceOptions, has_fast_bf16
 from ..inference.sliding_window import SlidingWindow
@@ -78,6 +78,8 @@ class EvaluationRequest:
         window (`int`, *optional*): Side in pixels of sliding windows; `None` shows frames whole.
         overlap (`float`): Of the windows, in [0, 1).
         frame_size (`int`, *optional*): With windows: longer side in pixels that frames are resized to.
+        name (`str`, *optional*): What results call the model; the name of its folder by default.
+        output (`str`, *optional*): JSON file that the results are written to, before pictures are drawn.
         maps (`str`, *optional*): Folder for the masks found and maps of uncertainty.
         pictures (`str`, *optional*): Folder for pictures of the best, middle and worst frames.
         num_threads (`int`, *optional*): CPU threads; `None` leaves it to torch.
@@ -97,6 +99,8 @@ class EvaluationRequest:
     window: int | None = None
     overlap: float = 0.5
     frame_size: int | None = None
+    name: str | None = None
+    output: str | None = None
     maps: str | None = None
     pictures: str | None = None
     num_threads: int | None = None
@@ -109,11 +113,11 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
         request (`EvaluationRequest`): What, on what, and how.
 
     Returns:
-        `EvaluationResults`: With a row for each frame, ready for `write_results`.
+        `EvaluationResults`: With a row for each frame.
 
     Raises:
         FileNotFoundError: If the model or the data are not there.
-        OSError: If nothing can be written to `maps` or `pictures`.
+        OSError: If nothing can be written to `output`, `maps` or `pictures`.
         ValueError: If model, task, data and options do not fit each other.
     """
     config = load_config(request.model, "the model")
@@ -127,6 +131,8 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
     logger.info("%s: %s on %s, %d frames", request.model, request.task, request.split, len(rows))
     scores = scorer.score(rows, None if request.maps is None else MapWriter(request.maps))
     results = build_results(scores, _describe(request, scorer))
+    if request.output is not None:
+        write_results(results, request.output)
     if request.pictures is not None:
         draw_cases(request.pictures, results, scorer, rows)
     return results
@@ -173,6 +179,8 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     _check_columns(kind, request)
+    if request.output is not None:
+        check_writable(Path(request.output))
     for folder in (request.maps, request.pictures):
         if folder is not None:
             check_writable(Path(folder) / "worst.png")
@@ -278,7 +286,7 @@ def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
         "transformers": transformers.__version__,
     }
     data = request.dataset if request.dataset == ARCADE else _name_of(request.data)
-    return Description(request.task, _name_of(request.model), data, request.split, settings)
+    return Description(request.task, request.name or _name_of(request.model), data, request.split, settings)
 
 
 def _name_of(source: str) -> str:
