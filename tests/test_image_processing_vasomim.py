@@ -15,12 +15,13 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
+from transformers.image_utils import load_image
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
 from vasomim_hf import image_processing_boxes, image_processing_reading, image_processing_vasomim
-from vasomim_hf.image_processing_reading import scale_to_8_bit
+from vasomim_hf.image_processing_reading import read_frames, scale_to_8_bit
 from vasomim_hf.image_processing_vasomim import (
     VasoMIMImageProcessor,
     VasoMIMImageProcessorKwargs,
@@ -814,3 +815,25 @@ def test_a_published_folder_loads_by_its_auto_map_where_the_package_cannot_be_im
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_file_is_turned_as_its_exif_orientation_says(tmp_path, suffix, orientation):
+    path = tmp_path / f"frame.{suffix}"
+    pixels = np.random.default_rng(0).integers(40, 200, (32, 48), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # packed, since Pillow turns a plain TIFF that it opens by name wrongly, as the library does
+    packed = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    Image.fromarray(pixels).save(path, exif=exif, **packed)
+    found = read_frames(path)[0, 0]
+    assert found.shape == ((48, 32) if orientation == 6 else (32, 48))
+    np.testing.assert_array_equal(found, np.asarray(load_image(str(path)).convert("L")))
+
+
+def test_a_deep_file_is_turned_without_losing_bits(tmp_path):
+    path = tmp_path / "frame.tif"
+    pixels = np.random.default_rng(0).integers(0, 4096, (32, 48), dtype=np.uint16)
+    Image.fromarray(pixels).save(path, tiffinfo={0x0112: 6})
+    np.testing.assert_array_equal(read_frames(path)[0, 0], np.rot90(pixels, -1))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
@@ -190,6 +190,13 @@ def _pil_to_array(image: Image.Image, keep_ids: bool, bits_stored: int | None) -
     return np.asarray(image)
 
 
+def _upright_page(page: Image.Image, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
+    """Pixels of a page of a file, turned as its EXIF orientation says, as `load_image` of the library does."""
+    check_levels(page, has_deep_colour(page), bits_stored)
+    upright = ImageOps.exif_transpose(page)
+    return _pil_to_array(upright, keep_ids, bits_stored).copy()
+
+
 def _stack_pages(pages: list[np.ndarray], source: str) -> np.ndarray:
     shapes = {page.shape for page in pages}
     if len(shapes) > 1:
@@ -205,8 +212,9 @@ def _read_file(path: str, keep_ids: bool, bits_stored: int | None) -> np.ndarray
     if "://" in path:
         raise ValueError(f"Expected a local path, got the address {path!r}. Download the image first.")
     try:
-        with Image.open(path) as image:
-            pages = [_pil_to_array(page, keep_ids, bits_stored).copy() for page in ImageSequence.Iterator(image)]
+        # opened here, since Pillow maps an uncompressed TIFF that it opens by name, and turns the map wrongly
+        with open(path, "rb") as file, Image.open(file) as image:
+            pages = [_upright_page(page, keep_ids, bits_stored) for page in ImageSequence.Iterator(image)]
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{path!r} is no image that Pillow opens. Expected PNG, TIFF, JPEG and the like; read DICOM files with a DICOM "
