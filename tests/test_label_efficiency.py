@@ -256,3 +256,10 @@ def test_curves_are_drawn_where_their_values_are():
 def test_a_single_point_can_be_drawn():
     point = Point(0.1, 0.5, 0.5, 0.5, (0.5,))
     assert draw_curves({"a": [Curve("one", [point])], "b": []}, "title").size == (1120, 484)
+
+
+def test_arguments_reach_keys_below_keys_and_shares_are_keys():
+    arguments = ["--settings.config.drop_path_rate", "0.2", "--num_seeds.0.5", "2", "--settings.epochs", "3"]
+    run = load_run(LabelEfficiencyRun, CONFIGS / "label_efficiency_arcade_vessel.yaml", arguments)
+    assert run.settings["config"] == {"drop_path_rate": 0.2} and run.settings["epochs"] == 3
+    assert {float(share): number for share, number in run.num_seeds.items()} == {0.5: 2, 1.0: 1}

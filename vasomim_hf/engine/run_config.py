@@ -334,7 +334,11 @@ def _override(values: dict, name: str, text: str) -> None:
         values[name] = value if value is None or isinstance(value, list | dict) else text
         return
     nested = values.setdefault(name, {})
-    if nested is None or not isinstance(nested, dict):
+    # a share such as 0.5 is one key
+    while "." in key and key.partition(".")[0].isidentifier() and isinstance(nested, dict):
+        name, _, key = key.partition(".")
+        nested = nested.setdefault(name, {})
+    if not isinstance(nested, dict):
         raise RunConfigError(f"--{name}.{key} needs `{name}` to hold keys, got {nested!r}.")
     nested[key] = value
 
