@@ -16,8 +16,10 @@ from vasomim_hf import VasoMIMConfig, VasoMIMForImageClassification, VasoMIMForP
 from vasomim_hf.engine import finetune_callbacks, finetune_model, finetuning
 from vasomim_hf.engine.finetune_callbacks import load_diverged_batch
 from vasomim_hf.engine.finetune_config import ClassificationRun, SegmentationRun
+from vasomim_hf.engine.finetune_data import DecodeOptions, decode
 from vasomim_hf.engine.finetune_model import build_finetune_model
 from vasomim_hf.engine.finetune_optimizer import LayerWiseAdamW, layer_wise_groups
+from vasomim_hf.engine.finetune_rows import load_task_data
 from vasomim_hf.engine.finetuning import finetune, read_metrics
 from vasomim_hf.engine.run_config import RunConfigError
 from vasomim_hf.engine.tracking import read_log
@@ -414,3 +416,20 @@ def test_the_script_writes_a_folder_that_loads_and_ends_with_one_line_on_bad_inp
         and again.stderr.splitlines()[-1].startswith("error: ")
         and "Traceback" not in again.stderr
     )
+
+
+@pytest.mark.parametrize("has_id_1", [False, True])
+def test_white_in_masks_means_one_thing_in_all_of_them(tmp_path, has_id_1, caplog):
+    strip, vessel = np.zeros((2, SIZE, SIZE), np.uint8)
+    strip[:8] = 255
+    vessel[20:24] = 1 if has_id_1 else 255
+    images = [item.image for item in frames(2)]
+    # the frame with the strip alone stands in another split than the one that tells what it means
+    columns = {"train": {"image": images, "mask": [strip, strip]}, "val": {"image": images, "mask": [vessel, strip]}}
+    run = run_of(SegmentationRun, write_table(tmp_path / "table", columns), tmp_path / "run")
+    caplog.set_level("INFO")
+    data = load_task_data(run)
+    options = DecodeOptions(kind="segmentation", num_labels=2, size=SIZE)
+    masks = decode(data.training, options, tmp_path / "decoded").masks
+    assert set(np.unique(masks[0])) == ({0, 255} if has_id_1 else {0, 1})
+    assert ("255 is class 1" in caplog.text) is not has_id_1

@@ -187,7 +187,10 @@ class SegmentationRun(FinetuneRun):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "dice", "pooled_dice", "pooled_mean_class_dice")
 
     task: str = key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
-    mask_column: str = key("mask", "column of the masks of a table: class ids, 255 is ignored")
+    mask_column: str = key(
+        "mask",
+        "column of the masks of a table: class ids, 255 is ignored; with two classes also 0 and 255 alone in all masks",
+    )
 
     @property
     def decisive_metric(self) -> str:

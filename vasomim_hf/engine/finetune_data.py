@@ -208,7 +208,7 @@ class _RowReader:
         )
 
     def _mask(self, value: Any, size: Size, kept: Size, name: str) -> np.ndarray:
-        ids = label_map(value, self.options.num_labels, size, name)
+        ids = label_map(value, self.options.num_labels, size, name, self.rows.white_is_class_1)
         self.counts[np.unique(ids[ids != IGNORED_LABEL])] += 1
         # in between two ids of many lies nothing, and neither between an id and a pixel to ignore
         is_soft = self.options.working_scale is not None and self.options.num_labels == 2
@@ -244,14 +244,15 @@ def grey_frame(image: Any, name: str) -> np.ndarray:
     return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)
 
 
-def label_map(mask: Any, num_labels: int, size: Size, name: str) -> np.ndarray:
-    """A mask as class ids. With two classes, a mask of 0 and 255 alone is one of 0 and 1; else 255 is ignored.
+def label_map(mask: Any, num_labels: int, size: Size, name: str, white_is_class_1: bool = False) -> np.ndarray:
+    """A mask as class ids.
 
     Args:
         mask (PIL image): Its levels are class ids.
         num_labels (`int`): Number of classes.
         size (`Size`): Of its frame.
         name (`str`): For messages.
+        white_is_class_1 (`bool`): Whether 255 is class 1; else it is a pixel to ignore.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8` ids below `num_labels`, or 255.
@@ -271,8 +272,8 @@ def label_map(mask: Any, num_labels: int, size: Size, name: str) -> np.ndarray:
         )
     ids = levels[0, 0].astype(np.int64)
     found = np.unique(ids)
-    if num_labels == 2 and found.tolist() in ([0, IGNORED_LABEL], [IGNORED_LABEL]):
-        return (ids > 0).astype(np.uint8)
+    if white_is_class_1:
+        ids[ids == IGNORED_LABEL] = 1
     strange = [int(number) for number in found if not (0 <= number < num_labels or number == IGNORED_LABEL)]
     if strange:
         raise ValueError(

@@ -1,5 +1,6 @@
 """From a run's `data:` line to labelled rows, the names of their classes, and the rows to learn from and to judge by."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..data.arcade import arcade_labels, load_arcade
 from ..data.parquet_loading import load_parquet_folder
+from ..image_processing_reading import read_frames
 from ..import_utils import require
 from .finetune_config import (
     ARCADE,
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 HUB_PREFIX = "hf://datasets/"
 # Rows that share a value in one of these are not parted between learning and judging
 GROUP_COLUMNS = ("patient_id", "study_id", "twin_group", "near_duplicate_group")
+WHITE = 255
 # Last words of the seeds of the two draws
 _FRACTION_STREAM, _HELD_OUT_STREAM = 11, 12
 
@@ -43,12 +46,14 @@ class LabelledRows:
         label_column (`str`): `mask`, `objects` or `label`, as the data set calls it.
         image_column (`str`): Column of the frames.
         numbers (sequence of `int`, *optional*): Of the rows in the data set they were chosen from; `None` counts from 0.
+        white_is_class_1 (`bool`): Whether 255 in a mask is class 1, and not a pixel to ignore.
     """
 
     dataset: "Dataset"
     label_column: str
     image_column: str
     numbers: Sequence[int] | None = None
+    white_is_class_1: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -73,7 +78,7 @@ class LabelledRows:
         """Some of the rows."""
         numbers = self.numbers or range(len(self))
         chosen = [numbers[index] for index in indices]
-        return LabelledRows(self.dataset.select(list(indices)), self.label_column, self.image_column, chosen)
+        return dataclasses.replace(self, dataset=self.dataset.select(list(indices)), numbers=chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +116,11 @@ def load_task_data(run: FinetuneRun) -> TaskData:
     """
     rows = load_rows(run, run.train_split)
     id2label = class_names(run, rows)
-    if run.validation_split is not None:
-        training, validation = np.arange(len(rows)), load_rows(run, run.validation_split)
+    validation = None if run.validation_split is None else load_rows(run, run.validation_split)
+    # decided over both, so that the same level never means two things
+    rows, *others = read_white(run, len(id2label), [rows] if validation is None else [rows, validation])
+    if others:
+        training, validation = np.arange(len(rows)), others[0]
     else:
         training, held_out = hold_out(rows, run.validation_share, run.seed)
         validation = rows.select(held_out.tolist())
@@ -145,6 +153,34 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
         raise RunConfigError(f"{run.data} has no frames in its split {split!r}. Name another split.")
     rows = LabelledRows(dataset, labels, image)
     return rows if run.max_frames is None else rows.select(range(min(run.max_frames, len(rows))))
+
+
+def read_white(run: FinetuneRun, num_labels: int, parts: Sequence[LabelledRows]) -> list[LabelledRows]:
+    """Decide what 255 means in the masks of a data set with two classes.
+
+    It is class 1 where the masks hold 0 and 255 alone, as most programs draw them; where any has a 1, it is a pixel to
+    ignore. One frame cannot tell: its only white may be a strip that somebody wants ignored.
+
+    Args:
+        run (`FinetuneRun`): The run; of ARCADE the masks are ids.
+        num_labels (`int`): Number of classes.
+        parts (sequence of `LabelledRows`): All splits that are used.
+
+    Returns:
+        `list[LabelledRows]`: The same, with `white_is_class_1`.
+    """
+    if run.kind != SEGMENTATION or run.dataset == ARCADE or num_labels != 2:
+        return list(parts)
+    white = False
+    for part in parts:
+        for mask in part.dataset[part.label_column]:
+            levels = np.unique(read_frames(mask, keep_ids=True)) if mask is not None else np.zeros(0)
+            if 1 in levels:
+                return list(parts)
+            white = white or WHITE in levels
+    if white:
+        logger.info("masks hold 0 and 255 alone: 255 is class 1. Where a mask has a 1, it would be a pixel to ignore")
+    return [dataclasses.replace(part, white_is_class_1=white) for part in parts]
 
 
 def _load_table(data: str, split: str) -> Any:

@@ -32,7 +32,7 @@ from .finetune_config import (
     SegmentationRun,
 )
 from .finetune_model import load_config
-from .finetune_rows import HUB_PREFIX, LabelledRows, class_names, load_rows, named_by_columns
+from .finetune_rows import HUB_PREFIX, LabelledRows, class_names, load_rows, named_by_columns, read_white
 from .scoring import FrameScorer, ScoringOptions
 
 
@@ -207,6 +207,7 @@ def _load_rows(
     names = names or config.id2label
     if kind == SEGMENTATION and len(names) == 1:
         names = {0: "background", 1: names[0]}
+    (rows,) = read_white(run, len(names), [rows])
     return rows, [names[number] for number in sorted(names)]
 
 

@@ -127,7 +127,7 @@ class FrameScorer:
             batch = [rows.dataset[start + number] for number in range(len(names))]
             frames = [grey_frame(row[rows.image_column], name) for row, name in zip(batch, names, strict=True)]
             targets = [
-                self._target(row[rows.label_column], frame, name, faults)
+                self._target(row[rows.label_column], frame, name, rows.white_is_class_1, faults)
                 for row, frame, name in zip(batch, frames, names, strict=True)
             ]
             for item in zip(names, frames, targets, self._predict(frames), strict=True):
@@ -143,10 +143,10 @@ class FrameScorer:
             return None
         return (int(height), int(width)) if self.options.inference.window is None else None
 
-    def _target(self, label: Any, frame: np.ndarray, name: str, faults: FaultReport) -> Any:
+    def _target(self, label: Any, frame: np.ndarray, name: str, white_is_class_1: bool, faults: FaultReport) -> Any:
         size = Size(frame.shape[1], frame.shape[0])
         if self.kind == SEGMENTATION:
-            return label_map(label, len(self.labels), size, name)
+            return label_map(label, len(self.labels), size, name, white_is_class_1)
         if self.kind == DETECTION:
             corners, labels = corner_boxes(label, len(self.labels), size, name, faults)
             return Boxes(corners.astype(np.float64) * [*size, *size], labels)
