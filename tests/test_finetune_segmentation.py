@@ -127,9 +127,17 @@ def test_a_run_is_not_begun_on_top_of_another_and_not_resumed_with_other_frames(
     finetune(run)
     with pytest.raises(RunConfigError, match="already holds a run. Go on with --resume auto"):
         finetune(run)
+    stored = (tmp_path / "run" / "run.yaml").read_text()
+    changed = dataclasses.replace(run, resume="auto", epochs=7, learning_rate=1e-4, num_threads=1)
+    with pytest.raises(
+        RunConfigError, match="other settings: `epochs` 1.0, now 7; `learning_rate` 0.001, now 0.0001"
+    ):
+        finetune(changed)
+    assert (tmp_path / "run" / "run.yaml").read_text() == stored
     (tmp_path / "run" / "metrics.json").unlink()
+    fewer = vessel_table(tmp_path / "fewer", train=4)
     with pytest.raises(RunConfigError, match="was made with other frames"):
-        finetune(dataclasses.replace(run, resume="auto", train_fraction=0.5))
+        finetune(dataclasses.replace(run, resume="auto", data=str(fewer)))
 
 
 def test_a_loss_that_is_no_number_names_its_step_and_keeps_its_batch(table, tmp_path, monkeypatch):

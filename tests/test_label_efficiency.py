@@ -149,7 +149,7 @@ def test_a_cell_stopped_in_the_middle_of_its_training_ends_as_one_that_was_not(b
 def test_cells_are_not_mixed_with_those_of_other_settings(base, tmp_path):
     keys = {"fractions": [0.5], "seeds": [0], "initialisations": {"scratch": "scratch"}, "settings_of": {}}
     compare_label_efficiency(comparison(base, tmp_path / "out", **keys))
-    with pytest.raises(RunConfigError, match="seed_0 was trained with `learning_rate` 0.001, which is 0.1 now"):
+    with pytest.raises(RunConfigError, match="seed_0 was begun with other settings: `learning_rate` 0.001, now 0.1"):
         compare_label_efficiency(comparison(base, tmp_path / "out", **keys, settings={"learning_rate": 0.1}))
     same = comparison(base, tmp_path / "out", **keys, settings={"num_workers": 1, "num_threads": None})
     assert compare_label_efficiency(same).finished

@@ -153,7 +153,7 @@ def test_a_run_stopped_from_outside_saves_where_it_is_and_ends_well(frames, tmp_
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 130, output
     assert "Go on with the same command and --resume auto" in output and "Traceback" not in output
     stopped_at = len(losses(tmp_path))
     assert (tmp_path / "run/checkpoints" / f"step_{stopped_at:08d}").is_dir() and not (tmp_path / "run/final").exists()

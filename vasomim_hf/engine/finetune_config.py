@@ -4,19 +4,22 @@ Read, changed by `--key value` and written by the functions of [`run_config`](ru
 checkpoint are the model's configuration, reached under `config`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 from ..configuration_vasomim import VasoMIMConfig
 from ..data.arcade import PARTS
 from ..data.augmentation import FLIP_PROBABILITY, AugmentationOptions
-from .run_config import PRECISIONS, RunConfigError, check_nested, make_run, save_run
+from .run_config import PRECISIONS, RUN_FILE_NAME, RunConfigError, check_nested, load_run, make_run, save_run
 
 
 SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
 ARCADE, TABLE = "arcade", "table"
 SCRATCH, MAE = "scratch", "mae"
 BEST, LAST = "best", "last"
+# Keys that change nothing about the model, or say where things lie
+_FREE = ("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads", "log_every_steps", "tensorboard")
 
 Kind = TypeVar("Kind", bound="FinetuneRun")
 
@@ -257,3 +260,27 @@ def make_finetune_run(kind: type[Kind], values: dict, where: str = "the run") ->
 def save_finetune_run(run: FinetuneRun) -> None:
     """Write a run to `run.yaml` in its `output_dir`, so that it can be given to the script again."""
     save_run(cast(Any, run), run.output_dir)
+
+
+def check_stored_run(run: FinetuneRun, folder: str | Path) -> None:
+    """Refuse to go on with a run whose settings are not what they were: its first steps had others.
+
+    Args:
+        run (`FinetuneRun`): As it is wanted now.
+        folder (`str` or `Path`): With the `run.yaml` of its beginning; without one there is nothing to compare.
+
+    Raises:
+        RunConfigError: If a setting that changes the result is another one.
+    """
+    path = Path(folder) / RUN_FILE_NAME
+    if not path.is_file():
+        return
+    before = load_run(cast(Any, type(run)), path)
+    names = [item.name for item in fields(run) if item.name not in _FREE]
+    changed = [name for name in names if getattr(run, name) != getattr(before, name)]
+    if changed:
+        told = "; ".join(f"`{name}` {getattr(before, name)!r}, now {getattr(run, name)!r}" for name in changed)
+        raise RunConfigError(
+            f"{path.parent} was begun with other settings: {told}. Use the same, remove the folder, or begin in another "
+            "output_dir."
+        )

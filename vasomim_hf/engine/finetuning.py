@@ -18,7 +18,7 @@ from ..folders import atomic_file
 from ..image_processing_vasomim import VasoMIMImageProcessor
 from ..import_utils import require
 from .finetune_callbacks import EpochCallback, LogCallback, LossGuard, StopCallback
-from .finetune_config import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, save_finetune_run
+from .finetune_config import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, check_stored_run, save_finetune_run
 from .finetune_data import Collator, DecodeOptions, FinetuneDataset, Samples, decode, private_folder
 from .finetune_metrics import make_meter
 from .finetune_model import build_finetune_model
@@ -386,9 +386,11 @@ def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
 
     Raises:
         FileNotFoundError: If a named checkpoint is not there or not complete.
-        ValueError: If training would begin in a folder that already holds a run.
+        ValueError: If training would begin in a folder that already holds a run, or go on with other settings.
     """
     newest = newest_checkpoint(Path(run.output_dir))
+    if run.resume != "never":
+        check_stored_run(run, run.output_dir)
     if run.resume == "auto":
         return None if is_finished(run) else newest
     if run.resume != "never":

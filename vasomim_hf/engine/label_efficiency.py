@@ -17,11 +17,11 @@ from torch import nn
 
 from ..evaluation.comparison import Description, build_results
 from ..evaluation.results import EvaluationResults, write_results
-from .finetune_config import FinetuneRun
+from .finetune_config import FinetuneRun, check_stored_run
 from .finetune_model import build_finetune_model
 from .finetune_rows import LabelledRows, TaskData, choose_fraction, load_task_data
 from .finetuning import CHECKPOINTS_NAME, finetune_model, make_image_processor, newest_checkpoint, prepare_process
-from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of, check_settings
+from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of
 from .label_efficiency_report import draw_finished
 from .reference_models import MONAI_UNET, ReferenceUNet
 from .run_config import save_run
@@ -47,7 +47,8 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
     cells = cells_of(run)
     for cell in cells:
         if (cell.folder(run.output_dir) / RESULTS_NAME).is_file() or newest_checkpoint(cell.folder(run.output_dir)):
-            check_settings(run, cell)
+            # a curve of two kinds of models would mean nothing
+            check_stored_run(cell_run(run, cell), cell.folder(run.output_dir))
     data: TaskData | None = None
     done = 0
     save_run(cast(Any, run), run.output_dir)

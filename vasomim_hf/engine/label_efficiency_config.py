@@ -1,8 +1,8 @@
 """Run files of a comparison over shares of the labels, and the cells that they stand for."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from ..import_utils import require
 from .finetune_config import (
@@ -19,7 +19,7 @@ from .finetune_config import (
     make_finetune_run,
 )
 from .reference_models import MONAI_UNET
-from .run_config import RUN_FILE_NAME, RunConfigError, load_run
+from .run_config import RunConfigError
 
 
 RESULTS_NAME = "results.json"
@@ -36,8 +36,6 @@ DECIDED = (
 )
 # Checkpoints of a cell, from which an interrupted one goes on
 _SAVES = 5
-# Keys of a cell that change nothing about its model, or say where things lie
-_FREE = ("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads", "log_every_steps", "tensorboard")
 
 
 @dataclass
@@ -154,30 +152,6 @@ def cell_run(run: LabelEfficiencyRun, cell: Cell) -> FinetuneRun:
     if settings.validation_split is None:
         raise RunConfigError(f"{run.finetune} must name a `validation_split`, the same for all cells.")
     return settings
-
-
-def check_settings(run: LabelEfficiencyRun, cell: Cell) -> None:
-    """Refuse a cell that was trained with other settings: its curve would be of two kinds of models.
-
-    Args:
-        run (`LabelEfficiencyRun`): The comparison.
-        cell (`Cell`): One of its cells, with a folder.
-
-    Raises:
-        RunConfigError: If a setting is not what it was.
-    """
-    path = cell.folder(run.output_dir) / RUN_FILE_NAME
-    if not path.is_file():
-        return
-    now = cell_run(run, cell)
-    # it asks for no more than a dataclass with `validate`
-    before = load_run(cast(Any, KINDS[run.kind]), path)
-    for name in (item.name for item in fields(now) if item.name not in _FREE):
-        if getattr(now, name) != getattr(before, name):
-            raise RunConfigError(
-                f"{path.parent} was trained with `{name}` {getattr(before, name)!r}, which is {getattr(now, name)!r} now. Use "
-                "the same settings, remove the folder, or begin in another output_dir."
-            )
 
 
 def _read(path: str) -> dict[str, Any]:

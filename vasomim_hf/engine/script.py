@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 # What a run file, the data or an installation can cause; anything else is a fault of the program and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, StrictDataclassError, TrainingDivergedError)
 
+# What shells report of a program that Ctrl-C ended, so that `train && evaluate` does not go on
+STOPPED = 130
+
 Run = TypeVar("Run", bound=TrainingRun)
 
 
@@ -33,7 +36,7 @@ def run_script(
         arguments (`list[str]`): Of the command line, without the script's name: run file, then `--key value` ...
 
     Returns:
-        `int`: Exit code: 0 if all went well or the run was stopped, 1 after an error, 2 if there are no arguments.
+        `int`: Exit code: 0 if all went well, 1 after an error, 2 if there are no arguments, 130 if the run was stopped.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{doc}\nKeys of the run file, with their defaults:\n{describe_keys(kind)}\n")
@@ -48,7 +51,7 @@ def run_script(
         return 1
     if result.is_main_process:
         sys.stdout.write(f"{_ending(result, sentence)}\n")
-    return 0
+    return 0 if result.finished else STOPPED
 
 
 def _ending(result: TrainingResult, sentence: str) -> str:
