@@ -394,7 +394,8 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--maps",
         metavar="DIR",
-        help="write the masks found and maps of uncertainty here, named by the ids of the frames",
+        help="write the masks found (class ids, shown in colours) and maps of uncertainty (0 sure, 255 all classes as probable) "
+        "here, named by the ids of the frames, of a table by its column image_id",
     )
     parser.add_argument("--pictures", metavar="DIR", help="write pictures of the best, middle and worst frames here")
     parser.set_defaults(run=_evaluate)

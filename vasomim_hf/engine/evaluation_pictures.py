@@ -1,5 +1,6 @@
 """Pictures of an evaluation: masks and uncertainty of each frame, and the frames that went best, middling and worst."""
 
+import colorsys
 import itertools
 import math
 import re
@@ -26,6 +27,8 @@ _OPACITY = 0.6
 _SIDE = 320
 _GAP = 4
 _CAPTION = 16
+# Step of the hue from one class to the next: neighbours differ most, and no two of 25 are the same
+_GOLDEN_RATIO = 0.618034
 
 
 def file_stem(image_id: str) -> str:
@@ -34,7 +37,7 @@ def file_stem(image_id: str) -> str:
 
 
 class MapWriter:
-    """Writes `ID_mask.png` with class ids and `ID_uncertainty.png` with 0 (sure) to 255 (all classes as probable).
+    """Writes `ID_mask.png` with class ids, shown in colours, and `ID_uncertainty.png`: 0 (sure) to 255 (all as probable).
 
     ID is that of [`file_stem`]; where two frames would share it, the later ones end in `-2`, `-3`, ...
 
@@ -53,14 +56,33 @@ class MapWriter:
         ids = frame.prediction.argmax(axis=0).astype(np.uint8)
         entropy = predictive_entropy(frame.prediction[None])
         stem = self._free_stem(file_stem(frame.image_id))
-        for name, plane in (("mask", ids), ("uncertainty", np.rint(entropy * 255).astype(np.uint8))):
-            _save(Image.fromarray(plane), self.folder / f"{stem}_{name}.png")
+        mask = Image.fromarray(ids, mode="P")
+        mask.putpalette(class_colours(len(frame.prediction)).tobytes())
+        uncertainty = Image.fromarray(np.rint(entropy * 255).astype(np.uint8))
+        for name, picture in (("mask", mask), ("uncertainty", uncertainty)):
+            _save(picture, self.folder / f"{stem}_{name}.png")
 
     def _free_stem(self, stem: str) -> str:
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         free = next(name for name in names if name.lower() not in self._taken)
         self._taken.add(free.lower())
         return free
+
+
+def class_colours(num_labels: int) -> np.ndarray:
+    """A colour for each class id: black for the background, white for a single class beside it.
+
+    Args:
+        num_labels (`int`): Number of classes, the background included.
+
+    Returns:
+        `np.ndarray` of shape `(num_labels, 3)`: `uint8`, red, green and blue.
+    """
+    if num_labels <= 2:
+        return np.array([[0, 0, 0], [255, 255, 255]], dtype=np.uint8)[:num_labels]
+    hues = (np.arange(num_labels - 1) * _GOLDEN_RATIO) % 1
+    bright = [colorsys.hsv_to_rgb(hue, 0.55 + 0.45 * (number % 2), 1.0) for number, hue in enumerate(hues)]
+    return np.rint(np.array([(0.0, 0.0, 0.0), *bright]) * 255).astype(np.uint8)
 
 
 def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScorer, rows: LabelledRows) -> list[Path]:
@@ -73,9 +95,9 @@ def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScor
         rows (`LabelledRows`): As they were scored.
 
     Returns:
-        `list[Path]`: `best.png`, `median.png` and `worst.png`, up to four frames in each, every one as it is and with what
-        was found: green right, blue missed (or of another class), orange made up. Of boxes the annotated ones are blue,
-        the found ones orange; classes are named below.
+        `list[Path]`: `best.png`, `median.png` and `worst.png`, up to four frames in each: as it is, and with what was
+        annotated and found. A line at the end says which colour is which; several classes have a colour each and a panel
+        for what was annotated and one for what was found.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +106,8 @@ def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScor
     for name, chosen in choose_cases(results.rows, results.kind).items():
         values = {row.image_id: row for row in chosen}
         frames = scorer.frames(rows.select([places[row.image_id] for row in chosen]))
-        pairs = [_pair(frame, values[frame.image_id], results) for frame in frames]
-        _save(_stack(pairs), folder / f"{name}.png")
+        cases = [_case(frame, values[frame.image_id], results) for frame in frames]
+        _save(_stack(cases, _legend(results)), folder / f"{name}.png")
         written.append(folder / f"{name}.png")
     return written
 
@@ -123,30 +145,69 @@ def _scored_boxes(row: ResultRow) -> list[tuple[float, float]]:
     return list(zip(row.lists["scores"], row.lists["matches"], strict=True))
 
 
-def _pair(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> Image.Image:
-    """A frame beside itself with what was found, and a line below."""
-    grey = Image.fromarray(frame.frame).convert("RGB")
-    drawn = grey.copy()
-    if results.kind == SEGMENTATION:
-        drawn = _paint(frame)
-        text = f"Dice {row.values['dice']:.3f}  clDice {row.values['cl_dice']:.3f}"
-    elif results.kind == DETECTION:
-        _draw_boxes(drawn, frame)
-        text = f"{row.values['num_targets']:.0f} annotated, found with a score of {DRAWN_SCORE} and more"
-    else:
-        found, true = (results.labels[int(row.values[name])] for name in ("predicted", "target"))
-        text = f"{found} ({row.values['confidence']:.2f}), annotated {true}"
-    share = _SIDE / max(grey.size)
-    size = (max(1, round(grey.width * share)), max(1, round(grey.height * share)))
-    canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE + _CAPTION), "white")
-    for left, image in ((0, grey), (_SIDE + _GAP, drawn)):
-        canvas.paste(image.resize(size, Image.Resampling.LANCZOS), (left, 0))
-    ImageDraw.Draw(canvas).text((2, _SIDE + 2), f"{frame.image_id}  {text}", fill="black")
+def _case(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> Image.Image:
+    """A frame, what was annotated and found on it, and a line below."""
+    panels = _panels(frame, results)
+    share = _SIDE / max(panels[0].size)
+    size = (max(1, round(panels[0].width * share)), max(1, round(panels[0].height * share)))
+    # a line of text needs room also where there is one panel
+    width = max(2, len(panels)) * (_SIDE + _GAP) - _GAP
+    canvas = Image.new("RGB", (width, _SIDE + _CAPTION), "white")
+    for number, panel in enumerate(panels):
+        canvas.paste(panel.resize(size, Image.Resampling.LANCZOS), (number * (_SIDE + _GAP), 0))
+    ImageDraw.Draw(canvas).text((2, _SIDE + 2), f"{frame.image_id}  {_numbers(frame, row, results)}", fill="black")
     return canvas
 
 
+def _panels(frame: ScoredFrame, results: EvaluationResults) -> list[Image.Image]:
+    grey = Image.fromarray(frame.frame).convert("RGB")
+    if results.kind == CLASSIFICATION:
+        return [grey]
+    if results.kind == DETECTION:
+        drawn = grey.copy()
+        _draw_boxes(drawn, frame)
+        return [grey, drawn]
+    if len(results.labels) == 2:
+        return [grey, _paint(frame)]
+    return [grey, *(_colour(frame.frame, ids, len(results.labels)) for ids in (frame.target, _found(frame)))]
+
+
+def _numbers(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> str:
+    if results.kind == SEGMENTATION:
+        return f"Dice {row.values['dice']:.3f}  clDice {row.values['cl_dice']:.3f}"
+    if results.kind == DETECTION:
+        count = int((frame.prediction.scores >= DRAWN_SCORE).sum())
+        return f"{row.values['num_targets']:.0f} annotated, {count} found (score of {DRAWN_SCORE} and more)"
+    found, true = (results.labels[int(row.values[name])] for name in ("predicted", "target"))
+    return f"found {found} ({row.values['confidence']:.2f}), annotated {true}"
+
+
+def _legend(results: EvaluationResults) -> list[tuple[tuple[int, int, int] | None, str]]:
+    """Colours with what they mean; a text without a colour stands alone."""
+    if results.kind == CLASSIFICATION:
+        return []
+    if results.kind == DETECTION:
+        return [(MISSED, "annotated"), (FALSE, "found, with its score")]
+    if len(results.labels) == 2:
+        return [(HIT, "annotated and found"), (MISSED, "annotated, not found"), (FALSE, "found, not annotated")]
+    return [(None, "frame; annotated; found, a colour for each class, as in the masks of --maps")]
+
+
+def _found(frame: ScoredFrame) -> np.ndarray:
+    return frame.prediction.argmax(axis=0)
+
+
+def _colour(grey: np.ndarray, ids: np.ndarray, num_labels: int) -> Image.Image:
+    """Class ids of shape (height, width) in colours over a frame; ignored pixels stay grey."""
+    painted = (ids > 0) & (ids < num_labels)
+    picture = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float32)
+    colours = class_colours(num_labels)[ids[painted]]
+    picture[painted] = (1 - _OPACITY) * picture[painted] + _OPACITY * colours
+    return Image.fromarray(np.rint(picture).astype(np.uint8))
+
+
 def _paint(frame: ScoredFrame) -> Image.Image:
-    found, true = frame.prediction.argmax(axis=0), frame.target
+    found, true = _found(frame), frame.target
     counted = true <= len(frame.prediction) - 1
     right = (found == true) & (true > 0)
     parts = ((right, HIT), ((true > 0) & ~right & counted, MISSED), ((found > 0) & (true == 0), FALSE))
@@ -166,15 +227,30 @@ def _draw_boxes(image: Image.Image, frame: ScoredFrame) -> None:
             draw.text((corners[0] + 2, corners[1] + 2), f"{score:.2f}", fill=FALSE)
 
 
-def _stack(pairs: Sequence[Image.Image]) -> Image.Image:
-    """Two pairs in a row."""
-    rows = math.ceil(len(pairs) / 2)
-    width, height = pairs[0].size
-    columns = min(2, len(pairs))
-    canvas = Image.new("RGB", (columns * width + (columns - 1) * 2 * _GAP, rows * (height + _GAP) - _GAP), "white")
-    for number, pair in enumerate(pairs):
-        canvas.paste(pair, ((number % 2) * (width + 2 * _GAP), (number // 2) * (height + _GAP)))
+def _stack(cases: Sequence[Image.Image], legend: Sequence[tuple[tuple[int, int, int] | None, str]]) -> Image.Image:
+    """Cases of two panels two in a row, wider ones below each other, and the legend."""
+    width, height = cases[0].size
+    columns = min(len(cases), 1 if width > 2 * _SIDE + _GAP else 2)
+    rows = math.ceil(len(cases) / columns)
+    size = (columns * width + (columns - 1) * 2 * _GAP, rows * (height + _GAP) + _CAPTION * bool(legend))
+    canvas = Image.new("RGB", size, "white")
+    for number, case in enumerate(cases):
+        row, column = divmod(number, columns)
+        canvas.paste(case, (column * (width + 2 * _GAP), row * (height + _GAP)))
+    _draw_legend(ImageDraw.Draw(canvas), legend, top=rows * (height + _GAP))
     return canvas
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, legend: Sequence[tuple[tuple[int, int, int] | None, str]], top: int
+) -> None:
+    left = 2
+    for colour, text in legend:
+        if colour is not None:
+            draw.rectangle((left, top + 3, left + 9, top + 12), fill=colour)
+            left += 14
+        draw.text((left, top + 1), text, fill="black")
+        left += int(draw.textlength(text)) + 20
 
 
 def _save(image: Image.Image, path: Path) -> None:
