@@ -11,9 +11,10 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vasomim_hf.engine.finetune_config import ClassificationRun
-from vasomim_hf.engine.finetune_rows import LabelledRows, choose_fraction, hold_out
+from vasomim_hf.engine.finetune_rows import LabelledRows, choose_fraction, hold_out, load_task_data
 from vasomim_hf.engine.finetuning import read_metrics
 from vasomim_hf.engine.linear_probe import Features, finetune_classification, fit_logistic_regression
+from vasomim_hf.engine.model_evaluation import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.run_config import RunConfigError
 
 from .finetune_miniatures import SIZE, frames, run_of, write_table
@@ -112,6 +113,28 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(ValueError) as caught:
             finetune_classification(run)
         assert message in str(caught.value)
+
+
+def test_labels_that_are_names_become_ids_in_the_order_of_the_run(tmp_path):
+    named = {"train": columns(4, 0), "val": columns(4, 40)}
+    for split in named.values():
+        split["label"] = ["left", "right", "right", "left"]
+    table = write_table(tmp_path / "table", named)
+    before = sorted(path.name for path in table.rglob("*"))
+    run = run_of(ClassificationRun, table, tmp_path / "run", labels={0: "right", 1: "left"})
+    data = load_task_data(run)
+    assert list(data.training.dataset["label"]) == list(data.validation.dataset["label"]) == [1, 0, 0, 1]
+    assert sorted(path.name for path in table.rglob("*")) == before, "nothing of the frames is written beside the data"
+    for labels, message in (
+        ({}, "such as labels: {0: left, 1: right}"),
+        ({0: "left", 1: "middle"}, "1: the label must be one of left, middle, got 'right'"),
+    ):
+        with pytest.raises(RunConfigError) as caught:
+            load_task_data(dataclasses.replace(run, labels=labels))
+        assert message in str(caught.value)
+    finetune_classification(dataclasses.replace(run, epochs=1))
+    request = EvaluationRequest(run.output_dir, str(table), "side", "validation", dataset="table")
+    assert len(evaluate_model(request).rows) == 4
 
 
 def test_classes_that_the_validation_frames_lack_are_told_and_choose_nothing(tmp_path, caplog):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -396,14 +397,40 @@ def test_the_best_weights_are_not_chosen_by_frames_with_nothing_to_find(tmp_path
 
 def test_a_missing_split_or_column_is_named(table, tmp_path):
     for keys, message in (
-        ({"validation_split": "dev"}, "has no split 'dev', but train, val"),
+        ({"validation_split": "test"}, "has no split 'test', but train, val"),
+        ({"train_split": "val", "validation_split": "dev"}, "may be names of the same split"),
         ({"mask_column": "vessels"}, "has no column 'vessels' in its split 'train', but image, mask, image_id"),
         ({"labels": {}}, "need names with ids from 0 on, got none"),
-        ({"labels": {1: "vessel"}}, "need names with ids from 0 on"),
+        ({"labels": {2: "vessel"}}, "need names with ids from 0 on"),
     ):
         with pytest.raises(RunConfigError) as caught:
             finetune(run_of(SegmentationRun, table, tmp_path / "run", **keys))
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("is_parquet", [False, True])
+def test_a_split_to_judge_by_has_several_names(tmp_path, is_parquet, caplog):
+    folder = vessel_table(tmp_path / "saved")
+    if is_parquet:
+        folder = tmp_path / "parquet"
+        folder.mkdir()
+        for name, rows in datasets.load_from_disk(tmp_path / "saved").items():
+            rows.to_parquet(folder / f"{name}.parquet")
+    caplog.set_level("INFO")
+    data = load_task_data(run_of(SegmentationRun, folder, tmp_path / "run", validation_split="dev"))
+    assert (len(data.training), data.validation.image_ids) == (6, ["val-0", "val-1", "val-2"])
+    assert "there is no split 'dev'; 'val" in caplog.text
+    run = run_of(SegmentationRun, folder, tmp_path / "run", validation_split="val", labels={1: "vessel"})
+    data = load_task_data(run)
+    assert len(data.validation) == 3 and data.id2label == LABELS
+
+
+def test_a_data_set_without_splits_is_parted_or_refused(table, tmp_path):
+    datasets.load_from_disk(table)["train"].save_to_disk(tmp_path / "plain")
+    data = load_task_data(run_of(SegmentationRun, tmp_path / "plain", tmp_path / "run", validation_split=None))
+    assert (len(data.training), len(data.validation)) == (5, 1)
+    with pytest.raises(RunConfigError, match="without splits. .* validation_split: null holds out a part"):
+        load_task_data(run_of(SegmentationRun, tmp_path / "plain", tmp_path / "run"))
 
 
 def test_the_script_writes_a_folder_that_loads_and_ends_with_one_line_on_bad_input(table, tmp_path):

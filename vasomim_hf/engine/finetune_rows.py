@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,14 @@ HUB_PREFIX = "hf://datasets/"
 # Rows that share a value in one of these are not parted between learning and judging
 GROUP_COLUMNS = ("patient_id", "study_id", "twin_group", "near_duplicate_group")
 WHITE = 255
+# What data sets call the split to judge by; `datasets` itself reads a file val.parquet as the split "validation"
+VALIDATION_NAMES = ("val", "validation", "valid", "dev")
+# How a run file names classes
+_EXAMPLES = {
+    SEGMENTATION: "{0: background, 1: vessel}",
+    DETECTION: "{0: stenosis}",
+    CLASSIFICATION: "{0: left, 1: right}",
+}
 # Last words of the seeds of the two draws
 _FRACTION_STREAM, _HELD_OUT_STREAM = 11, 12
 
@@ -114,6 +122,11 @@ def load_task_data(run: FinetuneRun) -> TaskData:
     Raises:
         ValueError: If a split or column is missing, or no row is left.
     """
+    if run.dataset != ARCADE and {run.train_split, run.validation_split} <= set(VALIDATION_NAMES):
+        raise RunConfigError(
+            f"`train_split` {run.train_split!r} and `validation_split` {run.validation_split!r} may be names of the same "
+            "split. Name another one, or write validation_split: null to hold out a part."
+        )
     rows = load_rows(run, run.train_split)
     id2label = class_names(run, rows)
     validation = None if run.validation_split is None else load_rows(run, run.validation_split)
@@ -124,6 +137,7 @@ def load_task_data(run: FinetuneRun) -> TaskData:
     else:
         training, held_out = hold_out(rows, run.validation_share, run.seed)
         validation = rows.select(held_out.tolist())
+    rows, validation = (number_labels(run, part, id2label) for part in (rows, validation))
     chosen = choose_fraction(training, run.train_fraction, run.seed)
     return TaskData(rows.select(chosen.tolist()), validation, id2label)
 
@@ -141,7 +155,7 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
     Raises:
         ValueError: If the split or a column is missing, or there is no frame.
     """
-    dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else _load_table(run.data, split)
+    dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else _load_table(run, split)
     image, labels = "image" if run.dataset == ARCADE else run.image_column, label_column(run)
     missing = [name for name in (image, labels) if name not in dataset.column_names]
     if missing:
@@ -183,16 +197,16 @@ def read_white(run: FinetuneRun, num_labels: int, parts: Sequence[LabelledRows])
     return [dataclasses.replace(part, white_is_class_1=white) for part in parts]
 
 
-def _load_table(data: str, split: str) -> Any:
-    datasets = require("datasets", "data")
+def _load_table(run: FinetuneRun, split: str) -> Any:
+    datasets, data = require("datasets", "data"), run.data
     if data.startswith(HUB_PREFIX):
         name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
-        return datasets.load_dataset(name, split=split, revision=revision or None)
+        return _any_name(lambda one: datasets.load_dataset(name, split=one, revision=revision or None), split)
     folder = Path(data)
     if not folder.is_dir():
         raise FileNotFoundError(f"`data`: there is no folder {folder}. The Hub is reached by hf://datasets/OWNER/NAME")
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return load_parquet_folder(folder, split)
+        return _any_name(lambda one: load_parquet_folder(folder, one), split)
     try:
         saved = datasets.load_from_disk(data)
     except IndexError as error:
@@ -200,14 +214,35 @@ def _load_table(data: str, split: str) -> Any:
         raise RunConfigError(
             f"{data} has a split without rows, which cannot be read. Save it without that."
         ) from error
-    if isinstance(saved, datasets.Dataset):
-        raise RunConfigError(
-            f"{data} is one data set without splits. Save a DatasetDict with a split {split!r}, so that it is clear what is "
-            "learnt from and what is judged by."
-        )
+    if not isinstance(saved, datasets.Dataset):
+        return _any_name(lambda one: _split_of(saved, one, data), split)
+    if run.validation_split is None:
+        return saved
+    raise RunConfigError(
+        f"{data} is one data set without splits. Save a DatasetDict with a split {split!r}, so that it is clear what is "
+        "learnt from and what is judged by; in training, validation_split: null holds out a part of it."
+    )
+
+
+def _split_of(saved: Any, split: str, data: str) -> Any:
     if split not in saved:
         raise RunConfigError(f"{data} has no split {split!r}, but {', '.join(sorted(saved))}.")
     return saved[split]
+
+
+def _any_name(load: Callable[[str], Any], split: str) -> Any:
+    """What a split's name loads, or another name of the split to judge by."""
+    try:
+        return load(split)
+    except ValueError:
+        for name in VALIDATION_NAMES if split in VALIDATION_NAMES else ():
+            try:
+                found = load(name)
+            except ValueError:
+                continue
+            logger.info("there is no split %r; %r is taken for it", split, name)
+            return found
+        raise
 
 
 def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
@@ -227,12 +262,14 @@ def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
         return arcade_labels(run.task)
     if run.labels:
         names = {_whole(number): str(name) for number, name in run.labels.items()}
+        if run.kind == SEGMENTATION:
+            names.setdefault(0, "background")
     else:
         names = named_by_columns(run, rows)
     if sorted(names) != list(range(len(names))) or not names:
         raise RunConfigError(
             f"The classes of {rows.label_column!r} need names with ids from 0 on, got {names or 'none'}. Write them in the "
-            "run file, such as labels: {0: background, 1: vessel}"
+            f"run file, such as labels: {_example(run, rows)}"
         )
     return dict(sorted(names.items()))
 
@@ -250,6 +287,46 @@ def named_by_columns(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
     feature = rows.dataset.features[rows.label_column]
     feature = feature["category"] if run.kind == DETECTION else feature
     return dict(enumerate(getattr(getattr(feature, "feature", feature), "names", None) or ()))
+
+
+def number_labels(run: FinetuneRun, rows: LabelledRows, id2label: dict[int, str]) -> LabelledRows:
+    """Put ids in the place of labels of frames that are names.
+
+    Args:
+        run (`FinetuneRun`): Says what kind of task it is.
+        rows (`LabelledRows`): Rows whose labels are ids or names.
+        id2label (`dict[int, str]`): Names of the classes.
+
+    Returns:
+        `LabelledRows`: With ids; the same where they are ids already.
+
+    Raises:
+        RunConfigError: If a label is the name of no class.
+    """
+    if run.kind != CLASSIFICATION or not _are_names(rows):
+        return rows
+    ids = {name: number for number, name in id2label.items()}
+    given = rows.dataset[rows.label_column]
+    for name, label in zip(rows.image_ids, given, strict=True):
+        if label not in ids:
+            raise RunConfigError(
+                f"{name}: the label must be one of {', '.join(ids)}, got {label!r}. Correct it, or name it in `labels`."
+            )
+    # not mapped, which would leave a copy of all frames beside the data
+    plain = rows.dataset.remove_columns(rows.label_column)
+    return dataclasses.replace(rows, dataset=plain.add_column(rows.label_column, [ids[label] for label in given]))
+
+
+def _are_names(rows: LabelledRows) -> bool:
+    return getattr(rows.dataset.features[rows.label_column], "dtype", None) in ("string", "large_string")
+
+
+def _example(run: FinetuneRun, rows: LabelledRows) -> str:
+    """Line of a run file that names classes: those of the data where they are known."""
+    if run.kind != CLASSIFICATION or not _are_names(rows):
+        return _EXAMPLES[run.kind]
+    found = sorted({str(label) for label in rows.dataset[rows.label_column] if label})
+    return "{" + ", ".join(f"{number}: {name}" for number, name in enumerate(found[:10])) + "}"
 
 
 def _whole(value: object) -> int:

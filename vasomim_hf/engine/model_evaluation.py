@@ -32,7 +32,15 @@ from .finetune_config import (
     SegmentationRun,
 )
 from .finetune_model import load_config
-from .finetune_rows import HUB_PREFIX, LabelledRows, class_names, load_rows, named_by_columns, read_white
+from .finetune_rows import (
+    HUB_PREFIX,
+    LabelledRows,
+    class_names,
+    load_rows,
+    named_by_columns,
+    number_labels,
+    read_white,
+)
 from .scoring import FrameScorer, ScoringOptions
 
 
@@ -208,6 +216,7 @@ def _load_rows(
     if kind == SEGMENTATION and len(names) == 1:
         names = {0: "background", 1: names[0]}
     (rows,) = read_white(run, len(names), [rows])
+    rows = number_labels(run, rows, names)
     return rows, [names[number] for number in sorted(names)]
 
 
