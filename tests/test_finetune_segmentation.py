@@ -130,9 +130,7 @@ def test_a_run_is_not_begun_on_top_of_another_and_not_resumed_with_other_frames(
         finetune(run)
     stored = (tmp_path / "run" / "run.yaml").read_text()
     changed = dataclasses.replace(run, resume="auto", epochs=7, learning_rate=1e-4, num_threads=1)
-    with pytest.raises(
-        RunConfigError, match="other settings: `epochs` 1.0, now 7; `learning_rate` 0.001, now 0.0001"
-    ):
+    with pytest.raises(RunConfigError, match="other settings: `epochs` 1.0, now 7; `learning_rate` 0.001, now 0.0001"):
         finetune(changed)
     assert (tmp_path / "run" / "run.yaml").read_text() == stored
     (tmp_path / "run" / "metrics.json").unlink()
@@ -468,3 +466,16 @@ def test_white_in_masks_means_one_thing_in_all_of_them(tmp_path, has_id_1, caplo
     masks = decode(data.training, options, tmp_path / "decoded").masks
     assert set(np.unique(masks[0])) == ({0, 255} if has_id_1 else {0, 1})
     assert ("255 is class 1" in caplog.text) is not has_id_1
+
+
+def test_the_log_tells_a_new_head_in_a_line_and_which_weights_were_kept(table, tmp_path, caplog, capfd):
+    VasoMIMForPreTraining(VasoMIMConfig(**ENCODER, image_size=SIZE)).save_pretrained(tmp_path / "encoder")
+    caplog.set_level("INFO")
+    sizes = {"segmentation_hidden_size": 16, "detail_stem_channels": 8}
+    run = run_of(SegmentationRun, table, tmp_path / "run", init=str(tmp_path / "encoder"), config=sizes)
+    finetune(run)
+    # the library's own log goes to the terminal
+    assert "MISSING" not in capfd.readouterr().err and "tensors of the head are new" in caplog.text
+    about = read_metrics(run)
+    assert about["chosen_by"] == "pooled_dice"
+    assert f"best weights, of step {about['best_step']} by pooled_dice: " in caplog.text

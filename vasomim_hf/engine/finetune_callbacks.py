@@ -76,7 +76,10 @@ class LogCallback(TrainerCallback):
         if self._log is not None:
             self._log.write(self.kind, state.global_step, values)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
-        logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
+        where = f"step {state.global_step} of {state.max_steps}"
+        if self.kind == "final" and args.load_best_model_at_end:
+            where = f"best weights, of step {state.best_global_step} by {args.metric_for_best_model}"
+        logger.info("%s: %s", where, shown)
         self._mark = time.perf_counter()
 
     def on_log(

@@ -81,7 +81,11 @@ class FinetuneRun:
     clip_grad_norm: float | None = key(1.0, "largest gradient norm; null does not clip")
 
     evaluations: int = key(20, "times that the validation frames are scored, evenly spread over training")
-    metric: str | None = key(None, "validation metric that decides; null takes the task's")
+    metric: str | None = key(
+        None,
+        "validation metric that decides; null takes pooled_dice (of many classes pooled_mean_class_dice), ap50 or "
+        "balanced_accuracy",
+    )
     keep: str = key(BEST, "weights at the end: best, by the metric, or last")
     saves: int | None = key(
         None, "checkpoints over training, where the last weights count; null makes one at each evaluation"

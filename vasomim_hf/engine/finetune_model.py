@@ -1,5 +1,8 @@
 """From a run's `init:` line to a model with a head: pre-trained weights of VasoMIM, of a plain MAE, or none."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from ..presets import load_preset
 from .finetune_config import CLASSIFICATION, DETECTION, MAE, SCRATCH, SEGMENTATION, FinetuneRun
 from .run_config import RunConfigError
 
+
+logger = logging.getLogger(__name__)
 
 # Pre-trained on ImageNet by the authors of MAE; downloaded, with `init: mae` alone
 MAE_NAME = "facebook/vit-mae-base"
@@ -86,9 +91,10 @@ def load_config(source: str, what: str) -> PreTrainedConfig:
 def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
     # a linear probe is a fine start, and its encoder is not frozen for good
     config = VasoMIMConfig.from_pretrained(source, **{"freeze_encoder": False, **overrides})
-    model, info = HEADS[run.kind].from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with _without_loading_report():
+        model, info = HEADS[run.kind].from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     # A new head is what fine-tuning is about; a half-filled encoder is a mistake
     broken = [name for name in fresh if "vasomim." in name]
@@ -97,7 +103,24 @@ def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> V
             f"`init`: {source} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}. Leave sizes of "
             "the encoder out of `config`."
         )
+    if info["unexpected_keys"]:
+        unused = sorted(info["unexpected_keys"])
+        logger.warning("%d weights of %s have no place in the model, such as %s", len(unused), source, unused[0])
+    if fresh:
+        logger.info("%d tensors of the head are new, drawn by the seed of the run", len(fresh))
     return model
+
+
+@contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """The library lists every tensor of a new head; that it is new is what fine-tuning is about."""
+    library = logging.getLogger("transformers.modeling_utils")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
 
 
 def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:

@@ -201,6 +201,7 @@ def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> T
         about = {
             "step": step,
             "best_step": trainer.state.best_global_step if run.keep == BEST else step,
+            "chosen_by": run.decisive_metric if run.keep == BEST else None,
             "metrics": _plain(metrics),
             "frames_per_second": round(log.frames_per_second, 2),
             "num_training_frames": len(parts.training),
