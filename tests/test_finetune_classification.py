@@ -1,6 +1,7 @@
 """Classification of frames: the linear probe is the logistic regression it claims to be, and full fine-tuning learns."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
@@ -61,6 +62,22 @@ def test_a_linear_probe_tells_what_is_there_and_leaves_the_encoder_as_it_was(tab
     assert (result.folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunConfigError, match="already holds a run"):
         finetune_classification(run)
+
+
+def test_a_linear_probe_says_which_keys_it_does_not_use_and_others_may_read_its_files(table, tmp_path, caplog):
+    caplog.set_level("INFO")
+    keys = {"epochs": 1, "learning_rate": 0.1, "evaluations": 20, "mixed_precision": "bf16"}
+    before = os.umask(0o027)
+    try:
+        folder = finetune_classification(
+            run_of(ClassificationRun, table, tmp_path / "run", linear_probe=True, log_every_steps=10, **keys)
+        ).folder
+    finally:
+        os.umask(before)
+    assert "it does not use epochs, learning_rate" in [text.rpartition("; ")[2] for text in caplog.messages]
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir() if path.is_file()}
+    assert set(modes.values()) == {"0o640"} and {"model.safetensors", "features.safetensors"} <= set(modes), modes
+    assert not list(folder.glob(".*"))
 
 
 def test_logistic_regression_is_that_of_scikit_learn():

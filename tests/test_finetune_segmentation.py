@@ -299,6 +299,16 @@ def test_the_weights_of_imagenet_are_asked_for_by_their_name(tmp_path, monkeypat
         build_finetune_model(run, LABELS)
 
 
+def test_weights_that_the_hub_does_not_give_are_named_with_the_key_that_asks_for_them(tmp_path, monkeypatch):
+    def absent(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect\nand more")
+
+    monkeypatch.setattr(finetune_model.AutoConfig, "from_pretrained", absent)
+    with pytest.raises(OSError) as caught:
+        build_finetune_model(run_of(SegmentationRun, tmp_path, tmp_path / "run", init="mae"), LABELS)
+    assert str(caught.value).startswith("`init`: facebook/vit-mae-base cannot be loaded (We couldn't connect). Name a")
+
+
 @pytest.mark.parametrize("frozen", [None, True])
 def test_a_linear_probe_is_a_start_whose_encoder_learns(tmp_path, frozen):
     config = VasoMIMConfig(**ENCODER, image_size=SIZE, id2label=LABELS, label2id={"background": 0, "vessel": 1})

@@ -79,13 +79,21 @@ def load_config(source: str, what: str) -> PreTrainedConfig:
 
     Raises:
         FileNotFoundError: If there is no such folder, or no model in it.
+        OSError: If the Hub does not give it.
     """
     folder = Path(source)
     may_be_on_hub = source.count("/") == 1 and not folder.exists() and not folder.parent.is_dir()
     if not may_be_on_hub and not (folder / "config.json").is_file():
         why = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"{what}: {source} holds no model, {why}. The Hub is reached by OWNER/NAME.")
-    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise OSError(
+            f"{what}: {source} cannot be loaded ({reason}). Name a folder, or get it once from the Hub with a connection: "
+            f"hf download {source}"
+        ) from error
 
 
 def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,11 +345,20 @@ def write_model(run: FinetuneRun, model: Any, image_processor: VasoMIMImageProce
         model.save_pretrained(temporary)
         image_processor.save_pretrained(temporary)
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            open_to_others(path)
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     with atomic_file(folder / METRICS_NAME) as path:
         path.write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file the mode of any new one: safetensors writes its own for the owner alone, whatever the umask."""
+    example = path.with_name(f".{path.name}.mode")
+    example.touch()
+    path.chmod(stat.S_IMODE(example.stat().st_mode))
+    example.unlink()
 
 
 def read_metrics(run: FinetuneRun) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from .finetuning import (
     finetune,
     is_finished,
     make_parts,
+    open_to_others,
     prepare_process,
     read_metrics,
     write_model,
@@ -42,6 +43,12 @@ logger = logging.getLogger(__name__)
 FEATURES_NAME = "features.safetensors"
 CHOOSING_SHARE = 0.2
 _MOST_ITERATIONS = 500
+# Keys of a run that are about training by steps
+_UNUSED = (
+    *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
+    *("warmup_share", "weight_decay", "betas", "clip_grad_norm", "evaluations", "metric", "keep", "saves", "patience"),
+    *("augmentation", "mixed_precision", "log_every_steps", "tensorboard"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +100,7 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
     if is_finished(run):
         return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
     prepare_process(run)
+    _tell_unused(run)
     data = load_task_data(run)
     model: Any = build_finetune_model(run, data.id2label)
     model.freeze_encoder()
@@ -103,6 +111,7 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
     with atomic_file(Path(run.output_dir) / FEATURES_NAME) as temporary:
         tensors = {"training": training.values, "training_labels": training.labels}
         save_file({**tensors, "validation": validation.values, "validation_labels": validation.labels}, temporary)
+        open_to_others(temporary)
     weight_decay, scores = choose_weight_decay(training, data.training, run)
     layer = fit_logistic_regression(training, len(data.id2label), weight_decay)
     model.classifier.load_state_dict(layer.state_dict())
@@ -117,6 +126,13 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
     }
     write_model(run, model.eval(), parts.image_processor, about)
     return TrainingResult(True, 0, Path(run.output_dir), True)
+
+
+def _tell_unused(run: ClassificationRun) -> None:
+    default = ClassificationRun()
+    given = [name for name in _UNUSED if getattr(run, name) != getattr(default, name)]
+    if given:
+        logger.info("a linear probe is fitted to the end, in float32; it does not use %s", ", ".join(given))
 
 
 @torch.no_grad()
