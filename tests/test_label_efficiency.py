@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +260,19 @@ def test_a_single_point_can_be_drawn():
 
 
 def test_arguments_reach_keys_below_keys_and_shares_are_keys():
-    arguments = ["--settings.config.drop_path_rate", "0.2", "--num_seeds.0.5", "2", "--settings.epochs", "3"]
+    arguments = ["--settings.config.drop_path_rate", "0.2", "--num-seeds.0.5", "2", "--settings.epochs", "3"]
+    arguments += ["--initialisations.pre-trained", "MODEL"]
     run = load_run(LabelEfficiencyRun, CONFIGS / "label_efficiency_arcade_vessel.yaml", arguments)
     assert run.settings["config"] == {"drop_path_rate": 0.2} and run.settings["epochs"] == 3
+    assert run.initialisations["pre-trained"] == "MODEL" and len(run.initialisations) == 4
     assert {float(share): number for share, number in run.num_seeds.items()} == {0.5: 2, 1.0: 1}
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "monai_unet"])
+def test_what_a_later_cell_lacks_is_told_before_the_first_is_trained(base, tmp_path, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, "monai.networks.nets", None)
+    beginnings = {"scratch": "scratch", "other": missing}
+    run = comparison(base, tmp_path / "out", fractions=[0.5], initialisations=beginnings, settings_of={})
+    monkeypatch.setattr(label_efficiency, "train_cell", lambda *_: pytest.fail("nothing may be trained"))
+    with pytest.raises((FileNotFoundError, ImportError), match="other: nowhere holds no model|monai"):
+        compare_label_efficiency(run)

@@ -17,8 +17,9 @@ from torch import nn
 
 from ..evaluation.comparison import Description, build_results
 from ..evaluation.results import EvaluationResults, write_results
-from .finetune_config import FinetuneRun, check_stored_run
-from .finetune_model import build_finetune_model
+from ..import_utils import require
+from .finetune_config import MAE, SCRATCH, FinetuneRun, check_stored_run
+from .finetune_model import build_finetune_model, load_config
 from .finetune_rows import LabelledRows, TaskData, choose_fraction, load_task_data
 from .finetuning import CHECKPOINTS_NAME, finetune_model, make_image_processor, newest_checkpoint, prepare_process
 from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of
@@ -49,6 +50,7 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
         if (cell.folder(run.output_dir) / RESULTS_NAME).is_file() or newest_checkpoint(cell.folder(run.output_dir)):
             # a curve of two kinds of models would mean nothing
             check_stored_run(cell_run(run, cell), cell.folder(run.output_dir))
+    _check_initialisations(run)
     data: TaskData | None = None
     done = 0
     save_run(cast(Any, run), run.output_dir)
@@ -66,6 +68,15 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
         logger.info("%d of %d cells are done: %s", done, len(cells), cell)
     draw_finished(run)
     return TrainingResult(True, done, Path(run.output_dir), True)
+
+
+def _check_initialisations(run: LabelEfficiencyRun) -> None:
+    """Fail before the first cell is trained, and not hours later at the first that needs what is missing."""
+    for name, init in run.initialisations.items():
+        if init == MONAI_UNET:
+            require("monai.networks.nets", "dev")
+        elif init not in (SCRATCH, MAE):
+            load_config(str(init), f"`initialisations`: {name}")
 
 
 def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data: TaskData) -> TrainingResult:

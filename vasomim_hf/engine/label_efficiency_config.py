@@ -75,7 +75,10 @@ class LabelEfficiencyRun:
                 raise RunConfigError(f"`{name}` must leave {', '.join(decided)} to the cells.")
         strange = sorted(set(self.settings_of) - set(self.initialisations))
         if strange:
-            raise RunConfigError(f"`settings_of` names {', '.join(strange)}, which is none of `initialisations`.")
+            raise RunConfigError(
+                f"`settings_of` names {', '.join(strange)}, which is none of `initialisations`: "
+                f"{', '.join(map(str, self.initialisations))}. Name one of them, or leave all out: --settings_of '{{}}'"
+            )
         if self.kind != SEGMENTATION and MONAI_UNET in self.initialisations.values():
             raise RunConfigError(f"{MONAI_UNET} is a model for segmentation, not for {self.kind}.")
 

@@ -254,7 +254,9 @@ def parse_arguments(arguments: list[str]) -> list[tuple[str, str]]:
                     f"--{name} has no value. Write --{name} VALUE, for a switch --{name} true or false."
                 )
             value = rest.pop(0)
-        pairs.append((name.replace("-", "_"), value))
+        # below a key names may be anybody's, such as that of a curve
+        key, dot, below = name.partition(".")
+        pairs.append((key.replace("-", "_") + dot + below, value))
     return pairs
 
 
