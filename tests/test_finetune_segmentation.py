@@ -133,7 +133,14 @@ def test_a_run_is_not_begun_on_top_of_another_and_not_resumed_with_other_frames(
     changed = dataclasses.replace(run, resume="auto", epochs=7, learning_rate=1e-4, num_threads=1)
     with pytest.raises(RunConfigError, match="other settings: `epochs` 1.0, now 7; `learning_rate` 0.001, now 0.0001"):
         finetune(changed)
+    other = str(max((tmp_path / "run" / "checkpoints").glob("checkpoint-*")))
+    with pytest.raises(RunConfigError, match="other settings: `epochs`"):
+        finetune(dataclasses.replace(changed, resume=other, output_dir=str(tmp_path / "elsewhere")))
     assert (tmp_path / "run" / "run.yaml").read_text() == stored
+    # one that was ended before its first checkpoint binds nobody
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "run.yaml").write_text(stored)
+    assert finetune(dataclasses.replace(changed, epochs=0.1, output_dir=str(tmp_path / "early"))).finished
     (tmp_path / "run" / "metrics.json").unlink()
     fewer = vessel_table(tmp_path / "fewer", train=4)
     with pytest.raises(RunConfigError, match="was made with other frames"):

@@ -19,6 +19,7 @@ from vasomim_hf.engine.label_efficiency_config import Cell, LabelEfficiencyRun, 
 from vasomim_hf.engine.label_efficiency_report import curves_of
 from vasomim_hf.engine.run_config import RunConfigError, describe_keys, load_run, make_run
 from vasomim_hf.engine.tracking import read_log
+from vasomim_hf.engine.training_loop import TrainingResult
 from vasomim_hf.evaluation.comparison import compare_results
 from vasomim_hf.evaluation.metrics import dice
 from vasomim_hf.evaluation.results import read_results
@@ -186,7 +187,7 @@ def test_cells_with_few_labels_come_first_and_take_the_settings_in_order(base, t
         ({"kind": "denoising"}, "`kind` must be one of segmentation, detection, classification"),
         ({"finetune": ""}, "`finetune` is missing"),
         ({"settings": {"seed": 3}}, "`settings` must leave seed to the cells"),
-        ({"settings_of": {"vit": {"epochs": 1}}}, "`settings_of` names vit, which is none of `initialisations`"),
+        ({"settings_of": {"branch alon": {"epochs": 1}}}, "none of `initialisations`. Did you mean 'branch alone'"),
         (
             {"kind": "detection", "initialisations": {"u": "monai_unet"}, "settings_of": {}},
             "is a model for segmentation",
@@ -266,6 +267,17 @@ def test_arguments_reach_keys_below_keys_and_shares_are_keys():
     assert run.settings["config"] == {"drop_path_rate": 0.2} and run.settings["epochs"] == 3
     assert run.initialisations["pre-trained"] == "MODEL" and len(run.initialisations) == 4
     assert {float(share): number for share, number in run.num_seeds.items()} == {0.5: 2, 1.0: 1}
+    arguments = ["--initialisations", "{of-mine: scratch}", "--settings_of.of-mine.epochs", "3"]
+    run = load_run(LabelEfficiencyRun, CONFIGS / "label_efficiency_arcade_vessel.yaml", arguments)
+    assert run.settings_of["of-mine"] == {"epochs": 3} and run.unused_settings == ["image branch alone"]
+    run = load_run(SegmentationRun, CONFIGS / "finetune_arcade_vessel.yaml", ["--config.drop-path-rate", "0.3"])
+    assert run.config["drop_path_rate"] == 0.3
+
+
+def test_settings_of_a_curve_that_is_not_drawn_are_told(base, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(label_efficiency, "train_cell", lambda *_: TrainingResult(False, 3, tmp_path, True))
+    assert not compare_label_efficiency(comparison(base, tmp_path, initialisations={"mine": "scratch"})).finished
+    assert "not used, no curve has this name: settings_of branch alone" in caplog.messages
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "monai_unet"])
@@ -276,3 +288,9 @@ def test_what_a_later_cell_lacks_is_told_before_the_first_is_trained(base, tmp_p
     monkeypatch.setattr(label_efficiency, "train_cell", lambda *_: pytest.fail("nothing may be trained"))
     with pytest.raises((FileNotFoundError, ImportError), match="other: nowhere holds no model|monai"):
         compare_label_efficiency(run)
+    # what is needed no more may be gone
+    monkeypatch.setattr(label_efficiency, "draw_finished", lambda _: None)
+    for cell in cells_of(run):
+        cell.folder(run.output_dir).mkdir(parents=True)
+        (cell.folder(run.output_dir) / "results.json").touch()
+    assert compare_label_efficiency(run).finished

@@ -13,7 +13,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from vasomim_hf.engine import script as script_module
+from vasomim_hf.engine.label_efficiency_config import LabelEfficiencyRun
+from vasomim_hf.engine.run_config import PretrainRun
+from vasomim_hf.engine.script import run_script
 from vasomim_hf.engine.tracking import read_log
+from vasomim_hf.engine.training_loop import TrainingResult
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -119,6 +124,22 @@ def test_a_missing_extra_is_answered_with_the_line_that_installs_it(frames, tmp_
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert main_of(TRAINING / "pretrain.py")([str(write_run(tmp_path, frames))]) == 1
     assert "pip install -e '.[training]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "kind, how", [(PretrainRun, "the same command and --resume auto"), (LabelEfficiencyRun, "the same command")]
+)
+def test_a_stopped_run_says_how_it_goes_on_and_ends_with_130(tmp_path, capsys, monkeypatch, kind, how):
+    monkeypatch.setattr(script_module, "load_run", lambda *_: None)
+    stopped = TrainingResult(False, 3, tmp_path, True)
+    assert run_script("", kind, lambda _: stopped, "Done in", ["run.yaml"]) == 130
+    assert capsys.readouterr().out == f"Stopped after 3 steps, saved {tmp_path}. Go on with {how}\n"
+
+    def interrupted(_: object) -> TrainingResult:
+        raise KeyboardInterrupt
+
+    assert run_script("", kind, interrupted, "Done in", ["run.yaml"]) == 130
+    assert capsys.readouterr().err == "stopped before there was anything to save, or a second time\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -3,7 +3,8 @@
     python training/finetune_classification.py CONFIG.yaml [--key value ...] [--config.key value ...]
 
 From pre-trained weights with --init FOLDER, from ImageNet's MAE with --init mae, from none with --init scratch.
-A stopped run goes on with the same command and --resume auto; the losses are those of a run that was not stopped.
+A stopped run ends with exit code 130. It goes on with the same command and --resume auto; the losses are those of a run
+that was not stopped.
 The result is OUTPUT_DIR itself, for `AutoModelForImageClassification.from_pretrained` and `vasomim evaluate`.
 """
 

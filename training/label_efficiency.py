@@ -2,7 +2,8 @@
 
     python training/label_efficiency.py CONFIG.yaml [--key value ...] [--settings.key value ...]
 
-Each cell lies in a folder of its own; the same command goes on with what is not done, in the middle of a cell too.
+Each cell lies in a folder of its own; the same command goes on with what is not done, in the middle of a cell too. A
+stopped comparison ends with exit code 130.
 OUTPUT_DIR gets curves.png, table.txt and curves.json, drawn anew after each cell; the results.json of two cells can be
 compared by `vasomim_hf.evaluation.comparison`.
 """

@@ -8,7 +8,8 @@ Not with `accelerate launch --cpu --num_processes 2`: that starts a single proce
 log names the processes that train together.
 Frames are decoded and filtered once, into a cache. With `--streaming true` they are read from Parquet in training instead,
 from a folder or from `--data hf://datasets/OWNER/NAME`, and nothing is written but the run.
-A stopped run goes on with the same command and `--resume auto`; the losses are those of a run that was not stopped.
+A stopped run ends with exit code 130. It goes on with the same command and `--resume auto`; the losses are those of a run
+that was not stopped.
 The result is OUTPUT_DIR/final, for `AutoModel.from_pretrained`.
 """
 

@@ -8,7 +8,8 @@ train as one with 256 does. The authors' recipe is one process.
 Without an accelerator, two processes are started the same way: torchrun --nproc_per_node 2 ...
 Not with `accelerate launch --cpu --num_processes 2`: that starts a single process, without a word. The first line of the
 log names the processes that train together.
-A stopped run goes on with the same command and `--resume auto`; the losses are those of a run that was not stopped.
+A stopped run ends with exit code 130. It goes on with the same command and `--resume auto`; the losses are those of a run
+that was not stopped.
 The result is OUTPUT_DIR/final, the `segmentor` of a pre-training run.
 """
 

@@ -400,15 +400,17 @@ def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
         ValueError: If training would begin in a folder that already holds a run, or go on with other settings.
     """
     newest = newest_checkpoint(Path(run.output_dir))
-    if run.resume != "never":
-        check_stored_run(run, run.output_dir)
     if run.resume == "auto":
+        # a run that was ended before its first checkpoint binds nobody
+        if newest is not None or is_finished(run):
+            check_stored_run(run, run.output_dir)
         return None if is_finished(run) else newest
     if run.resume != "never":
         if not _is_complete(Path(run.resume)):
             raise FileNotFoundError(
                 f"{run.resume} is not a complete checkpoint. Use --resume auto to find the newest."
             )
+        check_stored_run(run, Path(run.resume).resolve().parents[1])
         return Path(run.resume)
     if newest is not None or is_finished(run):
         raise RunConfigError(

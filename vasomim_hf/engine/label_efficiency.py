@@ -17,14 +17,13 @@ from torch import nn
 
 from ..evaluation.comparison import Description, build_results
 from ..evaluation.results import EvaluationResults, write_results
-from ..import_utils import require
 from .finetune_config import MAE, SCRATCH, FinetuneRun, check_stored_run
 from .finetune_model import build_finetune_model, load_config
 from .finetune_rows import LabelledRows, TaskData, choose_fraction, load_task_data
 from .finetuning import CHECKPOINTS_NAME, finetune_model, make_image_processor, newest_checkpoint, prepare_process
 from .label_efficiency_config import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of
 from .label_efficiency_report import draw_finished
-from .reference_models import MONAI_UNET, ReferenceUNet
+from .reference_models import MONAI_UNET, ReferenceUNet, monai_unet
 from .run_config import save_run
 from .scoring import FrameScorer
 from .training_loop import TrainingResult
@@ -50,7 +49,9 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
         if (cell.folder(run.output_dir) / RESULTS_NAME).is_file() or newest_checkpoint(cell.folder(run.output_dir)):
             # a curve of two kinds of models would mean nothing
             check_stored_run(cell_run(run, cell), cell.folder(run.output_dir))
-    _check_initialisations(run)
+    if run.unused_settings:
+        logger.warning("not used, no curve has this name: settings_of %s", ", ".join(run.unused_settings))
+    _check_initialisations(run, cells)
     data: TaskData | None = None
     done = 0
     save_run(cast(Any, run), run.output_dir)
@@ -70,11 +71,14 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
     return TrainingResult(True, done, Path(run.output_dir), True)
 
 
-def _check_initialisations(run: LabelEfficiencyRun) -> None:
+def _check_initialisations(run: LabelEfficiencyRun, cells: list[Cell]) -> None:
     """Fail before the first cell is trained, and not hours later at the first that needs what is missing."""
+    needed = {cell.name for cell in cells if not (cell.folder(run.output_dir) / RESULTS_NAME).is_file()}
     for name, init in run.initialisations.items():
+        if name not in needed:
+            continue
         if init == MONAI_UNET:
-            require("monai.networks.nets", "dev")
+            monai_unet()
         elif init not in (SCRATCH, MAE):
             load_config(str(init), f"`initialisations`: {name}")
 

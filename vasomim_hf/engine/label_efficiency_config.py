@@ -1,5 +1,6 @@
 """Run files of a comparison over shares of the labels, and the cells that they stand for."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,14 +74,19 @@ class LabelEfficiencyRun:
             decided = sorted({one for value in values for one in value or ()} & set(DECIDED))
             if decided:
                 raise RunConfigError(f"`{name}` must leave {', '.join(decided)} to the cells.")
-        strange = sorted(set(self.settings_of) - set(self.initialisations))
-        if strange:
-            raise RunConfigError(
-                f"`settings_of` names {', '.join(strange)}, which is none of `initialisations`: "
-                f"{', '.join(map(str, self.initialisations))}. Name one of them, or leave all out: --settings_of '{{}}'"
-            )
+        for name in self.unused_settings:
+            close = difflib.get_close_matches(name, map(str, self.initialisations), n=1, cutoff=0.8)
+            if close:
+                raise RunConfigError(
+                    f"`settings_of` names {name}, which is none of `initialisations`. Did you mean {close[0]!r}?"
+                )
         if self.kind != SEGMENTATION and MONAI_UNET in self.initialisations.values():
             raise RunConfigError(f"{MONAI_UNET} is a model for segmentation, not for {self.kind}.")
+
+    @property
+    def unused_settings(self) -> list[str]:
+        """Names in `settings_of` of curves that are not drawn, as where a command replaces `initialisations`."""
+        return sorted(map(str, set(self.settings_of) - set(self.initialisations)))
 
     @property
     def measure_names(self) -> list[str]:

@@ -6,6 +6,7 @@ pre-trained weights. Never needed by the package itself; MONAI comes with the ex
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,6 +20,11 @@ from ..modeling_vasomim_segmentation import IGNORED_LABEL, check_segmentation_la
 MONAI_UNET = "monai_unet"
 # MONAI's own default in two dimensions: 2 million parameters
 FEATURES = (32, 32, 64, 128, 256, 32)
+
+
+def monai_unet() -> Any:
+    """MONAI's class; raises `ImportError` with the line that installs it."""
+    return require("monai.networks.nets", "dev").BasicUNet
 
 
 class ReferenceUNet(nn.Module):
@@ -35,8 +41,7 @@ class ReferenceUNet(nn.Module):
     def __init__(self, num_labels: int, num_channels: int = 3):
         super().__init__()
         self.num_labels = num_labels
-        unet = require("monai.networks.nets", "dev").BasicUNet
-        self.unet = unet(spatial_dims=2, in_channels=num_channels, out_channels=num_labels, features=FEATURES)
+        self.unet = monai_unet()(spatial_dims=2, in_channels=num_channels, out_channels=num_labels, features=FEATURES)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> SemanticSegmenterOutput:
         """Segment frames.

@@ -309,9 +309,11 @@ def check_nested(name: str, values: dict, kind: type) -> None:
         RunConfigError: If a key is unknown.
     """
     known = _own_keys(kind)
-    for key, value in values.items():
+    for given, value in list(values.items()):
+        key = str(given).replace("-", "_")
         if key not in known:
-            raise RunConfigError(_unknown(str(key), known, f"`{name}`"))
+            raise RunConfigError(_unknown(str(given), known, f"`{name}`"))
+        del values[given]
         values[key] = _number_if_it_looks_like_one(value)
 
 
@@ -336,13 +338,18 @@ def _override(values: dict, name: str, text: str) -> None:
         values[name] = value if value is None or isinstance(value, list | dict) else text
         return
     nested = values.setdefault(name, {})
-    # a share such as 0.5 is one key
-    while "." in key and key.partition(".")[0].isidentifier() and isinstance(nested, dict):
+    while isinstance(nested, dict) and _begins_with_a_key(key, nested):
         name, _, key = key.partition(".")
         nested = nested.setdefault(name, {})
     if not isinstance(nested, dict):
         raise RunConfigError(f"--{name}.{key} needs `{name}` to hold keys, got {nested!r}.")
     nested[key] = value
+
+
+def _begins_with_a_key(key: str, nested: dict) -> bool:
+    """Whether what stands before the first dot is a key of its own; a share such as 0.5 is one key."""
+    first, dot, _ = key.partition(".")
+    return bool(dot) and (first in nested or first.replace("-", "_").isidentifier())
 
 
 def _convert(name: str, value: object, hint: object) -> typing.Any:

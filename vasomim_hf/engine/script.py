@@ -49,12 +49,17 @@ def run_script(
         logger.debug("where it went wrong", exc_info=True)
         sys.stderr.write(f"error: {' '.join(str(error).split()) or type(error).__name__}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before there was anything to save, or a second time\n")
+        return STOPPED
     if result.is_main_process:
-        sys.stdout.write(f"{_ending(result, sentence)}\n")
+        sys.stdout.write(f"{_ending(result, sentence, hasattr(kind, 'resume'))}\n")
     return 0 if result.finished else STOPPED
 
 
-def _ending(result: TrainingResult, sentence: str) -> str:
+def _ending(result: TrainingResult, sentence: str, is_told: bool) -> str:
     if result.finished:
         return f"{sentence} {result.folder}"
-    return f"Stopped after {result.step} steps, saved {result.folder}. Go on with the same command and --resume auto"
+    # a comparison goes on without being told
+    how = "the same command and --resume auto" if is_told else "the same command"
+    return f"Stopped after {result.step} steps, saved {result.folder}. Go on with {how}"
