@@ -274,7 +274,17 @@ def test_pre_trained_weights_of_vasomim_fill_the_encoder(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in model.vasomim.state_dict().items())
 
 
-def test_pre_trained_weights_of_a_plain_mae_give_its_features(tmp_path):
+def test_weights_of_other_shapes_are_told_one_by_one(tmp_path, caplog):
+    model = build_finetune_model(run_of(SegmentationRun, tmp_path, tmp_path / "run"), LABELS)
+    model.save_pretrained(tmp_path / "two")
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "two"), config={})
+    build_finetune_model(run, {**LABELS, 2: "catheter"})
+    assert [text for text in caplog.messages if "classifier.bias is new" in text] == [
+        f"decode_head.classifier.bias is new: its shape is (2,) in {tmp_path / 'two'}, and (3,) here"
+    ]
+
+
+def test_pre_trained_weights_of_a_plain_mae_give_its_features(tmp_path, capfd):
     mae = ViTMAEForPreTraining(ViTMAEConfig(**ENCODER, image_size=SIZE, decoder_num_hidden_layers=1))
     mae.save_pretrained(tmp_path / "mae")
     run = run_of(
@@ -289,6 +299,7 @@ def test_pre_trained_weights_of_a_plain_mae_give_its_features(tmp_path):
         expected = mae.eval().vit(pixels, noise=noise).last_hidden_state
         found = model.vasomim(pixels).last_hidden_state
     assert found == pytest.approx(expected, abs=1e-5)
+    assert "UNEXPECTED" not in capfd.readouterr().err
 
 
 def test_the_weights_of_imagenet_are_asked_for_by_their_name(tmp_path, monkeypatch):
@@ -484,6 +495,7 @@ def test_white_in_masks_means_one_thing_in_all_of_them(tmp_path, has_id_1, caplo
     masks = decode(data.training, options, tmp_path / "decoded").masks
     assert set(np.unique(masks[0])) == ({0, 255} if has_id_1 else {0, 1})
     assert ("255 is class 1" in caplog.text) is not has_id_1
+    assert ("255, where it occurs, is a pixel to ignore" in caplog.text) is has_id_1
 
 
 def test_the_log_tells_a_new_head_in_a_line_and_which_weights_were_kept(table, tmp_path, caplog, monkeypatch):

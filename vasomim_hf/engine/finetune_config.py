@@ -50,7 +50,7 @@ class FinetuneRun:
     train_fraction: float = key(
         1.0, "share of the training frames to use, in (0, 1]; drawn by `seed`, smaller in larger"
     )
-    image_column: str = key("image", "column of the frames of a table")
+    image_column: str = key("image", "column of the frames of a table; a column image_id names them, else numbers do")
     labels: dict = key({}, "id: name of each class of a table, where its columns do not say; background is 0 in masks")
     max_frames: int | None = key(None, "use only the first frames of each split, for a trial")
 

@@ -114,6 +114,8 @@ def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> V
     if info["unexpected_keys"]:
         unused = sorted(info["unexpected_keys"])
         logger.warning("%d weights of %s have no place in the model, such as %s", len(unused), source, unused[0])
+    for name, before, now in info["mismatched_keys"]:
+        logger.warning("%s is new: its shape is %s in %s, and %s here", name, tuple(before), source, tuple(now))
     if fresh:
         logger.info("%d tensors of the head are new, drawn by the seed of the run", len(fresh))
     return model
@@ -132,7 +134,17 @@ def _without_loading_report() -> Iterator[None]:
 
 
 def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
-    encoder = ViTMAEModel.from_pretrained(source, dtype=torch.float32, mask_ratio=0.0)
+    with _without_loading_report():
+        encoder, info = ViTMAEModel.from_pretrained(
+            source, dtype=torch.float32, mask_ratio=0.0, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise RunConfigError(f"`init`: {source} lacks {len(missing)} weights of the encoder, such as {missing[0]}.")
+    unused = [name for name in info["unexpected_keys"] if not name.startswith("decoder.")]
+    if unused:
+        logger.warning("%d weights of %s have no place in the encoder, such as %s", len(unused), source, min(unused))
+    logger.info("encoder of %s; its decoder is left out, and the head is new", source)
     sizes = {name: getattr(encoder.config, name) for name in _MAE_KEYS}
     changed = sorted(name for name in sizes.keys() & overrides.keys() if overrides[name] != sizes[name])
     if changed:

@@ -190,6 +190,7 @@ def read_white(run: FinetuneRun, num_labels: int, parts: Sequence[LabelledRows])
         for mask in part.dataset[part.label_column]:
             levels = np.unique(read_frames(mask, keep_ids=True)) if mask is not None else np.zeros(0)
             if 1 in levels:
+                logger.info("masks hold class ids: 255, where it occurs, is a pixel to ignore")
                 return list(parts)
             white = white or WHITE in levels
     if white:
