@@ -125,12 +125,16 @@ def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> V
 def _without_loading_report() -> Iterator[None]:
     """The library lists every tensor of a new head; that it is new is what fine-tuning is about."""
     library = logging.getLogger("transformers.modeling_utils")
-    level = library.level
-    library.setLevel(logging.ERROR)
+
+    # not by its level: from WARNING on, the library names all layers that no plan of tensor parallelism shards
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    library.addFilter(is_other)
     try:
         yield
     finally:
-        library.setLevel(level)
+        library.removeFilter(is_other)
 
 
 def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
