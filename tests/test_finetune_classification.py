@@ -9,8 +9,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from vasomim_hf.data.synthetic import synthetic_angiogram
 from vasomim_hf.engine.finetune_config import ClassificationRun
 from vasomim_hf.engine.finetune_rows import LabelledRows, choose_fraction, hold_out, load_task_data
 from vasomim_hf.engine.finetuning import read_metrics
@@ -62,6 +64,20 @@ def test_a_linear_probe_tells_what_is_there_and_leaves_the_encoder_as_it_was(tab
     assert (result.folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunConfigError, match="already holds a run"):
         finetune_classification(run)
+
+
+def test_a_linear_probe_learns_from_frames_as_the_image_processor_gives_them(tmp_path):
+    images = [synthetic_angiogram(seed, size=100).image for seed in range(4)]
+    split = {"image": images, "label": [0, 1, 0, 1]}
+    table = write_table(tmp_path / "data", {"train": split, "val": split}, {"label": datasets.ClassLabel(names=NAMES)})
+    folder = finetune_classification(run_of(ClassificationRun, table, tmp_path / "run", linear_probe=True)).folder
+    features = load_file(folder / "features.safetensors")
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model.pooled_features(processor(images, return_tensors="pt", do_check_input=False)["pixel_values"])
+    torch.testing.assert_close(features["training"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features["validation"], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_linear_probe_says_which_keys_it_does_not_use_and_others_may_read_its_files(table, tmp_path, caplog):

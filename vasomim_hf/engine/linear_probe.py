@@ -5,6 +5,7 @@ or number of epochs decides), and of several weight decays the one is taken that
 frames. Standardisation and regression are one linear layer, which becomes the model's classifier.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
     model.freeze_encoder()
     save_finetune_run(run)
     with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
-        parts = make_parts(run, model, data, folder)
+        # without room for the augmentation, so that training frames are resized once, as the image processor does
+        parts = make_parts(dataclasses.replace(run, augment=False), model, data, folder)
         training, validation = (_features(run, parts, dataset) for dataset in (parts.training, parts.validation))
     with atomic_file(Path(run.output_dir) / FEATURES_NAME) as temporary:
         tensors = {"training": training.values, "training_labels": training.labels}
