@@ -25,6 +25,8 @@ from vasomim_hf.data.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.synthetic import synthetic_angiogram
 from vasomim_hf.engine import evaluation_pictures, finetune_model, finetune_rows, model_evaluation
 from vasomim_hf.engine.evaluation_pictures import choose_cases
+from vasomim_hf.engine.finetune_config import ClassificationRun, make_finetune_run
+from vasomim_hf.engine.finetune_data import Collator, DecodeOptions, FinetuneDataset, decode
 from vasomim_hf.engine.model_evaluation import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.scoring import FrameScorer
 from vasomim_hf.evaluation.calibration import predictive_entropy
@@ -141,6 +143,23 @@ def test_a_window_over_the_frame_as_the_model_sees_it_changes_nothing(models, ar
         assert one.values == pytest.approx(other.values, rel=1e-4)
 
 
+def test_training_and_evaluation_see_the_same_pixels_and_say_the_same_in_float32(models, arcade, tmp_path):
+    request = request_of(models, arcade, "side", split="train")
+    results = evaluate_model(request)
+    processor = VasoMIMImageProcessor.from_pretrained(models["side"])
+    run = make_finetune_run(ClassificationRun, {"data": str(arcade), "task": "side", "output_dir": str(tmp_path)})
+    samples = decode(
+        finetune_rows.load_rows(run, "train"), DecodeOptions("classification", 2, SIZE), tmp_path / "kept"
+    )
+    frames = FinetuneDataset(samples, SIZE)
+    collate = Collator(tuple(processor.image_mean), tuple(processor.image_std))
+    batch = collate([frames[number] for number in range(len(frames))])
+    model = VasoMIMForImageClassification.from_pretrained(models["side"]).eval()
+    with torch.no_grad():
+        probabilities = model(batch["pixel_values"]).logits.softmax(dim=1)[:, 1]
+    assert probabilities.tolist() == pytest.approx([row.values["probability/right"] for row in results.rows], abs=1e-5)
+
+
 def test_maps_and_pictures_are_written(models, arcade, tmp_path):
     maps, pictures = tmp_path / "maps", tmp_path / "pictures"
     evaluate_model(request_of(models, arcade, "vessel", maps=str(maps), pictures=str(pictures)))
@@ -158,11 +177,12 @@ def test_maps_and_pictures_are_written(models, arcade, tmp_path):
     assert {path.name for path in pictures.iterdir()} == {"best.png", "median.png", "worst.png"}
 
 
-@pytest.mark.parametrize("task", ["segments", "stenosis_boxes", "side"])
-def test_pictures_of_every_kind(models, arcade, task, tmp_path):
-    evaluate_model(request_of(models, arcade, task, pictures=str(tmp_path), split="train"))
+@pytest.mark.parametrize("task, panels", [("segments", 3), ("stenosis_boxes", 2), ("side", 1)])
+def test_pictures_of_every_kind(models, arcade, task, panels, tmp_path):
+    results = evaluate_model(request_of(models, arcade, task, pictures=str(tmp_path), split="train"))
+    columns = min(len(results.rows), {3: 1, 2: 2, 1: 4}[panels])
     with Image.open(tmp_path / "worst.png") as picture:
-        assert picture.width > 600
+        assert picture.width == columns * (panels * 324 - 4) + (columns - 1) * 8
 
 
 def test_cases_are_chosen_by_what_went_well():
@@ -439,4 +459,6 @@ def test_two_files_are_compared(models, arcade, tmp_path, capsys):
     assert "settings that differ: image_size" in out and "Wilcoxon" in out
     values = [json.loads(path.read_text())["summary"]["dice"]["value"] for path in paths]
     assert f"{values[0] - values[1]:.4f}" in out
-    assert main(["compare", "--first", str(paths[0]), "--second", str(tmp_path / "none.json")]) == 2
+    for wrong, message in ((tmp_path / "none.json", "There is no result file"), (tmp_path, "is a folder")):
+        assert main(["compare", "--first", str(paths[0]), "--second", str(wrong)]) == 2
+        assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation.calibration import predictive_entropy
 from ..evaluation.results import EvaluationResults, ResultRow
@@ -23,11 +23,24 @@ NUM_CASES = 4
 DRAWN_SCORE = 0.3
 # Right, missed and made up (of boxes: annotated and found), told apart by people who do not see red and green (Okabe and Ito, 2008)
 HIT, MISSED, FALSE = (0, 158, 115), (86, 180, 233), (230, 159, 0)
+# Colour of a square, if there is one, and text
+LegendEntry = tuple[tuple[int, int, int] | None, str]
 _OPACITY = 0.6
+# The frame is beside it, and 25 colours need all of their strength
+_CLASS_OPACITY = 0.8
 _SIDE = 320
+_WIDEST = 1304
 _GAP = 4
-_CAPTION = 16
-# Step of the hue from one class to the next: neighbours differ most, and no two of 25 are the same
+_FONT_SIZE = 12
+_LINE = 16
+_SQUARE = 10
+# Far from each other (30 and more in CIELAB, also over a mean grey) and from grey; the first ones farthest
+_CLASS_COLOURS = (
+    *("ffb98b", "7400ff", "00ff00", "ff008b", "008bff", "00ffd1", "ff1700", "ffe800", "2e7400", "ffa2ff"),
+    *("00d1ff", "d1ff8b", "ff8b00", "a2465d", "ff46ff", "7446d1", "745d17", "17d146", "b94617", "745da2"),
+    *("46a274", "a2e817", "ff0046", "b9a217", "a2178b"),
+)
+# Step of the hue from one class to the next where there are more
 _GOLDEN_RATIO = 0.618034
 
 
@@ -80,9 +93,10 @@ def class_colours(num_labels: int) -> np.ndarray:
     """
     if num_labels <= 2:
         return np.array([[0, 0, 0], [255, 255, 255]], dtype=np.uint8)[:num_labels]
-    hues = (np.arange(num_labels - 1) * _GOLDEN_RATIO) % 1
-    bright = [colorsys.hsv_to_rgb(hue, 0.55 + 0.45 * (number % 2), 1.0) for number, hue in enumerate(hues)]
-    return np.rint(np.array([(0.0, 0.0, 0.0), *bright]) * 255).astype(np.uint8)
+    named = [tuple(bytes.fromhex(colour)) for colour in _CLASS_COLOURS[: num_labels - 1]]
+    hues = (np.arange(num_labels - 1 - len(named)) * _GOLDEN_RATIO) % 1
+    more = [colorsys.hsv_to_rgb(hue, 0.6, 1.0) for hue in hues]
+    return np.array([(0, 0, 0), *named, *(tuple(round(255 * level) for level in one) for one in more)], dtype=np.uint8)
 
 
 def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScorer, rows: LabelledRows) -> list[Path]:
@@ -96,8 +110,8 @@ def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScor
 
     Returns:
         `list[Path]`: `best.png`, `median.png` and `worst.png`, up to four frames in each: as it is, and with what was
-        annotated and found. A line at the end says which colour is which; several classes have a colour each and a panel
-        for what was annotated and one for what was found.
+        annotated and found. A legend at the end says which colour is which; several classes have a colour each, as in the
+        masks of `MapWriter`, and a panel for what was annotated and one for what was found.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,8 +120,11 @@ def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScor
     for name, chosen in choose_cases(results.rows, results.kind).items():
         values = {row.image_id: row for row in chosen}
         frames = scorer.frames(rows.select([places[row.image_id] for row in chosen]))
-        cases = [_case(frame, values[frame.image_id], results) for frame in frames]
-        _save(_stack(cases, _legend(results)), folder / f"{name}.png")
+        cases, present = [], set()
+        for frame in frames:
+            cases.append(_case(frame, values[frame.image_id], results))
+            present |= _classes_of(frame, results)
+        _save(_stack(cases, _legend(results, present)), folder / f"{name}.png")
         written.append(folder / f"{name}.png")
     return written
 
@@ -146,51 +163,68 @@ def _scored_boxes(row: ResultRow) -> list[tuple[float, float]]:
 
 
 def _case(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> Image.Image:
-    """A frame, what was annotated and found on it, and a line below."""
+    """A frame, what was annotated and found on it, and below its id and numbers."""
     panels = _panels(frame, results)
-    share = _SIDE / max(panels[0].size)
-    size = (max(1, round(panels[0].width * share)), max(1, round(panels[0].height * share)))
-    # a line of text needs room also where there is one panel
-    width = max(2, len(panels)) * (_SIDE + _GAP) - _GAP
-    canvas = Image.new("RGB", (width, _SIDE + _CAPTION), "white")
+    width = len(panels) * (_SIDE + _GAP) - _GAP
+    canvas = Image.new("RGB", (width, _SIDE + 2 * _LINE), "white")
     for number, panel in enumerate(panels):
-        canvas.paste(panel.resize(size, Image.Resampling.LANCZOS), (number * (_SIDE + _GAP), 0))
-    ImageDraw.Draw(canvas).text((2, _SIDE + 2), f"{frame.image_id}  {_numbers(frame, row, results)}", fill="black")
+        canvas.paste(panel, (number * (_SIDE + _GAP), 0))
+    for number, text in enumerate((frame.image_id, _numbers(frame, row, results))):
+        _write(ImageDraw.Draw(canvas), (2, _SIDE + number * _LINE), _shortened(text, width - 4))
     return canvas
 
 
 def _panels(frame: ScoredFrame, results: EvaluationResults) -> list[Image.Image]:
-    grey = Image.fromarray(frame.frame).convert("RGB")
+    """Pictures of a longer side of 320 pixels."""
+    grey = _fitted(Image.fromarray(frame.frame).convert("RGB"))
     if results.kind == CLASSIFICATION:
         return [grey]
     if results.kind == DETECTION:
-        drawn = grey.copy()
-        _draw_boxes(drawn, frame)
-        return [grey, drawn]
+        return [grey, _draw_boxes(grey, frame, results.labels)]
     if len(results.labels) == 2:
-        return [grey, _paint(frame)]
-    return [grey, *(_colour(frame.frame, ids, len(results.labels)) for ids in (frame.target, _found(frame)))]
+        return [grey, _fitted(_paint(frame))]
+    return [
+        grey,
+        *(_fitted(_colour(frame.frame, ids, len(results.labels))) for ids in (frame.target, _found(frame))),
+    ]
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    share = _SIDE / max(image.size)
+    size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _numbers(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> str:
     if results.kind == SEGMENTATION:
-        return f"Dice {row.values['dice']:.3f}  clDice {row.values['cl_dice']:.3f}"
+        of_all = "all classes as one: " if len(results.labels) > 2 else ""
+        return f"{of_all}Dice {row.values['dice']:.3f}, clDice {row.values['cl_dice']:.3f}"
     if results.kind == DETECTION:
         count = int((frame.prediction.scores >= DRAWN_SCORE).sum())
-        return f"{row.values['num_targets']:.0f} annotated, {count} found (score of {DRAWN_SCORE} and more)"
+        return f"{row.values['num_targets']:.0f} annotated, {count} found (score >= {DRAWN_SCORE})"
     found, true = (results.labels[int(row.values[name])] for name in ("predicted", "target"))
     return f"found {found} ({row.values['confidence']:.2f}), annotated {true}"
 
 
-def _legend(results: EvaluationResults) -> list[tuple[tuple[int, int, int] | None, str]]:
-    """Colours with what they mean; a text without a colour stands alone."""
+def _classes_of(frame: ScoredFrame, results: EvaluationResults) -> set[int]:
+    """Of a segmentation: ids of classes, the background left out, that are annotated or found."""
+    if results.kind != SEGMENTATION:
+        return set()
+    ids = np.union1d(frame.target, _found(frame)).tolist()
+    return {number for number in ids if 0 < number < len(results.labels)}
+
+
+def _legend(results: EvaluationResults, present: set[int]) -> list[LegendEntry]:
+    """Colours with what they mean, of several classes those that are present."""
     if results.kind == CLASSIFICATION:
         return []
     if results.kind == DETECTION:
-        return [(MISSED, "annotated"), (FALSE, "found, with its score")]
+        return [(MISSED, "annotated"), (FALSE, f"found, with the score, if it is {DRAWN_SCORE} or more")]
     if len(results.labels) == 2:
         return [(HIT, "annotated and found"), (MISSED, "annotated, not found"), (FALSE, "found, not annotated")]
-    return [(None, "frame; annotated; found, a colour for each class, as in the masks of --maps")]
+    colours = class_colours(len(results.labels)).tolist()
+    named = [(tuple(colours[number]), results.labels[number]) for number in sorted(present)]
+    return [(None, "left: the frame; middle: annotated; right: found"), *named]
 
 
 def _found(frame: ScoredFrame) -> np.ndarray:
@@ -202,7 +236,7 @@ def _colour(grey: np.ndarray, ids: np.ndarray, num_labels: int) -> Image.Image:
     painted = (ids > 0) & (ids < num_labels)
     picture = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float32)
     colours = class_colours(num_labels)[ids[painted]]
-    picture[painted] = (1 - _OPACITY) * picture[painted] + _OPACITY * colours
+    picture[painted] = (1 - _CLASS_OPACITY) * picture[painted] + _CLASS_OPACITY * colours
     return Image.fromarray(np.rint(picture).astype(np.uint8))
 
 
@@ -217,40 +251,98 @@ def _paint(frame: ScoredFrame) -> Image.Image:
     return Image.fromarray(np.rint(picture).astype(np.uint8))
 
 
-def _draw_boxes(image: Image.Image, frame: ScoredFrame) -> None:
-    draw = ImageDraw.Draw(image)
-    for corners in frame.target.corners:
-        draw.rectangle(corners.tolist(), outline=MISSED, width=3)
-    for corners, score in zip(frame.prediction.corners, frame.prediction.scores, strict=True):
-        if score >= DRAWN_SCORE:
+def _draw_boxes(panel: Image.Image, frame: ScoredFrame, labels: Sequence[str]) -> Image.Image:
+    """Boxes over a copy of a panel, with lines as wide whatever the size of the frame; the surest on top."""
+    drawn = panel.copy()
+    draw, share = ImageDraw.Draw(drawn), _SIDE / max(frame.frame.shape)
+    for corners in frame.target.corners * share:
+        # around the place of a box found there, which would hide it
+        draw.rectangle((corners + (-2, -2, 2, 2)).tolist(), outline=MISSED, width=2)
+    found = frame.prediction
+    for number in np.argsort(found.scores, kind="stable").tolist():
+        if found.scores[number] >= DRAWN_SCORE:
+            corners = found.corners[number] * share
+            name = f"{labels[int(found.labels[number])]} " if len(labels) > 1 else ""
             draw.rectangle(corners.tolist(), outline=FALSE, width=2)
-            draw.text((corners[0] + 2, corners[1] + 2), f"{score:.2f}", fill=FALSE)
+            _write_at_box(draw, corners, f"{name}{found.scores[number]:.2f}", drawn.size)
+    return drawn
 
 
-def _stack(cases: Sequence[Image.Image], legend: Sequence[tuple[tuple[int, int, int] | None, str]]) -> Image.Image:
-    """Cases of two panels two in a row, wider ones below each other, and the legend."""
+# Text and layout ----------------------------------------------------------------------------------------------------
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str) -> None:
+    draw.text(place, text, fill="black", font=_font())
+
+
+def _write_at_box(draw: ImageDraw.ImageDraw, corners: np.ndarray, text: str, panel: tuple[int, int]) -> None:
+    """Text on black above a box, or below it where there is no room; never cut off."""
+    text = _shortened(text, panel[0] - 4)
+    width = math.ceil(_font().getlength(text)) + 4
+    left = max(0.0, min(float(corners[0]), panel[0] - width))
+    top = float(corners[1]) - _LINE if corners[1] >= _LINE else min(float(corners[3]) + 1, panel[1] - _LINE)
+    draw.rectangle((left, top, left + width - 1, top + _LINE - 2), fill="black")
+    draw.text((left + 2, top), text, fill=FALSE, font=_font())
+
+
+def _shortened(text: str, width: int) -> str:
+    """Text without its middle where it would be wider than so many pixels."""
+    shown, half = text, len(text) // 2
+    while half > 0 and _font().getlength(shown) > width:
+        half -= 1
+        shown = f"{text[:half]}...{text[len(text) - half :]}"
+    return shown
+
+
+def _stack(cases: Sequence[Image.Image], legend: Sequence[LegendEntry]) -> Image.Image:
+    """Cases beside and below each other, and the legend."""
     width, height = cases[0].size
-    columns = min(len(cases), 1 if width > 2 * _SIDE + _GAP else 2)
+    columns = max(1, min(len(cases), (_WIDEST + 2 * _GAP) // (width + 2 * _GAP)))
     rows = math.ceil(len(cases) / columns)
-    size = (columns * width + (columns - 1) * 2 * _GAP, rows * (height + _GAP) + _CAPTION * bool(legend))
-    canvas = Image.new("RGB", size, "white")
+    # one narrow case leaves no room for a legend
+    total = max(columns * (width + 2 * _GAP) - 2 * _GAP, 2 * _SIDE if legend else 0)
+    lines = _legend_lines(legend, total)
+    canvas = Image.new("RGB", (total, rows * (height + _GAP) + _LINE * len(lines)), "white")
     for number, case in enumerate(cases):
         row, column = divmod(number, columns)
         canvas.paste(case, (column * (width + 2 * _GAP), row * (height + _GAP)))
-    _draw_legend(ImageDraw.Draw(canvas), legend, top=rows * (height + _GAP))
+    for number, line in enumerate(lines):
+        _draw_legend(ImageDraw.Draw(canvas), line, top=rows * (height + _GAP) + number * _LINE)
     return canvas
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw, legend: Sequence[tuple[tuple[int, int, int] | None, str]], top: int
-) -> None:
-    left = 2
+def _entry_width(entry: LegendEntry) -> int:
+    colour, text = entry
+    return int(_font().getlength(text)) + 20 + (_SQUARE + 4 if colour is not None else 0)
+
+
+def _legend_lines(legend: Sequence[LegendEntry], width: int) -> list[list[LegendEntry]]:
+    """A legend broken into lines of so many pixels."""
+    lines: list[list[LegendEntry]] = []
+    left = width
     for colour, text in legend:
+        entry = (colour, _shortened(text, width - 40))
+        if left + _entry_width(entry) > width:
+            lines.append([])
+            left = 2
+        lines[-1].append(entry)
+        left += _entry_width(entry)
+    return lines
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, line: Sequence[LegendEntry], top: int) -> None:
+    left = 2
+    for colour, text in line:
+        begin = left
         if colour is not None:
-            draw.rectangle((left, top + 3, left + 9, top + 12), fill=colour)
-            left += 14
-        draw.text((left, top + 1), text, fill="black")
-        left += int(draw.textlength(text)) + 20
+            draw.rectangle((left, top + 3, left + _SQUARE - 1, top + 2 + _SQUARE), fill=colour)
+            begin += _SQUARE + 4
+        _write(draw, (begin, top), text)
+        left += _entry_width((colour, text))
 
 
 def _save(image: Image.Image, path: Path) -> None:
