@@ -152,6 +152,57 @@ def test_text_that_is_no_result_is_refused_with_its_name(tmp_path, text):
         read_results(tmp_path / "odd.json")
 
 
+def test_a_missing_file_a_folder_and_another_file_are_told_apart(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"step": 3, "metrics": {"accuracy": 0.5}}')
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    cases = {
+        "none.json": (FileNotFoundError, "There is no result file .*none.json"),
+        ".": (OSError, "is a folder, and no result file"),
+        "metrics.json": (ValueError, "metrics.json is no result file: it has no rows of an evaluation in it"),
+        "picture.png": (ValueError, "picture.png is no result file: it is no JSON"),
+    }
+    for name, (kind, message) in cases.items():
+        with pytest.raises(kind, match=f"{message}.*Pass a file that `vasomim evaluate --output` wrote"):
+            read_results(tmp_path / name)
+
+
+def test_a_file_of_a_later_format_says_what_to_do(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(segmentation(0.05), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+    with pytest.raises(ValueError, match="its format is 2, and this version of the package reads 1. Install"):
+        read_results(path)
+
+
+def test_many_classes_have_a_line_each_instead_of_one_for_each_number():
+    labels = ["background", *(f"{number}/a" for number in range(1, 26))]
+    target = np.zeros((2, 30, 30), dtype=np.uint8)
+    target[:, :10], target[0, 10:20] = 1, 2
+    found = target.copy()
+    found[0, 0] = 0
+    scores = SegmentationScores(labels)
+    scores.update(found, target, ["a", "b"])
+    results = build_results(scores, DESCRIPTION, QUICK)
+    lines = format_results(results).splitlines()
+    assert len(results.summary) > 100 and len(lines) < 50
+    assert [line.split()[0] for line in lines[2:4]] == ["dice", "iou"] and not any(" dice/" in line for line in lines)
+    start = next(number for number, line in enumerate(lines) if line.startswith("class"))
+    assert lines[start].split() == ["class", "dice", "iou", "pooled_dice", "pooled_iou", "n"]
+    assert len(lines[start + 1 :]) == 26
+    names = ("dice", "iou", "pooled_dice", "pooled_iou")
+    for line, label, count in zip(lines[start + 1 : start + 4], labels[1:4], ("2", "1", "0"), strict=True):
+        numbers = [results.summary[f"{name}/{label}"].value for name in names]
+        shown = ["–" if np.isnan(number) else f"{number:.4f}" for number in numbers]
+        assert line.split() == [label, *shown, count]
+    assert lines[-1] == "n: images that have the class. Intervals of the classes are in the file."
+
+
+def test_few_classes_keep_their_intervals_in_the_table():
+    results = classification(0.2)
+    lines = [line.split()[0] for line in format_results(results).splitlines()[2:]]
+    assert lines == list(results.summary) and "recall/left" in lines
+
+
 def test_the_table_shows_values_intervals_and_what_was_left_out():
     results = segmentation(0.05)
     lines = format_results(results).splitlines()

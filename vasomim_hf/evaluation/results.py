@@ -19,6 +19,8 @@ from ..version import __version__
 
 SCHEMA = 1
 KINDS = ("segmentation", "detection", "classification")
+# More numbers of single classes than these are shown in a table of their own
+_MOST_CLASS_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -161,22 +163,43 @@ def read_results(path: str | os.PathLike) -> EvaluationResults:
         `EvaluationResults`: The same as was written.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is none of `write_results`, or of a later format.
     """
+    content = _read_json(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its format is {schema!r}, and this version of the package reads {SCHEMA}")
         rows = [_row(row) for row in content.pop("rows")]
         summary = {name: _summary_value(value) for name, value in content.pop("summary").items()}
         results = EvaluationResults(rows=rows, summary=summary, **content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} is no result file: {type(error).__name__}: {error}. Pass one that was written by write_results."
+            f"{path} is a damaged result file: {what}. Write it again with `vasomim evaluate`."
         ) from error
     _check(results, path)
     return results
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file holds beside its schema, which is checked."""
+    remedy = "Pass a file that `vasomim evaluate --output` wrote."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no result file {path}. {remedy}") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder, and no result file. {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no result file: it is no JSON ({error}). {remedy}") from error
+    if not isinstance(content, dict) or "schema" not in content or "rows" not in content:
+        raise ValueError(f"{path} is no result file: it has no rows of an evaluation in it. {remedy}")
+    schema = content.pop("schema")
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path}: its format is {schema!r}, and this version of the package reads {SCHEMA}. Install the version that wrote "
+            "it, or evaluate again."
+        )
+    return content
 
 
 def _check(results: EvaluationResults, path: str | os.PathLike) -> None:
@@ -223,14 +246,35 @@ def format_results(results: EvaluationResults) -> str:
         results (`EvaluationResults`): What to show.
 
     Returns:
-        `str`: A head and a table: name, value, interval, images that count, images left out as undefined.
+        `str`: A head and a table: name, value, interval, images that count, images left out as undefined. Where there are
+        many numbers of single classes, they stand in a table of their own, with a line for each class and no intervals.
     """
     head = f"{results.model}: {results.task} on {results.data}, {results.split}, {len(results.rows)} images"
+    of_classes = {name: entry for name, entry in results.summary.items() if "/" in name}
+    if len(of_classes) <= _MOST_CLASS_LINES:
+        of_classes = {}
     lines = [
         (name, format_number(entry.value), format_interval(entry.low, entry.high), str(entry.n), str(entry.undefined))
         for name, entry in results.summary.items()
+        if name not in of_classes
     ]
-    return f"{head}\n{format_table(('', 'value', 'interval', 'n', 'undefined'), lines)}\n"
+    table = format_table(("", "value", "interval", "n", "undefined"), lines)
+    return f"{head}\n{table}\n{_format_classes(of_classes)}"
+
+
+def _format_classes(summary: Mapping[str, SummaryValue]) -> str:
+    """A line for each class, of numbers called MEASURE/CLASS."""
+    if not summary:
+        return ""
+    names = [name.partition("/") for name in summary]
+    measures = list(dict.fromkeys(measure for measure, _, _ in names))
+    lines = []
+    for label in dict.fromkeys(label for _, _, label in names):
+        found = [summary.get(f"{measure}/{label}") for measure in measures]
+        # pooled numbers count all images, means those that have the class
+        fewest = min(entry.n for entry in found if entry is not None)
+        lines.append((label, *("–" if entry is None else format_number(entry.value) for entry in found), str(fewest)))
+    return f"\n{format_table(('class', *measures, 'n'), lines)}\nn: images that have the class. Intervals of the classes are in the file.\n"
 
 
 def format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
