@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from vasomim_hf import (
@@ -77,7 +78,7 @@ def test_card_gives_a_result_with_how_it_was_obtained(encoder):
     assert row in text
 
 
-def evaluation(patients: list[str | None], data: str = "arcade"):
+def evaluation(patients: list[str | None], data: str = "arcade", max_frames: int | None = None):
     """Dice of two frames, 1 and 2 / 3; a third has nothing to find and nothing found."""
     scores = SegmentationScores()
     targets = np.zeros((3, 4, 4), dtype=np.uint8)
@@ -86,6 +87,7 @@ def evaluation(patients: list[str | None], data: str = "arcade"):
     found[1, 1] = 0
     scores.update(found, targets, ["a", "b", "c"], patients)
     settings = {"image_size": [256, 256], "mixed_precision": "bf16", "window": None}
+    settings |= {"max_frames": max_frames}
     description = Description("vessel", "my-model", data, "val", settings)
     return build_results(scores, description, Resampling(level=0.9, num_resamples=20))
 
@@ -109,6 +111,35 @@ def test_intervals_of_a_card_say_whether_they_are_by_patient():
     result = results_for_card(evaluation(["p", None, "q"], data="me/frames@main"), ["pooled_dice"])[0]
     assert result.interval is not None and result.interval.endswith("by patient")
     assert result.dataset_id == "me/frames"
+
+
+@pytest.mark.parametrize("max_frames, split", [(None, "val"), (9, "val"), (3, "val, first 3 frames only")])
+def test_results_of_the_first_frames_are_not_those_of_the_split(encoder, max_frames, split):
+    shown = results_for_card(evaluation([None, None, None], max_frames=max_frames), ["dice"])
+    card = ModelCard(model_card(encoder, shown))
+    assert card.data.eval_results[0].dataset_split == split and f"| arcade ({split}) | dice |" in card.content
+
+
+def test_a_model_without_a_repository_is_called_by_its_class(encoder):
+    for keys, name in (({}, "VasoMIMModel"), ({"repo_id": "me/vessels/"}, "vessels"), ({"repo_id": "runs/a"}, "a")):
+        card = ModelCard(model_card(encoder, [RESULT], **keys))
+        assert card.data.model_name == name and f"\n# {name}\n" in card.content
+        assert ("path-or-repo-id" in card.data.to_yaml()) is False
+
+
+def test_card_of_a_segmentation_says_how_many_channels_it_has():
+    names = {0: "background", 1: "vessel"}
+    config = load_preset("tiny", num_hidden_layers=1, id2label=names, label2id={v: k for k, v in names.items()})
+    models = {
+        "2 channels, one for each class": VasoMIMForSemanticSegmentation(config),
+        "one channel, which is above 0 where there is vessel": UNeXtForVesselSegmentation(UNeXtConfig()),
+    }
+    frame = torch.zeros(1, 3, 224, 224)
+    for text, model in models.items():
+        with torch.no_grad():
+            logits = model.eval()(frame).logits
+        assert text in model_card(model) and "or a single one" not in model_card(model)
+        assert logits.shape == (1, 2 if text.startswith("2") else 1, 224, 224)
 
 
 def test_a_measure_that_an_evaluation_does_not_have_is_refused():

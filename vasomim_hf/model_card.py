@@ -15,6 +15,8 @@ from .evaluation.results import EvaluationResults, SummaryValue, format_interval
 
 
 PAPER = "https://arxiv.org/abs/2602.11536"
+# In the example of a card that was not told where the model is
+_PLACEHOLDER = "path-or-repo-id"
 
 # licences of data sets by lower-case name: Hub id, and what is known
 _KNOWN_DATA = {
@@ -57,8 +59,7 @@ _KINDS = {
 # what the example's output holds, by the Hub's task
 _MEANINGS = {
     "image-feature-extraction": "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch.",
-    "image-segmentation": "`output.logits` has one channel for each class, or a single one for vessel against "
-    "background, at the size of the input.",
+    "image-segmentation": "`output.logits` has {channels}, at the size of the input.",
     "object-detection": "`output.logits` has a score for each place and class, `output.pred_boxes` the box of each place; "
     "`image_processor.post_process_object_detection(output, target_sizes=[(height, width)])` gives boxes in pixels.",
     "image-classification": "`output.logits` has one number for each label of `model.config.id2label`.",
@@ -196,7 +197,8 @@ def results_for_card(results: EvaluationResults, measures: Sequence[str]) -> lis
 
     Returns:
         `list` of [`Result`]: One for each measure, rounded to four digits, with its interval, and the options of the
-        evaluation as the method.
+        evaluation as the method. Where only the first frames were scored (`max_frames`), the split says so, also in the
+        front matter that the Hub reads.
 
     Raises:
         ValueError: If a measure is unknown or undefined in the results.
@@ -225,10 +227,17 @@ def _measured(results: EvaluationResults, measure: str) -> Result:
         value=round(number.value, 4),
         method=_method(results, number),
         interval=_interval(results, number),
-        split=results.split,
+        split=_split(results),
         # as the Hub names data sets; an address may end in a revision
         dataset_id=results.data.partition("@")[0] if "/" in results.data else None,
     )
+
+
+def _split(results: EvaluationResults) -> str:
+    """Of a trial on its first frames, what says so: a number of a part is not one of the split."""
+    most = results.settings.get("max_frames")
+    is_part = most is not None and len(results.rows) >= most
+    return f"{results.split}, first {len(results.rows)} frames only" if is_part else results.split
 
 
 def _method(results: EvaluationResults, number: SummaryValue) -> str:
@@ -250,7 +259,7 @@ def model_card(
     model: PreTrainedModel,
     results: Sequence[Result | Mapping[str, object]] | None = None,
     training: TrainingRecord | Mapping[str, object] | None = None,
-    repo_id: str = "path-or-repo-id",
+    repo_id: str = _PLACEHOLDER,
     license: str = "apache-2.0",
     base_model: str | None = None,
 ) -> str:
@@ -264,7 +273,7 @@ def model_card(
         training ([`TrainingRecord`] or `dict`, *optional*):
             What it was trained on, and how.
         repo_id (`str`, defaults to `"path-or-repo-id"`):
-            Hub id or path for the example.
+            Hub id or path for the example; its last part is the name of the model. Without it, the class names the model.
         license (`str`, defaults to `"apache-2.0"`):
             Licence of the weights, as an identifier of the Hub. The code is Apache-2.0.
         base_model (`str`, *optional*):
@@ -295,8 +304,12 @@ def model_card(
         "Citation": f"The method, by its authors ({PAPER}):\n\n{_CITATION}",
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    title = repo_id.rstrip("/").split("/")[-1] if repo_id != "path-or-repo-id" else type(model).__name__
-    return f"---\n{front_matter}\n---\n\n# {title}\n\n{_introduction(model)}\n\n{body}\n"
+    return f"---\n{front_matter}\n---\n\n# {_name(model, repo_id)}\n\n{_introduction(model)}\n\n{body}\n"
+
+
+def _name(model: PreTrainedModel, repo_id: str) -> str:
+    """What the card calls the model: the name of its class where no other is known."""
+    return type(model).__name__ if repo_id == _PLACEHOLDER else repo_id.rstrip("/").split("/")[-1]
 
 
 def _front_matter(
@@ -317,7 +330,7 @@ def _front_matter(
         tags=["vasomim", "medical-imaging", "x-ray-angiography", "coronary-angiography", "arxiv:2602.11536"],
         datasets=[data.hub_id for data in _data(training) if data.hub_id] or None,
         base_model=base_model,
-        model_name=repo_id.rstrip("/").split("/")[-1] if results else None,
+        model_name=_name(model, repo_id) if results else None,
         eval_results=[result.to_eval_result() for result in results] or None,
         metrics=list(dict.fromkeys(_slug(result.metric) for result in results)) or None,
         **extra,
@@ -342,9 +355,19 @@ def _introduction(model: PreTrainedModel) -> str:
 def _use(model: PreTrainedModel, repo_id: str) -> str:
     task, auto_class, _ = _kind(model)
     meaning = _MEANINGS[task]
+    if task == "image-segmentation":
+        meaning = meaning.format(channels=_channels(model))
     if type(model).__name__.endswith("ForPreTraining"):
         meaning += " `AutoModelForPreTraining` loads the decoder and the segmentor too, to go on with pre-training."
     return _USE.format(auto_class=auto_class, repo_id=repo_id, meaning=meaning)
+
+
+def _channels(model: PreTrainedModel) -> str:
+    # the segmentor tells two classes apart with one
+    count = getattr(model.config, "num_logits", model.config.num_labels)
+    if count == 1:
+        return "one channel, which is above 0 where there is vessel"
+    return f"{count} channels, one for each class in the order of `model.config.id2label`"
 
 
 def _model(model: PreTrainedModel) -> str:
