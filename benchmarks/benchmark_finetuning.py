@@ -6,31 +6,14 @@ Variants take turns in each round and the fastest round of each counts, so that 
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmark_model import fastest, report
-from torch import nn
+from benchmark_model import fastest, report, training_step
 
 from vasomim_hf import VasoMIMForImageClassification, VasoMIMForObjectDetection, VasoMIMForSemanticSegmentation
 from vasomim_hf.engine.reference_models import ReferenceUNet
 from vasomim_hf.presets import load_preset, preset_names
-
-
-def step_of(model: nn.Module, batch: dict[str, Any], bf16: bool) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    device = batch["pixel_values"].device.type
-    model.train()
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def labels_of(kind: str, size: int, side: int, device: str) -> Any:
@@ -63,12 +46,14 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     pixel_values = torch.randn(size, 3, side, side, device=device)
     for kind, head in heads.items():
-        model = head(load_preset(arguments.preset, num_labels=2 if kind != "detection" else 1)).to(device)
+        model = head(load_preset(arguments.preset, num_labels=2 if kind != "detection" else 1)).to(device).train()
         batch = {"pixel_values": pixel_values, "labels": labels_of(kind, size, side, device)}
-        variants = {f"{kind}, {name}": step_of(model, batch, name == "bf16") for name in ("bf16", "fp32")}
+        variants = {f"{kind}, {name}": training_step(model, batch, name == "bf16") for name in ("bf16", "fp32")}
         if kind == "segmentation":
-            unet = ReferenceUNet(2).to(device)
-            variants |= {f"U-Net of MONAI, {name}": step_of(unet, batch, name == "bf16") for name in ("bf16", "fp32")}
+            unet = ReferenceUNet(2).to(device).train()
+            variants |= {
+                f"U-Net of MONAI, {name}": training_step(unet, batch, name == "bf16") for name in ("bf16", "fp32")
+            }
         times = fastest(variants, arguments.rounds, device)
         report(f"{kind} step, {arguments.preset}, {side} pixels, batch {size}", times, f"{kind}, fp32", size)
 

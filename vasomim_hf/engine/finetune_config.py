@@ -11,7 +11,8 @@ from typing import Any, ClassVar, TypeVar, cast
 from ..configuration_vasomim import VasoMIMConfig
 from ..data.arcade import PARTS
 from ..data.augmentation import FLIP_PROBABILITY, AugmentationOptions
-from .run_config import PRECISIONS, RUN_FILE_NAME, RunConfigError, check_nested, load_run, make_run, save_run
+from ..inference.prediction import PRECISIONS
+from .run_config import RUN_FILE_NAME, RunConfigError, check_nested, load_run, make_run, save_run
 
 
 SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
@@ -143,7 +144,7 @@ class FinetuneRun:
             )
         for name, known in (
             ("dataset", (ARCADE, TABLE)),
-            ("mixed_precision", PRECISIONS),
+            ("mixed_precision", tuple(PRECISIONS)),
             ("keep", (BEST, LAST)),
             ("metric", self.metrics),
         ):
@@ -241,6 +242,13 @@ class ClassificationRun(FinetuneRun):
         super().validate()
         if not self.probe_weight_decays or not all(value >= 0 for value in self.probe_weight_decays):
             raise RunConfigError(f"`probe_weight_decays` must be numbers >= 0, got {self.probe_weight_decays}.")
+
+
+RUNS: dict[str, type[FinetuneRun]] = {
+    SEGMENTATION: SegmentationRun,
+    DETECTION: DetectionRun,
+    CLASSIFICATION: ClassificationRun,
+}
 
 
 def make_finetune_run(kind: type[Kind], values: dict, where: str = "the run") -> Kind:

@@ -29,13 +29,13 @@ from ..data.augmentation import (
 from ..data.reports import FaultReport
 from ..data.transforms import normalize_frames
 from ..image_processing_reading import read_frames, scale_to_8_bit
+from ..modeling_vasomim_segmentation import IGNORED_LABEL
 from .finetune_config import CLASSIFICATION, DETECTION, SEGMENTATION
 from .finetune_rows import LabelledRows
 
 
 logger = logging.getLogger(__name__)
 
-IGNORED_LABEL = 255
 # Shorter sides of a box, in pixels of the result, are nothing to learn from
 SHORTEST_SIDE = 1.0
 _PLANES_NAME = "planes.bin"

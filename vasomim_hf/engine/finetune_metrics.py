@@ -17,11 +17,11 @@ from ..evaluation.detection_metrics import Boxes, DetectionScores
 from ..evaluation.metrics import dice
 from ..evaluation.statistics import Resampling
 from ..image_processing_vasomim import VasoMIMImageProcessor
+from ..modeling_vasomim_segmentation import IGNORED_LABEL
 from .finetune_config import DETECTION, SEGMENTATION
 from .scoring import found_boxes
 
 
-IGNORED_LABEL = 255
 # Intervals are not asked for in training
 _NO_INTERVALS = Resampling(num_resamples=1, method="percentile")
 

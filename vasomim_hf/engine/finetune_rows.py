@@ -13,6 +13,7 @@ from ..data.arcade import arcade_labels, load_arcade
 from ..data.parquet_loading import load_parquet_folder
 from ..image_processing_reading import read_frames
 from ..import_utils import require
+from ..modeling_vasomim_segmentation import IGNORED_LABEL
 from .finetune_config import (
     ARCADE,
     CLASSIFICATION,
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 HUB_PREFIX = "hf://datasets/"
 # Rows that share a value in one of these are not parted between learning and judging
 GROUP_COLUMNS = ("patient_id", "study_id", "twin_group", "near_duplicate_group")
-WHITE = 255
 # What data sets call the split to judge by; `datasets` itself reads a file val.parquet as the split "validation"
 VALIDATION_NAMES = ("val", "validation", "valid", "dev")
 # How a run file names classes
@@ -192,7 +192,7 @@ def read_white(run: FinetuneRun, num_labels: int, parts: Sequence[LabelledRows])
             if 1 in levels:
                 logger.info("masks hold class ids: 255, where it occurs, is a pixel to ignore")
                 return list(parts)
-            white = white or WHITE in levels
+            white = white or IGNORED_LABEL in levels
     if white:
         logger.info("masks hold 0 and 255 alone: 255 is class 1. Where a mask has a 1, it would be a pixel to ignore")
     return [dataclasses.replace(part, white_is_class_1=white) for part in parts]

@@ -10,12 +10,10 @@ from .finetune_config import (
     CLASSIFICATION,
     DETECTION,
     LAST,
+    RUNS,
     SCRATCH,
     SEGMENTATION,
-    ClassificationRun,
-    DetectionRun,
     FinetuneRun,
-    SegmentationRun,
     key,
     make_finetune_run,
 )
@@ -24,11 +22,6 @@ from .run_config import RunConfigError
 
 
 RESULTS_NAME = "results.json"
-KINDS: dict[str, type[FinetuneRun]] = {
-    SEGMENTATION: SegmentationRun,
-    DETECTION: DetectionRun,
-    CLASSIFICATION: ClassificationRun,
-}
 DEFAULT_MEASURES = {SEGMENTATION: "dice,cl_dice", DETECTION: "ap50", CLASSIFICATION: "accuracy,auroc"}
 # Keys of fine-tuning that the command decides for each cell
 DECIDED = (
@@ -64,8 +57,8 @@ class LabelEfficiencyRun:
         for name in ("finetune", "output_dir", "initialisations", "fractions", "seeds"):
             if not getattr(self, name):
                 raise RunConfigError(f"`{name}` is missing. Write `{name}: ...` in the run file, or give --{name} ...")
-        if self.kind not in KINDS:
-            raise RunConfigError(f"`kind` must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        if self.kind not in RUNS:
+            raise RunConfigError(f"`kind` must be one of {', '.join(RUNS)}, got {self.kind!r}.")
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             raise RunConfigError(f"`fractions` must be shares in (0, 1], got {self.fractions}.")
         if any(seed != int(seed) or seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
@@ -138,7 +131,7 @@ def cell_run(run: LabelEfficiencyRun, cell: Cell) -> FinetuneRun:
         RunConfigError: If it does not fit, or holds out frames from the training split: each seed would then be scored on
             other frames.
     """
-    kind = KINDS[run.kind]
+    kind = RUNS[run.kind]
     values = _read(run.finetune)
     for more in (run.settings, run.settings_of.get(cell.name) or {}):
         values = _merge(values, more)

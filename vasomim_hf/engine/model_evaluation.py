@@ -21,16 +21,7 @@ from ..inference.prediction import AUTO, InferenceOptions, has_fast_bf16
 from ..inference.sliding_window import SlidingWindow
 from ..inference.views import VIEWS
 from .evaluation_pictures import MapWriter, draw_cases
-from .finetune_config import (
-    ARCADE,
-    CLASSIFICATION,
-    DETECTION,
-    SEGMENTATION,
-    ClassificationRun,
-    DetectionRun,
-    FinetuneRun,
-    SegmentationRun,
-)
+from .finetune_config import ARCADE, CLASSIFICATION, DETECTION, RUNS, SEGMENTATION
 from .finetune_model import load_config
 from .finetune_rows import (
     HUB_PREFIX,
@@ -57,11 +48,6 @@ _AUTO_CLASSES: dict[str, Any] = {
     SEGMENTATION: transformers.AutoModelForSemanticSegmentation,
     DETECTION: transformers.AutoModelForObjectDetection,
     CLASSIFICATION: transformers.AutoModelForImageClassification,
-}
-_RUNS: dict[str, type[FinetuneRun]] = {
-    SEGMENTATION: SegmentationRun,
-    DETECTION: DetectionRun,
-    CLASSIFICATION: ClassificationRun,
 }
 FLIPS = "flips"
 
@@ -155,7 +141,7 @@ def _kind_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) 
         )
     if request.dataset != ARCADE:
         return kind
-    known = {task: other for other, run in _RUNS.items() for task in run.tasks}
+    known = {task: other for other, run in RUNS.items() for task in run.tasks}
     if request.task not in PARTS:
         raise ValueError(f"`task` must be one of {', '.join(PARTS)} on ARCADE, got {request.task!r}.")
     if known[request.task] != kind:
@@ -195,7 +181,7 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
 
 
 def _check_columns(kind: str, request: EvaluationRequest) -> None:
-    known = [] if request.dataset == ARCADE else [entry.name for entry in fields(_RUNS[kind])]
+    known = [] if request.dataset == ARCADE else [entry.name for entry in fields(RUNS[kind])]
     strange = [name for name in request.columns if name not in known]
     if strange:
         raise ValueError(
@@ -208,7 +194,7 @@ def _load_rows(
     kind: str, config: transformers.PreTrainedConfig, request: EvaluationRequest
 ) -> tuple[LabelledRows, list[str]]:
     where: dict[str, Any] = {"data": request.data, "task": request.task, "dataset": request.dataset, **request.columns}
-    run = _RUNS[kind](max_frames=request.max_frames, **where)
+    run = RUNS[kind](max_frames=request.max_frames, **where)
     rows = load_rows(run, request.split)
     names = class_names(run, rows) if request.dataset == ARCADE else named_by_columns(run, rows)
     # masks of a table carry no names: there the model's hold

@@ -18,10 +18,10 @@ from ..configuration_vasomim import VasoMIMConfig
 from ..data.vesselness import VesselnessOptions
 from ..folders import atomic_file
 from ..import_utils import require
+from ..inference.prediction import PRECISIONS
 
 
 RUN_FILE_NAME = "run.yaml"
-PRECISIONS = ("no", "bf16", "fp16")
 
 Run = TypeVar("Run", bound="TrainingRun")
 
