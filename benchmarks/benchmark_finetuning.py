@@ -12,7 +12,7 @@ import torch
 from benchmark_model import fastest, report, training_step
 
 from vasomim_hf import VasoMIMForImageClassification, VasoMIMForObjectDetection, VasoMIMForSemanticSegmentation
-from vasomim_hf.engine.reference_models import ReferenceUNet
+from vasomim_hf.engine.evaluating.reference_models import ReferenceUNet
 from vasomim_hf.presets import load_preset, preset_names
 
 

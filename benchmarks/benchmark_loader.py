@@ -22,14 +22,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from vasomim_hf.data.crops import Crop, crop_frame, normalize_frames, random_crop
 from vasomim_hf.data.device_crops import crop_batch
 from vasomim_hf.data.frame_cache import FrameCache, FrameCacheDataset, build_frame_cache
-from vasomim_hf.data.frame_sources import FolderSource
-from vasomim_hf.data.parquet_frames import ParquetCropStream, ParquetFrames, find_shards
-from vasomim_hf.data.png import encode_mask_png, encode_png
-from vasomim_hf.data.png_reading import decode_frame, decode_mask
-from vasomim_hf.data.stream_order import StreamOptions
-from vasomim_hf.data.transforms import Crop, crop_frame, normalize_frames, random_crop
+from vasomim_hf.data.parquet.png import encode_mask_png, encode_png
+from vasomim_hf.data.parquet.png_reading import decode_frame, decode_mask
+from vasomim_hf.data.parquet.read import ParquetCropStream, ParquetFrames, find_shards
+from vasomim_hf.data.parquet.row_order import StreamOptions
+from vasomim_hf.data.sources import FolderSource
 
 
 SIZE = (224, 224)

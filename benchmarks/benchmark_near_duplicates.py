@@ -29,7 +29,7 @@ from vasomim_hf.data.near_duplicates import (
     frame_signature,
     group_near_duplicates,
 )
-from vasomim_hf.data.synthetic import synthetic_angiogram
+from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
 
 
 DIFFERENT = {

@@ -17,7 +17,7 @@ import numpy as np
 from skimage.filters import sato
 
 from vasomim_hf.data import vesselness
-from vasomim_hf.data.frames import list_frames, read_frame
+from vasomim_hf.data.reading.files import list_frames, read_frame
 
 
 BORDER = 20

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vasomim_hf.data.frames import list_frames, read_frame
-from vasomim_hf.data.synthetic import synthetic_angiogram
-from vasomim_hf.data.xa170k import XA170KBuildOptions, build_xa170k
+from vasomim_hf.data.reading.files import list_frames, read_frame
+from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
+from vasomim_hf.data.xa170k.dataset import XA170KBuildOptions, build_xa170k
 
 
 SIZE = 512

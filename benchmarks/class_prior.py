@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vasomim_hf.data.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.augmentation import Size
-from vasomim_hf.engine.finetune_data import label_map
+from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
+from vasomim_hf.engine.finetuning.decoded import label_map
 from vasomim_hf.evaluation.comparison import Description, build_results
 from vasomim_hf.evaluation.results import EvaluationResults, format_results, write_results
 from vasomim_hf.evaluation.segmentation_scores import SegmentationScores

@@ -299,7 +299,7 @@ def test_data_frames_writes_parquet_names_what_it_left_out_and_ends_with_1(
 
 def test_data_frames_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vasomim_hf.data import own_frames
-    from vasomim_hf.data.frames_types import ReadOptions
+    from vasomim_hf.data.reading.frame import ReadOptions
     from vasomim_hf.data.vesselness import VesselnessOptions
 
     seen = []
@@ -321,8 +321,8 @@ def test_data_frames_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_data_arcade_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    from vasomim_hf.data import arcade
-    from vasomim_hf.data.reports import Fault
+    from vasomim_hf.data.faults import Fault
+    from vasomim_hf.data.published import arcade
 
     seen = []
     monkeypatch.setattr(
@@ -334,8 +334,8 @@ def test_data_arcade_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_data_xa170k_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    from vasomim_hf.data import xa170k
     from vasomim_hf.data.vesselness import VesselnessOptions
+    from vasomim_hf.data.xa170k import dataset as xa170k
 
     seen = []
 
@@ -362,7 +362,7 @@ def test_data_answers_bad_input_in_one_line(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_two_builds_in_one_folder_are_answered_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from vasomim_hf.data.parquet_shards import build_lock
+    from vasomim_hf.data.parquet.write import build_lock
 
     frame(tmp_path / "in/1.png")
     with build_lock(tmp_path / "out"):

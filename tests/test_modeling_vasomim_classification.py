@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vasomim_hf import VasoMIMConfig, VasoMIMForImageClassification, VasoMIMForPreTraining
-from vasomim_hf.data.synthetic import synthetic_angiograms
+from vasomim_hf.data.synthetic.angiogram import synthetic_angiograms
 
 
 SMALL = {

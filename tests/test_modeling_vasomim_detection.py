@@ -9,7 +9,7 @@ from transformers import AutoModelForObjectDetection
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
 from vasomim_hf import VasoMIMConfig, VasoMIMForPreTraining, VasoMIMImageProcessorPil
-from vasomim_hf.data.synthetic import synthetic_angiograms
+from vasomim_hf.data.synthetic.angiogram import synthetic_angiograms
 from vasomim_hf.evaluation.detection_metrics import Boxes, DetectionScores
 from vasomim_hf.image_processing_boxes import pairwise_iou
 from vasomim_hf.modeling_vasomim_detection import VasoMIMForObjectDetection, locations_of

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
 from vasomim_hf import VasoMIMConfig, VasoMIMForPreTraining, VasoMIMForSemanticSegmentation
-from vasomim_hf.data.synthetic import synthetic_angiograms
+from vasomim_hf.data.synthetic.angiogram import synthetic_angiograms
 from vasomim_hf.modeling_vasomim_segmentation import (
     VasoMIMGroupNorm,
     check_segmentation_labels,

@@ -10,8 +10,8 @@ The result is OUTPUT_DIR itself, for `AutoModelForImageClassification.from_pretr
 
 import sys
 
-from vasomim_hf.engine.finetune_config import ClassificationRun
-from vasomim_hf.engine.linear_probe import finetune_classification
+from vasomim_hf.engine.finetuning.linear_probe import finetune_classification
+from vasomim_hf.engine.finetuning.run import ClassificationRun
 from vasomim_hf.engine.script import run_script
 
 

@@ -10,8 +10,8 @@ The result is OUTPUT_DIR itself, for `AutoModelForObjectDetection.from_pretraine
 
 import sys
 
-from vasomim_hf.engine.finetune_config import DetectionRun
-from vasomim_hf.engine.finetuning import finetune
+from vasomim_hf.engine.finetuning.run import DetectionRun
+from vasomim_hf.engine.finetuning.trainer import finetune
 from vasomim_hf.engine.script import run_script
 
 

@@ -10,8 +10,8 @@ The result is OUTPUT_DIR itself, for `AutoModelForSemanticSegmentation.from_pret
 
 import sys
 
-from vasomim_hf.engine.finetune_config import SegmentationRun
-from vasomim_hf.engine.finetuning import finetune
+from vasomim_hf.engine.finetuning.run import SegmentationRun
+from vasomim_hf.engine.finetuning.trainer import finetune
 from vasomim_hf.engine.script import run_script
 
 

@@ -10,7 +10,7 @@ compared by `vasomim_hf.evaluation.comparison`.
 
 import sys
 
-from vasomim_hf.engine.label_efficiency import LabelEfficiencyRun, compare_label_efficiency
+from vasomim_hf.engine.label_efficiency.compare import LabelEfficiencyRun, compare_label_efficiency
 from vasomim_hf.engine.script import run_script
 
 

@@ -173,7 +173,7 @@ def _add_data_xa170k(kinds: Any, both: argparse.ArgumentParser) -> None:
 
 def _data_xa170k(arguments: argparse.Namespace) -> int:
     from .data.vesselness import VesselnessOptions
-    from .data.xa170k import XA170KBuildOptions, XA170KOptions, build_xa170k
+    from .data.xa170k.dataset import XA170KBuildOptions, XA170KOptions, build_xa170k
 
     _log_to_terminal()
     source = XA170KOptions(
@@ -208,7 +208,7 @@ def _add_data_arcade(kinds: Any, both: argparse.ArgumentParser) -> None:
 
 
 def _data_arcade(arguments: argparse.Namespace) -> int:
-    from .data.arcade import export_arcade
+    from .data.published.arcade import export_arcade
 
     _log_to_terminal()
     report = export_arcade(arguments.source, arguments.output, tasks=arguments.tasks, num_workers=arguments.workers)
@@ -247,8 +247,8 @@ def _add_data_frames(kinds: Any, both: argparse.ArgumentParser) -> None:
 
 
 def _data_frames(arguments: argparse.Namespace) -> int:
-    from .data.frames_types import ReadOptions
     from .data.own_frames import export_frames
+    from .data.reading.frame import ReadOptions
     from .data.vesselness import VesselnessOptions
 
     _log_to_terminal()
@@ -435,7 +435,7 @@ def _add_inference_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .engine.model_evaluation import EvaluationRequest, evaluate_model
+    from .engine.evaluating.evaluate import EvaluationRequest, evaluate_model
     from .evaluation.results import format_results
 
     _log_to_terminal()

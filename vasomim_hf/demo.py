@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
-from .data.frames import read_frame
-from .data.synthetic import write_folder
+from .data.reading.files import read_frame
+from .data.synthetic.angiogram import write_folder
 from .data.vesselness import vessel_mask
-from .engine.pictures import hide_patches, picture_grid, to_grey
-from .engine.pretraining import pretrain
+from .engine.drawing import hide_patches, picture_grid, to_grey
+from .engine.pretraining.segmentor import train_segmentor
+from .engine.pretraining.vasomim import pretrain
 from .engine.run_config import PretrainRun, SegmentorRun, make_run
-from .engine.segmentor_training import train_segmentor
 from .folders import atomic_file
 from .model_card import TrainingData, TrainingRecord, model_card
 from .publishing import export

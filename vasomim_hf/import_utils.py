@@ -1,7 +1,11 @@
-"""Optional dependencies: a missing extra answers with the line that installs it."""
+"""Imports put off until they are needed: optional dependencies, and the public names of a package."""
 
+import ast
 import importlib
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -27,3 +31,36 @@ def require(module: str, extra: str) -> ModuleType:
         raise ImportError(
             f"`{module}` is needed here and is not installed. Install it from a checkout: pip install -e '.[{extra}]'"
         ) from error
+
+
+def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Public names of a package that are imported on first use.
+
+    The names are those that the package's `__init__.py` imports under `if TYPE_CHECKING:`, so that type checkers and
+    the interpreter read one list.
+
+    Args:
+        package (`str`): `__name__` of the package.
+        file (`str`): `__file__` of the package.
+
+    Returns:
+        `tuple`: The package's `__getattr__`, its `__dir__` and its `__all__`.
+    """
+    modules = _names_for_type_checkers(Path(file))
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name], package), name)
+
+    return get, lambda: sorted({*vars(importlib.import_module(package)), *modules}), sorted(modules)
+
+
+def _names_for_type_checkers(file: Path) -> dict[str, str]:
+    """Name to relative module of every import under `if TYPE_CHECKING:`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    blocks = [
+        node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    return {alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names}

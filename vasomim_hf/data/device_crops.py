@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..import_utils import require
-from .transforms import Crop
+from .crops import Crop
 
 
 # Of the cubic of Keys with a = -0.5, as in Pillow: two source pixels on each side, widened by the shrinking

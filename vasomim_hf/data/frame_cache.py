@@ -24,9 +24,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..import_utils import require
-from .frame_sources import FrameSource
-from .frames import UNREADABLE
-from .transforms import CROP_SCALE, Crop, crop_frame, crop_vesselness, random_crop
+from .crops import CROP_SCALE, Crop, crop_frame, crop_vesselness, random_crop
+from .reading.files import UNREADABLE
+from .sources import FrameSource
 from .vesselness import VesselnessOptions, vessel_mask
 
 

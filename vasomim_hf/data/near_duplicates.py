@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..import_utils import require
-from .frame_sources import BITS_COLUMN
-from .frames import UNREADABLE, FrameReadError, decode_frame, read_frame
+from .reading.files import UNREADABLE, FrameReadError, decode_frame, read_frame
+from .sources import BITS_COLUMN
 
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def frame_signature(frame: np.ndarray) -> np.ndarray:
     if frame.ndim != 2 or frame.size == 0 or frame.dtype != np.uint8:
         raise ValueError(
             f"`frame` must be uint8 of shape (height, width), got {frame.dtype} of shape {frame.shape}. Scale deeper "
-            "frames with `vasomim_hf.data.frames.to_uint8`."
+            "frames with `vasomim_hf.data.reading.files.to_uint8`."
         )
     cv2 = require("cv2", extra="data")
     levels = _open_field(cv2, frame).astype(np.float32)

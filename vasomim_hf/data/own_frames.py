@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from PIL import Image
 
 from ..import_utils import require
-from .dataset_export import SplitFiles, finish_export, is_exported, write_card
-from .dataset_rows import to_dataset
+from .faults import Fault, FaultReport
 from .frame_digest import frame_digest
-from .frame_sources import size_and_sample
-from .frames import UNREADABLE, kind_of, read_frames, to_uint8
-from .frames_types import Frame, FrameReadError, ReadOptions, hashed_id
-from .parquet_shards import DATA_NAME, ShardPlan, read_record, write_shards
-from .png import encode_mask_png, encode_png
-from .reports import Fault, FaultReport
+from .parquet.export import SplitFiles, finish_export, is_exported, write_card
+from .parquet.png import encode_mask_png, encode_png
+from .parquet.rows import to_dataset
+from .parquet.write import DATA_NAME, ShardPlan, read_record, write_shards
+from .reading.files import UNREADABLE, kind_of, read_frames, to_uint8
+from .reading.frame import Frame, FrameReadError, ReadOptions, hashed_id
+from .sources import size_and_sample
 from .vesselness import VesselnessOptions, vessel_mask
 
 

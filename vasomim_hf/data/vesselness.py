@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..folders import atomic_file
 from ..import_utils import require
-from .frames import FrameReadError, list_frames, read_frame
+from .reading.files import FrameReadError, list_frames, read_frame
 
 
 Region = Literal["brightest", "largest", "all"]
@@ -135,7 +135,7 @@ def _mask(image: np.ndarray, options: VesselnessOptions) -> np.ndarray:
     if image.dtype != np.uint8:
         raise ValueError(
             f"`image` must be uint8 in 0..255, got {image.dtype}. "
-            "Read the file with `vasomim_hf.data.frames.read_frame`, or scale its levels to 0..255."
+            "Read the file with `vasomim_hf.data.reading.files.read_frame`, or scale its levels to 0..255."
         )
     response = sato_response(image, options.sigmas, options.border)
     if options.floor:

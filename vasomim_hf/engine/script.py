@@ -8,8 +8,8 @@ from typing import TypeVar
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
+from .pretraining.loop import TrainingDivergedError, TrainingResult
 from .run_config import TrainingRun, describe_keys, load_run
-from .training_loop import TrainingDivergedError, TrainingResult
 
 
 logger = logging.getLogger(__name__)

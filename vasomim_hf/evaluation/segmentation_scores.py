@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .calibration import ReliabilityTable, ece_statistic, top_label
+from .mask_metrics import MASK_METRICS, mask_metrics, ratio
 from .measures import Measure, Rows, column, list_columns, mean_measure, summarise
-from .metrics import MASK_METRICS, mask_metrics, ratio
 from .results import ResultRow, RowCollector, SummaryValue
 from .statistics import Resampling, Statistic, mean_of_known, safe_ratio
 

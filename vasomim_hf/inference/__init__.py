@@ -1,5 +1,18 @@
-"""From a model and normalised frames to probabilities, boxes and classes at the size that is asked for.
+"""From a model and normalised frames to probabilities, boxes and classes at the requested size."""
 
-`sliding_window` looks at frames piece by piece, `views` has the changed frames of test-time augmentation, and `prediction`
-joins both with the models.
-"""
+from typing import TYPE_CHECKING
+
+from ..import_utils import lazy_names
+
+
+if TYPE_CHECKING:
+    from .prediction import InferenceOptions as InferenceOptions
+    from .prediction import predict_boxes as predict_boxes
+    from .prediction import predict_classes as predict_classes
+    from .prediction import predict_masks as predict_masks
+    from .sliding_window import SlidingWindow as SlidingWindow
+    from .sliding_window import sliding_window_logits as sliding_window_logits
+    from .views import View as View
+
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -6,6 +6,9 @@ from pathlib import Path
 from ..configuration_vasomim import VasoMIMConfig
 
 
+__all__ = ["load_preset", "preset_names"]
+
+
 def preset_names() -> list[str]:
     """Names of the presets, by number of parameters."""
     return sorted((path.stem for path in Path(__file__).parent.glob("*.json")), key=_hidden_size)

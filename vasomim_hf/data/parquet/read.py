@@ -1,0 +1,405 @@
+"""Crops straight from Parquet shards: no Arrow copy, no cache, a few row groups in memory.
+
+A shard holds a frame and its ready vessel mask in each row, as image files in the columns `image` and `vesselness`. A row
+group is read as a whole, so an order that jumps about would read each group a hundred times; [`stream_order`] draws one
+that does not.
+"""
+
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from ...import_utils import require
+from ..crops import CROP_SCALE
+from ..frame_cache import FrameCacheDataset
+from ..reading.files import UNREADABLE, FrameReadError
+from ..sources import BITS_COLUMN, HUB_PREFIX
+from .folder import find_parquet
+from .png_reading import decode_frame, decode_mask, read_header
+from .row_order import BUFFER_ROW_GROUPS, NUM_LANES, StreamOptions, stream_order
+
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+    from pyarrow.parquet import FileMetaData, ParquetFile
+
+Result = TypeVar("Result")
+
+
+def find_shards(data: str, split: str = "train") -> dict[str, str]:
+    """Find the Parquet files of a split, as `datasets.load_dataset` would.
+
+    Args:
+        data (`str`): A Parquet file, a folder of them, or `hf://datasets/OWNER/NAME`, perhaps with `@REVISION`.
+        split (`str`, defaults to `"train"`): Which split; file names and the card say which files it has.
+
+    Returns:
+        `dict[str, str]`: Name of each file below `data`, and its path or `hf://` address, in the order of the data.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If the data are not Parquet, or have no such split.
+    """
+    if data.endswith(".parquet") and Path(data).is_file():
+        return {Path(data).name: data}
+    is_hub = data.startswith(HUB_PREFIX)
+    if not is_hub and not Path(data).is_dir():
+        raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
+    name, _, revision = data.removeprefix(HUB_PREFIX).partition("@") if is_hub else (data, "", "")
+    files = find_parquet(name, split, revision=revision or None)
+    return {_short_name(path, data, is_hub): path for path in files}
+
+
+def _short_name(path: str, data: str, is_hub: bool) -> str:
+    # hf://datasets/OWNER/NAME@COMMIT/data/train-00000.parquet: the same name as in a copy on disk
+    return path.removeprefix(HUB_PREFIX).split("/", 2)[2] if is_hub else os.path.relpath(path, Path(data).resolve())
+
+
+class _Shard(NamedTuple):
+    name: str
+    path: str
+    size: int
+    metadata: "FileMetaData"
+
+
+class _RowGroup:
+    """Encoded frames and masks of a row group, as views of the columns' memory."""
+
+    def __init__(
+        self, images: list[memoryview | None], masks: list[memoryview | None], bits_stored: list[int | None] | None
+    ):
+        self.images = images
+        self.masks = masks
+        self.bits_stored = bits_stored
+        self.num_left = len(images)
+
+
+class ParquetFrames:
+    """Frames and vessel masks of Parquet shards by number, with the interface of a `FrameCache`.
+
+    The footers are read at once, everything else when it is asked for, in each process on its own. Row groups stay in
+    memory until each of their rows has been read, or too many others have been read since.
+
+    Args:
+        shards (`dict[str, str]`): Name and path or address of each file, from [`find_shards`].
+        image_column (`str`, defaults to `"image"`): Column of the frames.
+        vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks, of the size of their frames.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`to_uint8`]; `None` takes that of each row, where
+            the files have a column `bits_stored`.
+        max_row_groups (`int`, *optional*): Row groups kept in memory by each process; `None` is enough for
+            [`stream_order`] with its usual options, in a loader process for its share of them.
+
+    Raises:
+        ValueError: If a file lacks one of the columns, or there are no rows.
+
+    Example:
+        >>> frames = ParquetFrames(find_shards("data/xa170k"))  # doctest: +SKIP
+        >>> frames.frame(0).shape, frames.vesselness(0).shape  # doctest: +SKIP
+        ((512, 512), (512, 512))
+    """
+
+    def __init__(
+        self,
+        shards: dict[str, str],
+        image_column: str = "image",
+        vesselness_column: str = "vesselness",
+        bits_stored: int | None = None,
+        max_row_groups: int | None = None,
+    ):
+        self.bits_stored = bits_stored
+        self.max_row_groups = max_row_groups
+        self._shards = [_read_footer(name, path) for name, path in shards.items()]
+        self.columns = (image_column, vesselness_column)
+        self._leaves = [[_leaf(shard, column) for column in self.columns] for shard in self._shards]
+        self._states_bits = bits_stored is None and all(_states_bits(shard) for shard in self._shards)
+        self._groups = [(n, g) for n, s in enumerate(self._shards) for g in range(s.metadata.num_row_groups)]
+        sizes = [self._shards[n].metadata.row_group(g).num_rows for n, g in self._groups]
+        self._firsts = np.cumsum([0, *sizes])
+        if self._firsts[-1] == 0:
+            raise ValueError(f"The Parquet files {sorted(shards)[:3]} hold no rows. Check the folder and data_split.")
+        self._rows = np.arange(self._firsts[-1])
+        self.key = self._key()
+        self._forget()
+
+    def _key(self) -> str:
+        """Digest of the files' names, sizes and packed columns: a copy at another place has the same one."""
+        what: list = [self.columns, self.bits_stored]
+        for shard in self._shards:
+            groups = [shard.metadata.row_group(g) for g in range(shard.metadata.num_row_groups)]
+            packed = [[group.column(i).total_compressed_size for i in range(group.num_columns)] for group in groups]
+            what.append([shard.name, shard.size, [group.num_rows for group in groups], packed])
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._files: dict[int, ParquetFile] = {}
+        self._loaded: OrderedDict[int, _RowGroup] = OrderedDict()
+        self._last: tuple[int, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_process": None, "_files": {}, "_loaded": OrderedDict(), "_last": None}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def select(self, indices: Sequence[int]) -> "ParquetFrames":
+        """The same files, but only these rows, in this order."""
+        chosen = object.__new__(ParquetFrames)
+        chosen.__dict__.update(self.__getstate__())
+        chosen._rows = self._rows[list(indices)]
+        return chosen
+
+    @property
+    def row_groups(self) -> tuple[int, ...]:
+        """How many rows that follow each other are in one row group, again and again; what [`stream_order`] needs."""
+        groups = np.searchsorted(self._firsts, self._rows, side="right")
+        bounds = np.flatnonzero(np.diff(groups)) + 1
+        return tuple(np.diff([0, *bounds, len(groups)]).tolist())
+
+    def name(self, index: int) -> str:
+        """File and row of a frame."""
+        group, row = self._place(index)
+        shard, number = self._groups[group]
+        first = self._groups.index((shard, 0))
+        return f"{self._shards[shard].name}, row {self._firsts[group] - self._firsts[first] + row}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a frame in pixels."""
+        header = self._decode(index, 0, read_header)
+        return (header.height, header.width) if header else self.frame(index).shape
+
+    def frame(self, index: int) -> np.ndarray:
+        """A frame of shape `(height, width)`, `uint8`.
+
+        Raises:
+            FrameReadError: If the row has no frame that can be read.
+        """
+        if self._last is None or self._last[0] != index:
+            self._last = (index, self._decode(index, 0, lambda data: decode_frame(data, self._bits_stored(index))))
+            self._count(self._place(index)[0])
+        return self._last[1]
+
+    def vesselness(self, index: int, top: int = 0, height: int | None = None) -> np.ndarray:
+        """Vessel mask of a frame, or `height` rows of it from row `top` on: `(height, width)`, `uint8`, 0 or 1.
+
+        Raises:
+            FrameReadError: If the row has no mask that can be read, or one of another size than its frame's.
+        """
+        size = self.size(index)
+        rows = slice(top, size[0] if height is None else top + height)
+        return self._decode(index, 1, lambda data: decode_mask(data, size, rows))
+
+    def _bits_stored(self, index: int) -> int | None:
+        group, row = self._place(index)
+        stated = self._loaded[group].bits_stored
+        return self.bits_stored if stated is None else stated[row]
+
+    def _count(self, group: int) -> None:
+        # Where each row is read once, as in training, this frees a group before others push it out
+        self._loaded[group].num_left -= 1
+        if self._loaded[group].num_left == 0:
+            del self._loaded[group]
+
+    def _decode(self, index: int, column: int, decode: Callable[[memoryview], Result]) -> Result:
+        try:
+            return decode(self._encoded(index, column))
+        except (*UNREADABLE, zlib.error) as error:
+            raise FrameReadError(
+                f"{self.name(index)}: the column `{self.columns[column]}` cannot be read ({error}). Repair or remove the "
+                "row; a run without `streaming` leaves out frames that cannot be read."
+            ) from error
+
+    def _place(self, index: int) -> tuple[int, int]:
+        row = self._rows[index]
+        group = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return group, int(row - self._firsts[group])
+
+    def _encoded(self, index: int, column: int) -> memoryview:
+        group, row = self._place(index)
+        if self._process != os.getpid():
+            # A fork shares the place in a file and the connections with its parent, and must use none of them
+            self._forget()
+        if group not in self._loaded:
+            self._loaded[group] = self._load(group)
+            while len(self._loaded) > (self.max_row_groups or _usual_row_groups()):
+                self._loaded.popitem(last=False)
+        self._loaded.move_to_end(group)
+        loaded = self._loaded[group]
+        data = (loaded.masks if column else loaded.images)[row]
+        if data is None:
+            raise ValueError("it is empty there")
+        return data
+
+    def _load(self, group: int) -> _RowGroup:
+        shard, number = self._groups[group]
+        if shard not in self._files:
+            self._files[shard] = _open(self._shards[shard])
+        columns = self._leaves[shard] + [BITS_COLUMN] * self._states_bits
+        table = self._files[shard].read_row_group(number, columns=columns, use_threads=False)
+        images, masks = (_views(table.column(column)) for column in self.columns)
+        return _RowGroup(images, masks, table.column(BITS_COLUMN).to_pylist() if self._states_bits else None)
+
+
+def _usual_row_groups() -> int:
+    """Row groups in use at once under [`stream_order`], and two more for each lane, since some are used up late."""
+    worker = get_worker_info()
+    lanes = NUM_LANES if worker is None else NUM_LANES // math.gcd(worker.num_workers, NUM_LANES)
+    return lanes * (BUFFER_ROW_GROUPS + 2)
+
+
+def _read_footer(name: str, path: str) -> _Shard:
+    parquet = require("pyarrow.parquet", "data")
+    if "://" not in path:
+        return _Shard(name, path, os.path.getsize(path), parquet.read_metadata(path))
+    with _open_remote(path) as file:
+        return _Shard(name, path, file.size, parquet.read_metadata(file))
+
+
+def _open(shard: _Shard) -> "ParquetFile":
+    parquet = require("pyarrow.parquet", "data")
+    if "://" not in shard.path:
+        return parquet.ParquetFile(shard.path, metadata=shard.metadata, memory_map=True)
+    # Both columns of a row group lie beside each other: one request
+    return parquet.ParquetFile(_open_remote(shard.path), metadata=shard.metadata, pre_buffer=True)
+
+
+def _open_remote(path: str) -> Any:
+    file_system, place = require("fsspec.core", "data").url_to_fs(path)
+    return file_system.open(place, "rb", cache_type="none")
+
+
+def _states_bits(shard: _Shard) -> bool:
+    schema = shard.metadata.schema.to_arrow_schema()
+    return BITS_COLUMN in schema.names and str(schema.field(BITS_COLUMN).type).startswith(("int", "uint"))
+
+
+def _leaf(shard: _Shard, column: str) -> str:
+    """Path of the column's bytes: alone, or beside a path in an `Image` feature."""
+    schema = shard.metadata.schema.to_arrow_schema()
+    if column not in schema.names:
+        raise ValueError(
+            f"{shard.name} has no column `{column}`, but {schema.names}. Frames and ready vessel masks are needed: set "
+            "image_column and vesselness_column, or train without `streaming`, so that the filter makes the masks."
+        )
+    kind = schema.field(column).type
+    if str(kind) in ("binary", "large_binary"):
+        return column
+    if not str(kind).startswith("struct<") or "bytes" not in {kind.field(i).name for i in range(kind.num_fields)}:
+        raise ValueError(f"The column `{column}` of {shard.name} holds {kind}, and images were expected.")
+    return f"{column}.bytes"
+
+
+def _views(column: "ChunkedArray") -> list[memoryview | None]:
+    """The bytes of each row, without a copy."""
+    views: list[memoryview | None] = []
+    for chunk in column.chunks:
+        array = chunk.flatten()[0] if str(chunk.type).startswith("struct<") else chunk
+        offset_type = np.int64 if str(array.type) == "large_binary" else np.int32
+        _, offsets, values = array.buffers()
+        bounds = np.frombuffer(offsets, offset_type)[array.offset : array.offset + len(array) + 1].tolist()
+        # pyarrow's bytes are signed, and unequal to the same unsigned ones
+        data = memoryview(values if values is not None else b"").cast("B")
+        part: list[memoryview | None] = [data[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        if array.null_count:
+            part = [view if valid else None for view, valid in zip(part, array.is_valid().to_pylist(), strict=True)]
+        views += part
+    return views
+
+
+class ParquetCropStream(torch.utils.data.IterableDataset):
+    """Crops of all frames in an order that reads Parquet row group by row group.
+
+    Loader processes and ranks share the rows without overlap. With `StreamOptions.batch_size` equal to the `DataLoader`'s,
+    the batches are the same with any number of loader processes. A crop is a function of `(seed, epoch, row)`, the same as
+    that of `FrameCacheDataset` on the same rows.
+
+    Args:
+        frames (`ParquetFrames`): Where the frames are.
+        size (`tuple[int, int]`): Height and width of the crops in pixels.
+        options (`StreamOptions`, *optional*): Rank, batch, mixing and seed.
+        crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Smallest and largest share of the frame's area.
+        flip_probability (`float`, defaults to 0.5): Probability of a horizontal flip.
+
+    Example:
+        >>> stream = ParquetCropStream(frames, (224, 224), StreamOptions(batch_size=64))  # doctest: +SKIP
+        >>> loader = DataLoader(stream, batch_size=64, num_workers=4)  # doctest: +SKIP
+        >>> stream.set_epoch(1)  # before each epoch  # doctest: +SKIP
+        >>> stream.skip_to(640)  # where an interrupted epoch goes on  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        frames: ParquetFrames,
+        size: tuple[int, int],
+        options: StreamOptions | None = None,
+        crop_scale: tuple[float, float] = CROP_SCALE,
+        flip_probability: float = 0.5,
+    ):
+        self.frames = frames
+        self.options = options or StreamOptions()
+        self.crops = FrameCacheDataset(frames, size, self.options.seed, crop_scale, flip_probability)
+        self._row_groups = frames.row_groups
+        # Shared, so that loader processes that outlive an epoch see the next one
+        self._state = torch.zeros(2, dtype=torch.long).share_memory_()
+        self._done = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration reads."""
+        return int(self._state[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose order and crops of the next iteration, from its first row on."""
+        self._state[0], self._state[1], self._done = epoch, 0, 0
+
+    def skip_to(self, position: int) -> None:
+        """Begin the next iteration at a place in this rank's sequence, a whole number of batches; nothing is read for it.
+
+        Args:
+            position (`int`): Rows that have been seen: batches of the `DataLoader` times their size.
+
+        Raises:
+            ValueError: If it is not a multiple of the batch size.
+        """
+        if position < 0 or position % self.options.batch_size:
+            raise ValueError(f"Expected a multiple of batch_size={self.options.batch_size}, got {position}.")
+        self._state[1], self._done = position, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where this copy is: in a loader process, that process's own place."""
+        return {"epoch": self.epoch, "start": int(self._state[1]), "done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where [`state_dict`] was taken, with as many loader processes."""
+        self._state[0], self._state[1], self._done = state["epoch"], state["start"], state["done"]
+
+    def __len__(self) -> int:
+        """Rows of this rank in an epoch."""
+        return len(stream_order(self._row_groups, self.options, self.epoch))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        epoch = self.epoch
+        rows = self._own_rows(epoch)
+        for index in rows[self._done :].tolist():
+            self._done += 1
+            yield self.crops[epoch, index]
+        self._done = 0
+
+    def _own_rows(self, epoch: int) -> np.ndarray:
+        """Every so many-th batch of the sequence, from the start on: what `DataLoader` asks of this process."""
+        order = stream_order(self._row_groups, self.options, epoch)[int(self._state[1]) :]
+        worker = get_worker_info()
+        if worker is None:
+            return order
+        batch = np.arange(len(order)) // self.options.batch_size
+        return order[batch % worker.num_workers == worker.id]

@@ -1,0 +1,112 @@
+"""From rows that a loader makes to a `datasets` data set, written to disk or made as they are asked for."""
+
+import atexit
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from ...import_utils import require
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+
+
+# Called with some items of a loader; yields their rows and passes over items that have none
+RowFunction = Callable[[Sequence[Any]], Iterator[dict[str, Any]]]
+
+# Rows are held until so many are written together: a few dozen MB of frames at most
+ROWS_PER_WRITE = 100
+_PREFIX = "vasomim-rows-"
+
+
+def to_dataset(
+    rows: RowFunction,
+    items: Sequence[Any],
+    features: "Features",
+    *,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Union["Dataset", "IterableDataset"]:
+    """Make a data set of the rows that a function yields for some items.
+
+    Args:
+        rows (`Callable`): Called with a sequence of items, yields one dictionary for each row. Streaming sends it to the
+            workers of a loader, so it must be a function of a module, a `functools.partial` of one or an object.
+        items (`Sequence`): What the rows are made of, such as paths.
+        features (`datasets.Features`): Types of the columns.
+        streaming (`bool`, defaults to `False`): Make the rows as they are asked for. Items are shared out to workers.
+        cache_dir (`str` or `Path`, *optional*): Folder for the rows' Arrow file. `None` takes a private folder that is
+            removed when the process ends, or if it was killed by the next one, so that no decoded frame of a patient is
+            left behind.
+
+    Returns:
+        `datasets.Dataset`, memory-mapped; with `streaming`, a `datasets.IterableDataset`.
+
+    Raises:
+        ValueError: If no item yields a row.
+    """
+    datasets = require("datasets", "data")
+    if not items:
+        raise ValueError("There is nothing to make a data set of: no item was found.")
+    if streaming:
+        kwargs = {"items": list(items), "rows": rows}
+        return datasets.IterableDataset.from_generator(_stream, features=features, gen_kwargs=kwargs)
+    folder = _private_folder() if cache_dir is None else Path(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"rows-{uuid.uuid4().hex[:12]}.arrow"
+    try:
+        _write_rows(path, rows(items), features)
+        return datasets.Dataset.from_file(str(path))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _stream(items: list[Any], rows: RowFunction) -> Iterator[dict[str, Any]]:
+    yield from rows(items)
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]], features: "Features") -> None:
+    writer_class = require("datasets.arrow_writer", "data").ArrowWriter
+    found = False
+    with writer_class(path=str(path), features=features, writer_batch_size=ROWS_PER_WRITE) as writer:
+        for row in rows:
+            found = True
+            writer.write(row)
+        if found:
+            writer.finalize()
+    if not found:
+        raise ValueError("None of the items could be used; the faults that were logged or reported say why.")
+
+
+@cache
+def _private_folder() -> Path:
+    _remove_folders_of_killed_processes()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _remove_folders_of_killed_processes() -> None:
+    if os.name == "nt":
+        return  # asking there whether a process lives would end it
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

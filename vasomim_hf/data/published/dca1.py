@@ -1,0 +1,81 @@
+"""DCA1: 134 coronary angiograms of 300×300 with vessel masks (Cervantes-Sanchez et al., 2019)."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from ..faults import FaultReport
+from .common import (
+    LoaderOptions,
+    Sample,
+    annotate_mask,
+    build_dataset,
+    by_stem,
+    check_choice,
+    find_root,
+    list_files,
+    mask_features,
+    relative,
+)
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+EXPECTED = "`Database_134_Angiograms/` with frames `<number>.pgm` and masks `<number>_gt.pgm`."
+_FRAME = re.compile(r"\d+")
+_MASK = re.compile(r"(\d+)_gt", re.IGNORECASE)
+
+
+def load_dca1(
+    root: str | Path,
+    *,
+    split: str = "all",
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    report: FaultReport | None = None,
+) -> Union["Dataset", "IterableDataset"]:
+    """Load DCA1 from its unpacked folder. What is known about the set stands in its data card.
+
+    Columns: `image`, `mask` (levels 0 and 1), `image_id` (the number), `patient_id`, `study_id` and `frame_index` (not
+    known: null), `width`, `height`. Rows are in the order of the numbers. The archive holds no split.
+
+    Args:
+        root (`str` or `Path`): Folder `Database_134_Angiograms`, or one of the two above it.
+        split (`str`, defaults to `"all"`): Only `"all"`.
+        streaming (`bool`, defaults to `False`): Make rows as they are asked for.
+        cache_dir (`str` or `Path`, *optional*): See [`~dataset_rows.to_dataset`].
+        report (`FaultReport`, *optional*): Takes what is left out, and why.
+
+    Returns:
+        `datasets.Dataset` or, with `streaming`, `datasets.IterableDataset`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it is not a folder of DCA1, or nothing in it can be used.
+    """
+    check_choice(split, "split", ("all",), "The archive holds no split; select rows by `image_id`.")
+    folder = find_root(root, _is_root, EXPECTED)
+    options = LoaderOptions(streaming, cache_dir, FaultReport() if report is None else report)
+    samples = _samples(folder, options.report)
+    return build_dataset("frames of DCA1", samples, annotate_mask, mask_features(), options)
+
+
+def _is_root(folder: Path) -> bool:
+    return any(_MASK.fullmatch(path.stem) for path in folder.iterdir() if path.is_file())
+
+
+def _samples(folder: Path, report: FaultReport) -> list[Sample]:
+    files = by_stem(list_files(folder, report, folder), report, folder)
+    masks = {match[1]: path for stem, path in files.items() if (match := _MASK.fullmatch(stem))}
+    frames = {stem: path for stem, path in files.items() if _FRAME.fullmatch(stem)}
+    for stem, path in files.items():
+        if stem in frames and stem not in masks:
+            report.add(relative(path, folder), "has no mask; left out")
+        elif stem not in frames and path not in masks.values():
+            report.add(relative(path, folder), "is neither `<number>` nor `<number>_gt`; passed over")
+    for number, path in masks.items():
+        if number not in frames:
+            report.add(relative(path, folder), "is a mask of no frame; left out")
+    return [Sample(path, stem, label=masks[stem]) for stem, path in frames.items() if stem in masks]

@@ -1,0 +1,555 @@
+"""Frames of DICOM files, single pictures and cine runs, one after another: a run is never in memory as a whole.
+
+What becomes of a stored value, in this order (all of it is one look-up table for each file, see `frames_levels`):
+bits outside of Bits Stored are dropped (overlays of old scanners live there), signed values keep their sign, the modality
+lookup table or Rescale Slope and Intercept is applied, a window only if asked for, MONOCHROME1 is turned round, pixels of
+the Pixel Padding Value become black. Overlays, masks of digital subtraction, shutters and presentation states are not applied.
+
+Privacy: only the tags in `KEPT_TAGS` are read at all; ids of patient, study and series only where there is a salt, and they
+leave as keyed hashes. Text burned into the pixels is not looked for, but a file that says it has some is refused.
+
+Damage: frames before the place of damage are given, then an error that says how many they were.
+"""
+
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from ...import_utils import require
+from .dicom_grey_levels import LevelTable, Lookup, PixelLayout, Transformation, level_table
+from .dicom_jpeg import JPEG_EXTENDED, PLUGIN, fits, register
+from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, grey_from_colour, hashed_id
+
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
+
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+# Everything that is read of a file besides its pixels. Nothing in the list names a person, a place or a time.
+KEPT_TAGS = (
+    "SOPClassUID",
+    "Modality",
+    "RecommendedDisplayFrameRate",
+    "CineRate",
+    "FrameTime",
+    "FrameTimeVector",
+    "ImagerPixelSpacing",
+    "PositionerPrimaryAngle",
+    "PositionerSecondaryAngle",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelIntensityRelationship",
+    "BurnedInAnnotation",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "LossyImageCompression",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+# Read only to be hashed
+ID_TAGS = {"patient_id": "PatientID", "study_id": "StudyInstanceUID", "series_id": "SeriesInstanceUID"}
+
+# Where multi-frame objects of the enhanced kind keep what others keep at the top
+FUNCTIONAL_GROUPS = {
+    "WindowCenter": "FrameVOILUTSequence",
+    "WindowWidth": "FrameVOILUTSequence",
+    "VOILUTFunction": "FrameVOILUTSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "PositionerPrimaryAngle": "PositionerPositionSequence",
+    "PositionerSecondaryAngle": "PositionerPositionSequence",
+    "ImagerPixelSpacing": "FramePixelDataPropertiesSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}
+
+HIGH_THROUGHPUT = "1.2.840.10008.1.2.4.20"  # and 201 to 203 are JPEG 2000 of this kind
+RLE_LOSSLESS = "1.2.840.10008.1.2.5"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+IMPLICIT = "1.2.840.10008.1.2"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+LOSSY_SYNTAXES = ("1.2.840.10008.1.2.4.50", JPEG_EXTENDED, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91")
+JPEG_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))
+JPEG_HEAD = 1 << 16  # bytes of a stream in which its head must end
+ITEM = 0xE000FFFE
+UNDEFINED_LENGTH = 0xFFFFFFFF
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether a file has the mark of DICOM behind its preamble.
+
+    Args:
+        path (`str` or `os.PathLike`): Any file.
+
+    Returns:
+        `bool`: `False` also where it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_dicom_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
+    """Read the frames of a DICOM file one after another.
+
+    Args:
+        path (`str` or `os.PathLike`): A file in the DICOM File Format.
+        options (`ReadOptions`, *optional*): See there.
+
+    Yields:
+        `Frame`: In the order of the file.
+
+    Raises:
+        FrameReadError: If it is no DICOM file, has no pixels, another modality or a kind of pixels that is not read, if no
+            decoder is installed for its transfer syntax (the message names the package), or where it is damaged.
+        ImportError: If pydicom is not installed.
+    """
+    path, options = Path(path), options or ReadOptions()
+    run = _open(path, options)
+    index = -1
+    for index, pixels in enumerate(_decoded(run)):
+        yield _frame(run, pixels, index)
+    if index + 1 < run.num_frames:
+        raise FrameReadError(
+            f"`{path}` ends after {index + 1} of {run.num_frames} frames: the rest is cut off or does not fit the file's "
+            "header. Those before the damage are good."
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A file that was looked into and can be decoded."""
+
+    path: Path
+    header: "Dataset"
+    options: ReadOptions
+    layout: PixelLayout
+    syntax: str
+    num_whole: int
+    num_begun: int
+    metadata: FrameMetadata
+    transformation: Transformation
+    tables: dict[tuple, LevelTable] = field(default_factory=dict)
+
+    @property
+    def num_frames(self) -> int:
+        return self.metadata.num_frames
+
+
+def _open(path: Path, options: ReadOptions) -> _Run:
+    header, syntax, counts = _read_header(path, options)
+    if options.modalities is not None and header.get("Modality") not in options.modalities:
+        raise FrameReadError(
+            f"`{path}` has the modality {header.get('Modality')!r}, expected {' or '.join(options.modalities)}. "
+            "Pass others, or None for all, as `modalities` of ReadOptions."
+        )
+    if header.get("BurnedInAnnotation") == "YES" and not options.allow_burned_in:
+        raise FrameReadError(
+            f"`{path}` says that its pixels show who the patient is (Burned In Annotation). Remove the text, or pass "
+            "`allow_burned_in=True` in ReadOptions."
+        )
+    _check_decoder(path, syntax)
+    layout = _layout(path, header, syntax)
+    try:
+        transformation = _transformation(header, options, layout)
+    except (AttributeError, TypeError, ValueError):
+        raise FrameReadError(f"`{path}` has an ill-formed lookup table. Export it again.") from None
+    return _Run(path, header, options, layout, syntax, *counts, _metadata(header, options, syntax), transformation)
+
+
+def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tuple[int, int]]:
+    """Kept tags, transfer syntax, and how many frames are whole and how many begin."""
+    pydicom = require("pydicom", "dicom")
+    tags = [*KEPT_TAGS, *(ID_TAGS.values() if options.salt is not None else ())]
+    try:
+        with open(path, "rb") as file, _quiet():
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+            position = file.tell()
+            _convert(header)
+            file.seek(position)
+            syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
+            counts = _count_whole(file, header, syntax, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise FrameReadError(f"`{path}` cannot be read ({type(error).__name__}: {error.strerror}).") from error
+    except Exception as error:  # a damaged header can raise anything; its text may quote the file
+        raise _header_error(path, error) from None
+    if counts is None:
+        raise FrameReadError(f"`{path}` is a DICOM file without pixels. Leave it out.")
+    return header, syntax, counts
+
+
+def _header_error(path: Path, error: Exception) -> FrameReadError:
+    return FrameReadError(
+        f"`{path}` cannot be read as DICOM ({type(error).__name__}): its header is damaged or it is another kind of file. "
+        "Restore or remove it."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings of ill-formed values, which quote them."""
+    with require("pydicom", "dicom").config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _convert(header: "Dataset") -> None:
+    """Read all values now, and drop those that are ill-formed: they count as unknown."""
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]
+        except Exception:  # whatever the text may be, it must not come out in a message
+            del header[tag]
+            continue
+        if element.VR == "SQ":
+            for item in element.value:
+                _convert(item)
+
+
+def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> tuple[int, int] | None:
+    """Frames whose bytes are all there, since some decoders make up what is missing, and frames that begin at least.
+
+    `None` if there are no pixels. Compressed frames are taken to have one fragment each, unless there is only one frame.
+    """
+    if syntax == DEFLATED:
+        return _num_frames(header), _num_frames(header)
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    element = file.read(8 if syntax == IMPLICIT else 12)
+    if len(element) < 8:
+        return None
+    (length,) = struct.unpack(f"{order}L", element[-4:])
+    if length == UNDEFINED_LENGTH:
+        return _count_fragments(file, size, header, syntax)
+    is_halved = header.get("PhotometricInterpretation") == "YBR_FULL_422"  # two pixels share their colour
+    samples = 2 if is_halved else int(header.get("SamplesPerPixel") or 1)
+    bits = int(header.Rows) * int(header.Columns) * samples * int(header.BitsAllocated)
+    return min(_num_frames(header), min(length, size - file.tell()) * 8 // bits), _num_frames(header)
+
+
+def _count_fragments(file: BinaryIO, size: int, header: "Dataset", syntax: str) -> tuple[int, int]:
+    num_frames = _num_frames(header)
+    fragments, is_bad = -1, False  # the first item is a table of offsets
+    while len(item := file.read(8)) == 8:
+        tag, length = struct.unpack("<LL", item)
+        if tag != ITEM:
+            break
+        start = file.tell()
+        starts_frame = fragments == 0 or (fragments > 0 and num_frames > 1)
+        if start + length > size or (starts_frame and not _fits(file.read(min(length, JPEG_HEAD)), header, syntax)):
+            is_bad = True
+            break
+        file.seek(start + length)
+        fragments += 1
+    whole = max(fragments, 0)
+    if num_frames == 1:
+        whole = int(whole > 0 and not is_bad)
+    return min(whole, num_frames), min(max(fragments, 0) + is_bad, num_frames)
+
+
+def _fits(head: bytes, header: "Dataset", syntax: str) -> bool:
+    if syntax not in JPEG_SYNTAXES:
+        return True
+    samples = int(header.get("SamplesPerPixel") or 1)
+    return fits(head, int(header.Rows), int(header.Columns), samples, int(header.BitsAllocated))
+
+
+def _num_frames(header: "Dataset") -> int:
+    return max(1, int(header.get("NumberOfFrames") or 1))
+
+
+def _layout(path: Path, header: "Dataset", syntax: str) -> PixelLayout:
+    try:
+        layout = PixelLayout(
+            bits_allocated=int(header.BitsAllocated),
+            bits_stored=int(header.get("BitsStored") or header.BitsAllocated),
+            shift=0,
+            is_signed=bool(header.get("PixelRepresentation")),
+            samples=int(header.get("SamplesPerPixel") or 1),
+            is_lossy=syntax in LOSSY_SYNTAXES,
+        )
+        high_bit = int(header.get("HighBit", layout.bits_stored - 1))
+    except (AttributeError, TypeError, ValueError):
+        raise FrameReadError(f"`{path}` does not say how its pixels are stored. Export it again.") from None
+    is_grey = layout.samples == 1 and header.get("PhotometricInterpretation") != "PALETTE COLOR"
+    if layout.bits_allocated not in (8, 16) or not (is_grey or (layout.samples == 3 and not layout.is_signed)):
+        raise FrameReadError(
+            f"`{path}` has {layout.samples} samples of {layout.bits_allocated} bits, "
+            f"{header.get('PhotometricInterpretation')}; grey or red-green-blue of 8 or 16 bits is read. Export it as such."
+        )
+    if not 0 < layout.bits_stored <= layout.bits_allocated or not layout.bits_stored <= high_bit + 1:
+        raise FrameReadError(
+            f"`{path}` states {layout.bits_stored} bits stored of {layout.bits_allocated} with high bit {high_bit}, which "
+            "cannot be. Export it again."
+        )
+    # A compressed stream other than RLE has levels, not cells of memory: there the high bit has no meaning
+    is_cells = not _is_compressed(syntax) or syntax == RLE_LOSSLESS
+    return replace(layout, shift=min(high_bit + 1, layout.bits_allocated) - layout.bits_stored if is_cells else 0)
+
+
+def _is_compressed(syntax: str) -> bool:
+    return bool(_uid(syntax).is_compressed)
+
+
+def _uid(syntax: str) -> "UID":
+    with _quiet():
+        return require("pydicom.uid", "dicom").UID(syntax)
+
+
+# Decoders
+
+
+def _check_decoder(path: Path, syntax: str) -> None:
+    """Say which package is missing before anything is decoded."""
+    is_uid = re.fullmatch(r"[\d.]+", syntax) is not None
+    name = f"{_uid(syntax).name} ({syntax})" if is_uid else "an ill-formed transfer syntax"
+    try:
+        with _quiet():
+            decoder = require("pydicom.pixels", "dicom").get_decoder(_uid(syntax) if is_uid else "0")
+    except (NotImplementedError, ValueError):
+        raise FrameReadError(
+            f"`{path}` is stored as {name}, which is not read. Export it uncompressed or in a lossless syntax."
+        ) from None
+    if not decoder.is_available:
+        raise FrameReadError(f"`{path}` is stored as {name}. {_remedy(syntax)}")
+
+
+def _remedy(syntax: str) -> str:
+    packages = "pylibjpeg pylibjpeg-openjpeg" if syntax.startswith(HIGH_THROUGHPUT) else "python-gdcm"
+    return f"Its decoder is not installed: pip install {packages} (the extra `dicom` brings python-gdcm)."
+
+
+def _decoded(run: _Run) -> Iterator[np.ndarray]:
+    """Stored values of each frame that is whole."""
+    pixels = require("pydicom.pixels", "dicom")
+    # bits that are not in use are dropped by the look-up table, which knows the high bit
+    keywords: dict[str, Any] = {"correct_unused_bits": False}
+    if run.syntax == JPEG_EXTENDED and run.layout.bits_stored > 8:
+        register()
+        has_plugin = PLUGIN in pixels.get_decoder(run.syntax).available_plugins
+        keywords |= {"decoding_plugin": PLUGIN} if has_plugin else {}
+    if run.num_begun < run.num_frames:
+        keywords["number_of_frames"] = run.num_begun  # else pydicom reads none of them
+    with closing(pixels.iter_pixels(_source(run), **keywords)) as frames:
+        for index in range(run.num_whole):
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            except Exception as error:  # decoders raise anything
+                raise _decode_error(run, index, error) from error
+            yield frame
+
+
+def _source(run: _Run) -> Any:
+    if run.syntax != DEFLATED:
+        return run.path
+    try:
+        with _quiet():  # unpacked as a whole: there is no other way
+            return require("pydicom", "dicom").dcmread(run.path)
+    except Exception as error:
+        raise _header_error(run.path, error) from None
+
+
+def _decode_error(run: _Run, index: int, error: Exception) -> FrameReadError:
+    gdcm_helps = _is_compressed(run.syntax) and run.syntax != RLE_LOSSLESS
+    try:
+        require("gdcm", "dicom")
+        hint = "Restore the file"
+    except ImportError:
+        hint = _remedy(run.syntax) if gdcm_helps else "Restore the file"
+    return FrameReadError(
+        f"`{run.path}` (stored as {_uid(run.syntax).name}): frame {index} of {run.num_frames} cannot be decoded "
+        f"({type(error).__name__}: {' '.join(str(error).split())}); the {index} before it are good. {hint}."
+    )
+
+
+# Grey levels
+
+
+def _frame(run: _Run, stored: np.ndarray, index: int) -> Frame:
+    metadata = _metadata_of_frame(run, index)
+    if run.layout.samples == 3:
+        bits = max(8, run.layout.bits_stored)
+        return Frame(grey_from_colour(stored[..., :3].astype(f"u{stored.itemsize}")), bits, index, metadata)
+    table = _table(run, metadata, index)
+    return Frame(table.apply(stored), table.bits_stored, index, replace(metadata, level_offset=table.offset))
+
+
+def _transformation(header: "Dataset", options: ReadOptions, layout: PixelLayout) -> Transformation:
+    """What all frames have in common."""
+    return Transformation(
+        lookup=_modality_lookup(header, layout),
+        window_lookup=_first_lookup(header, "VOILUTSequence", layout) if options.apply_window else None,
+        is_inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+        padding=_padding(header, layout),
+    )
+
+
+def _table(run: _Run, metadata: FrameMetadata, index: int) -> LevelTable:
+    """The table of a frame; most often one for the whole run."""
+    slope = 1.0 if metadata.rescale_slope is None else metadata.rescale_slope
+    window = None
+    if run.options.apply_window and metadata.window_width is not None and metadata.window_center is not None:
+        function = _value(run.header, "VOILUTFunction", index) or "LINEAR"
+        window = (metadata.window_center, metadata.window_width, str(function))
+    key = (slope, metadata.rescale_intercept or 0.0, window)
+    if key not in run.tables:
+        own = replace(run.transformation, slope=key[0], intercept=key[1], window=window)
+        try:
+            run.tables[key] = level_table(run.layout, own)
+        except ValueError as error:
+            raise FrameReadError(f"`{run.path}`: {error}") from error
+    return run.tables[key]
+
+
+def _modality_lookup(header: "Dataset", layout: PixelLayout) -> Lookup | None:
+    # In X-ray angiography such a table leads back to intensities, for subtraction; it is not meant for display
+    # (PS3.3 C.8.7.1.1.2, PS3.4 N.2.5)
+    if header.get("Modality") in ("XA", "RF") and header.get("PixelIntensityRelationship") in ("LOG", "DISP"):
+        return None
+    return _first_lookup(header, "ModalityLUTSequence", layout)
+
+
+def _first_lookup(header: "Dataset", keyword: str, layout: PixelLayout) -> Lookup | None:
+    for item in header.get(keyword) or ():
+        count, first, bits = (int(value) for value in item.LUTDescriptor)
+        if layout.is_signed and first >= 1 << 15:
+            first -= 1 << 16  # the reader cannot tell which of the two it is
+        data = item.LUTData
+        if isinstance(data, bytes):
+            data = np.frombuffer(data, dtype="<u2" if len(data) >= 2 * (count or 1 << 16) else "u1").tolist()
+        return Lookup(first, bits, tuple(data))
+    return None
+
+
+def _padding(header: "Dataset", layout: PixelLayout) -> tuple[int, int] | None:
+    value = _whole(header.get("PixelPaddingValue"))
+    if value is None:
+        return None
+    limit = _whole(header.get("PixelPaddingRangeLimit"))
+    ends = sorted((value, value if limit is None else limit))
+    # of 16 bits whatever the pixels have, and often read with the wrong sign
+    top = 1 << 16
+    low, high = (end - top if layout.is_signed and end >= top // 2 else end for end in ends)
+    return (low, high) if layout.is_signed else (low % top, high % top)
+
+
+# What is known of the run
+
+
+def _metadata(header: "Dataset", options: ReadOptions, syntax: str) -> FrameMetadata:
+    ids: dict[str, Any] = {name: hashed_id(header.get(tag), name, options.salt) for name, tag in ID_TAGS.items()}
+    lossy = header.get("LossyImageCompression")
+    known = None if lossy is None else lossy == "01"
+    return FrameMetadata(
+        num_frames=_num_frames(header),
+        photometric_interpretation=str(header.get("PhotometricInterpretation") or "") or None,
+        modality=str(header.get("Modality") or "") or None,
+        is_lossy=True if syntax in LOSSY_SYNTAXES else known,
+        **ids,
+    )
+
+
+def _metadata_of_frame(run: _Run, index: int) -> FrameMetadata:
+    header = run.header
+    spacing = _pair(_value(header, "PixelSpacing", index))
+    at_detector = _pair(_value(header, "ImagerPixelSpacing", index))
+    calibration = header.get("PixelSpacingCalibrationType")
+    if spacing == at_detector and not calibration:
+        spacing = None  # a copy of the spacing at the detector: not calibrated (PS3.3 10.7.1.3)
+    return replace(
+        run.metadata,
+        frame_time_ms=_frame_time(header, index),
+        imager_pixel_spacing_mm=at_detector,
+        pixel_spacing_mm=spacing,
+        pixel_spacing_calibration=calibration if calibration in ("GEOMETRY", "FIDUCIAL") else None,
+        primary_angle=_number(_value(header, "PositionerPrimaryAngle", index)),
+        secondary_angle=_number(_value(header, "PositionerSecondaryAngle", index)),
+        window_center=_number(_value(header, "WindowCenter", index)),
+        window_width=_number(_value(header, "WindowWidth", index)),
+        rescale_slope=_number(_value(header, "RescaleSlope", index)),
+        rescale_intercept=_number(_value(header, "RescaleIntercept", index)),
+    )
+
+
+def _value(header: "Dataset", keyword: str, index: int) -> Any:
+    """A value of one frame: its own, else that of all frames, else the one at the top of the file."""
+    macro = FUNCTIONAL_GROUPS.get(keyword, "")
+    own = header.get("PerFrameFunctionalGroupsSequence") or ()
+    for group in (*own[index : index + 1], *(header.get("SharedFunctionalGroupsSequence") or ())):
+        for item in group.get(macro, None) or ():
+            if item.get(keyword) is not None:
+                return item.get(keyword)
+    return header.get(keyword)
+
+
+def _frame_time(header: "Dataset", index: int) -> float | None:
+    vector = _numbers(header.get("FrameTimeVector"))
+    if index < len(vector):
+        return vector[index]
+    time = _number(header.get("FrameTime"))
+    if time is not None and time > 0:
+        return time
+    for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
+        rate = _number(header.get(keyword))
+        if rate is not None and rate > 0:
+            return 1000 / rate
+    return None
+
+
+def _numbers(value: Any) -> list[float]:
+    """Finite numbers; an ill-formed value counts as unknown, since it may be anything."""
+    if value is None or value == "":
+        return []
+    try:
+        found = [float(part) for part in (value if _is_several(value) else [value])]
+    except (TypeError, ValueError):
+        return []
+    return found if np.isfinite(found).all() else []
+
+
+def _is_several(value: Any) -> bool:
+    return hasattr(value, "__iter__") and not isinstance(value, str | bytes)
+
+
+def _number(value: Any) -> float | None:
+    return next(iter(_numbers(value)), None)
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    numbers = _numbers(value)
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None

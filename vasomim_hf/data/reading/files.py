@@ -1,0 +1,366 @@
+"""Frames of angiograms from files: images, arrays, films and DICOM.
+
+[`read_frames`] gives every frame of a file of any kind, with its own bit depth and what the file says of it;
+[`read_frame`] one frame of an image file at 8 bits, as the vesselness filter and training take it.
+"""
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ...image_processing_reading import check_levels, has_deep_colour, scale_to_8_bit
+from .arrays_and_video import NPZ_SUFFIXES, VIDEO_SUFFIXES, read_npz_frames, read_video_frames
+from .dicom import DICOM_SUFFIXES, is_dicom, read_dicom_frames
+from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, bits_for
+
+
+logger = logging.getLogger(__name__)
+
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+# Pillow raises any of these on a damaged file, depending on the format and on where the damage is.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    Image.DecompressionBombError,
+)
+
+
+class FolderScan(NamedTuple):
+    """What a folder holds: frames, files of other kinds, and hidden files, each sorted."""
+
+    frames: list[Path]
+    strays: list[Path]
+    hidden: list[Path]
+
+
+def scan_folder(folder: str | os.PathLike) -> FolderScan:
+    """Sort the files of a folder and its sub-folders into frames and others, by name.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where to look. Links to folders are not followed, hidden folders are skipped.
+
+    Returns:
+        `FolderScan`: Paths of frames, of stray files and of hidden files.
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(
+            f"`{root}` is not a folder of frames. Check the path; a single file is read as it is."
+        )
+    scan = FolderScan([], [], [])
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            _kind(scan, name).append(Path(parent, name))
+    return FolderScan(*(sorted(paths) for paths in scan))
+
+
+def _kind(scan: FolderScan, name: str) -> list[Path]:
+    if name.startswith("."):
+        return scan.hidden
+    return scan.frames if name.lower().endswith(FRAME_SUFFIXES) else scan.strays
+
+
+def list_frames(folder: str | os.PathLike) -> list[Path]:
+    """List the frames of a folder and its sub-folders, sorted, so that every machine sees the same order.
+
+    Files of other kinds are left out with one log line that counts them; [`scan_folder`] returns them.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where to look for png, jpg, jpeg, bmp, tif and tiff files, in any case.
+
+    Returns:
+        `list[Path]`: At least one path, each beginning with `folder`.
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+        ValueError: If it holds no frame.
+    """
+    scan = scan_folder(folder)
+    others = len(scan.strays) + len(scan.hidden)
+    if not scan.frames:
+        raise ValueError(
+            f"`{folder}` holds no frame, {f'but {others} other files' if others else 'and no other file'}. "
+            f"Expected files that end in {', '.join(FRAME_SUFFIXES)}, also in sub-folders."
+        )
+    if scan.strays:
+        logger.warning("%s: left out %d files that are no frames, e.g. %s", folder, others, scan.strays[0].name)
+    elif others:
+        logger.info("%s: left out %d hidden files", folder, others)
+    return scan.frames
+
+
+def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.ndarray:
+    """Read one grey frame of 8 bits from an image file.
+
+    Colour becomes grey as in Pillow's `convert("L")` (a grey picture saved as colour keeps its exact levels), alpha is
+    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`to_uint8`]. The frame is turned as
+    the EXIF orientation says, where there is one, as by `datasets` and by transformers' `load_image`.
+
+    Args:
+        path (`str` or `os.PathLike`): Image file with one frame.
+        bits_stored (`int`, *optional*):
+            Bits that carry the grey level in a deep image, such as 10 for 10 bits stored in 16; `None` infers them.
+            8-bit files do not need it and ignore it.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
+
+    Raises:
+        FrameReadError: If the file is damaged, holds several frames or cannot be scaled, or if Pillow reads other levels
+            than it means, see [`~image_processing_reading.check_levels`].
+    """
+    return _frame(path, str(path), bits_stored)
+
+
+def decode_frame(data: bytes | memoryview, name: str, bits_stored: int | None = None) -> np.ndarray:
+    """Decode one grey frame of 8 bits from the bytes of an image file, as [`read_frame`] does from the file.
+
+    Args:
+        data (`bytes` or `memoryview`): The file.
+        name (`str`): How messages call it.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
+
+    Raises:
+        FrameReadError: As in [`read_frame`].
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.fromarray(np.array([[0, 1023]], dtype=np.uint16)).save(file, "PNG")
+        >>> decode_frame(file.getvalue(), "a.png", bits_stored=10)
+        array([[  0, 255]], dtype=uint8)
+    """
+    return _frame(io.BytesIO(data), name, bits_stored)
+
+
+def _frame(file: str | os.PathLike | io.BytesIO, name: str, bits_stored: int | None) -> np.ndarray:
+    try:
+        # Never by its path: Pillow then maps a TIFF that is to be turned into memory with its sides swapped
+        with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened, Image.open(opened) as image:
+            return frame_from_image(image, name, bits_stored)
+    except FrameReadError:
+        raise
+    except UNREADABLE as error:
+        raise FrameReadError(
+            f"`{name}` cannot be read as an image ({type(error).__name__}: {error}). Restore or remove the file."
+        ) from error
+
+
+def frame_from_image(image: Image.Image, name: str, bits_stored: int | None = None) -> np.ndarray:
+    """Turn an image into one grey frame of 8 bits, by the rules of [`read_frame`].
+
+    Args:
+        image (`PIL.Image.Image`): The image. If it is loaded already, 16 bits per colour channel cannot be seen any more.
+        name (`str`): How messages call it.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
+
+    Raises:
+        FrameReadError: If it holds several frames, cannot be scaled or has other levels than its file.
+        OSError, ValueError: Or another one of `UNREADABLE`, if it is not loaded yet, and damaged.
+    """
+    is_deep_colour = has_deep_colour(image)
+    image.load()
+    number = getattr(image, "n_frames", 1)
+    if number != 1:
+        raise FrameReadError(f"`{name}` holds {number} frames, expected one. Save each frame as a file of its own.")
+    upright = ImageOps.exif_transpose(image)
+    try:
+        check_levels(image, is_deep_colour, bits_stored)
+        is_deep = image.mode.startswith(("I", "F"))
+        return to_uint8(np.asarray(upright), bits_stored) if is_deep else np.array(upright.convert("L"))
+    except ValueError as error:
+        raise FrameReadError(f"`{name}`: {error}") from error
+
+
+def kind_of(path: str | os.PathLike) -> str | None:
+    """What kind of frames a file holds, by its name, and for names of no known ending by the mark of DICOM in it.
+
+    Args:
+        path (`str` or `os.PathLike`): File.
+
+    Returns:
+        `str`: `"image"`, `"npz"`, `"video"` or `"dicom"`; `None` for anything else.
+
+    Example:
+        >>> kind_of("run.AVI"), kind_of("notes.txt")
+        ('video', None)
+    """
+    name = os.fspath(path).lower()
+    for kind, suffixes in _SUFFIXES.items():
+        if name.endswith(suffixes):
+            return kind
+    return "dicom" if is_dicom(path) else None
+
+
+_SUFFIXES = {"image": FRAME_SUFFIXES, "npz": NPZ_SUFFIXES, "video": VIDEO_SUFFIXES, "dicom": DICOM_SUFFIXES}
+
+
+def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
+    """Read the frames of a file one after another: an image (also a TIFF of several pages), NPZ, a film or DICOM.
+
+    Frames are decoded as they are asked for, so that a run is never in memory as a whole. If a file is damaged, the frames
+    before the damage are given and then an error.
+
+    Args:
+        path (`str` or `os.PathLike`): File. DICOM files need no ending.
+        options (`ReadOptions`, *optional*): How to read, see there.
+
+    Yields:
+        `Frame`: In the order of the file: grey, `uint8` or `uint16`, shape `(height, width)`, not scaled, black is 0.
+
+    Raises:
+        FrameReadError: If the file cannot be read; the message names it and says what to do.
+        ImportError: If the package that reads this kind of file is not installed; the message holds the pip line.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.png"
+        >>> Image.fromarray(np.full((4, 4), 1000, dtype=np.uint16)).save(path)
+        >>> frame = next(read_frames(path, ReadOptions(bits_stored=10)))
+        >>> frame.pixels[0, 0], frame.bits_stored, frame.metadata.num_frames
+        (np.uint16(1000), 10, 1)
+    """
+    options = options or ReadOptions()
+    if not Path(path).is_file():
+        raise FrameReadError(f"`{path}` is no file. Check the path.")
+    kind = kind_of(path)
+    if kind is None:
+        known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+        raise FrameReadError(f"`{path}` is no image, array, film or DICOM file. Expected DICOM, or one of {known}.")
+    readers = {"dicom": read_dicom_frames, "npz": read_npz_frames, "video": read_video_frames}
+    yield from readers.get(kind, read_image_frames)(path, options)
+
+
+def read_image_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
+    """Read the frames of an image file: one, or each page of a TIFF.
+
+    Colour becomes grey as in [`read_frame`]; levels deeper than 8 bits are kept. Pages deeper than 8 bits are read twice
+    where the depth is not given, the first time for the largest level, so that all have one bit depth.
+
+    Args:
+        path (`str` or `os.PathLike`): Image file.
+        options (`ReadOptions`, *optional*): `bits_stored` is used.
+
+    Yields:
+        `Frame`: In the order of the file.
+
+    Raises:
+        FrameReadError: If the file is damaged (pages before the damage are given), or Pillow reads other levels than it
+            means, or levels do not fit in 16 bits.
+    """
+    path, options = Path(path), options or ReadOptions()
+    bits = None
+    for index, (pixels, num_frames) in enumerate(_pages(path, options.bits_stored)):
+        if pixels.dtype != np.uint8 and bits is None:
+            is_known = num_frames == 1 or options.bits_stored is not None
+            highest = pixels.max() if is_known else max(page.max() for page, _ in _pages(path, None))
+            bits = _image_bits(path, int(highest), options.bits_stored)
+        if pixels.dtype != np.uint8:
+            _image_bits(path, int(pixels.max()), bits)
+            pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
+        yield Frame(pixels, 8 if pixels.dtype == np.uint8 else bits or 8, index, FrameMetadata(num_frames=num_frames))
+
+
+def _image_bits(path: Path, highest: int, bits_stored: int | None) -> int:
+    try:
+        return bits_for(highest, bits_stored)
+    except ValueError as error:
+        raise FrameReadError(f"`{path}`: {error}") from error
+
+
+def _pages(path: Path, bits_stored: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Levels of each page, and how many pages there are."""
+    index = 0
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            num_frames = getattr(image, "n_frames", 1)
+            for index in range(num_frames):
+                if index:
+                    image.seek(index)
+                is_deep_colour = has_deep_colour(image)
+                image.load()
+                yield _page_levels(image, path, bits_stored, is_deep_colour), num_frames
+    except FrameReadError:
+        raise
+    except UNREADABLE as error:
+        where = f" from page {index} on" if index else ""
+        raise FrameReadError(
+            f"`{path}` cannot be read as an image{where} ({type(error).__name__}: {error}). Restore or remove the file."
+        ) from error
+
+
+def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colour: bool) -> np.ndarray:
+    try:
+        # one that was read at 8 bits is no deep image, whatever the user says of the others
+        check_levels(image, is_deep_colour, bits_stored if is_deep_colour else None)
+    except ValueError as error:
+        raise FrameReadError(f"`{path}`: {error}") from error
+    upright = ImageOps.exif_transpose(image)
+    if not upright.mode.startswith(("I", "F")):
+        return np.array(upright.convert("L"))
+    levels = np.array(upright)
+    if levels.dtype.kind == "f":
+        levels = _whole_levels(levels, path)
+    if levels.min() < 0:
+        raise FrameReadError(
+            f"`{path}`: levels must be >= 0, got a minimum of {levels.min()}. Add their offset first."
+        )
+    return levels
+
+
+def _whole_levels(levels: np.ndarray, path: Path) -> np.ndarray:
+    """Floats as whole levels: as they are, or [0, 1] spread over 16 bits."""
+    if np.isfinite(levels).all() and (levels == np.rint(levels)).all():
+        return levels.astype(np.int64)
+    if not (levels.min() >= 0 and levels.max() <= 1):
+        raise FrameReadError(
+            f"`{path}`: levels are {levels.min():g} to {levels.max():g}; expected whole numbers, or floats in [0, 1]. "
+            "Save grey levels before they are normalised."
+        )
+    return np.rint(levels.astype(np.float64) * 65535).astype(np.uint16)
+
+
+def to_uint8(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:
+    """Scale grey levels to whole numbers of 0..255, by the image processor's rule and with its warnings.
+
+    Without `bits_stored` the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest level, and
+    floats up to 1 are the unit range; a log line names the assumption.
+
+    Args:
+        pixels (`np.ndarray`): Grey levels of one frame or of one run, any shape, integer or float, finite, >= 0.
+        bits_stored (`int`, *optional*): Bits that carry the grey level, 8 to 32.
+
+    Returns:
+        `np.ndarray` of the same shape: `uint8`; level 0 is 0 and `2**bits_stored - 1` is 255, rounded.
+
+    Raises:
+        ValueError: If a level is negative, not finite or above the bit depth.
+
+    Example:
+        >>> to_uint8(np.array([[0, 512, 1023]], dtype=np.uint16), bits_stored=10)
+        array([[  0, 128, 255]], dtype=uint8)
+    """
+    # floats may lie beyond the range by what resampling left
+    return np.rint(scale_to_8_bit(pixels, bits_stored).clip(0, 255)).astype(np.uint8)

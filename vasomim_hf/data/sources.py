@@ -1,0 +1,432 @@
+"""Where the frames of a run come from: a folder of files, a list of them, or a `datasets` dataset."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..import_utils import require
+from .parquet.folder import load_parquet_folder
+from .reading.files import UNREADABLE, decode_frame, frame_from_image, list_frames, read_frame, scan_folder
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+logger = logging.getLogger(__name__)
+
+HUB_PREFIX = "hf://datasets/"
+# Column in which a data set may state the bit depth of each frame
+BITS_COLUMN = "bits_stored"
+# Folder names that a list of frames may leave out: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
+SILENT_FOLDERS = ("images",)
+MASK_VALUES = {0, 1, 255}
+# Bytes that are read of a file to tell it from another one of the same name and size
+SAMPLE_SIZE = 4096
+# Kinds of files that end with check sums of their content
+CHECKED_SUFFIXES = (".png", ".npz", ".zip")
+
+
+class FrameSource(Protocol):
+    """Frames by number, each with a name, and perhaps with a ready vessel mask."""
+
+    names: list[str]
+    description: str
+
+    def __len__(self) -> int: ...
+
+    def signature(self) -> list:
+        """What the frames are, as JSON: equal lists mean equal frames."""
+        ...
+
+    def frame(self, index: int) -> np.ndarray:
+        """A frame of shape `(height, width)`, `uint8`; raises one of `UNREADABLE` if it cannot be read."""
+        ...
+
+    def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Ready mask of shape `size`, `bool`, or `None` where the filter has to make it.
+
+        Raises `OSError` if it cannot be read, and `ValueError` if it does not fit.
+        """
+        ...
+
+
+class FolderSource:
+    """Frames in files below a folder.
+
+    Args:
+        folder (`str` or `Path`): Searched for frames at every depth; other files are passed over.
+        frame_list (`str` or `Path`, *optional*): File that names the frames to use, see [`read_frame_list`].
+        frame_list_key (`str`, *optional*): Key of the list, where the file is a JSON object.
+        masks (`str` or `Path`, *optional*): Folder of ready vessel masks: PNG files under the frames' relative paths.
+            May lie inside `folder`; its files are then no frames.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        leave_out (sequence of paths, *optional*): Folders inside `folder` whose files are no frames, such as those that
+            runs write to.
+
+    Raises:
+        ValueError: If a listed frame or a mask is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        frame_list: str | Path | None = None,
+        frame_list_key: str | None = None,
+        masks: str | Path | None = None,
+        bits_stored: int | None = None,
+        leave_out: Sequence[str | Path] = (),
+    ):
+        self.folder = Path(folder)
+        self.description = f"folder {folder}"
+        self.masks = None if masks is None else Path(masks)
+        self.bits_stored = bits_stored
+        paths = _without(self.folder, list_frames(self.folder), leave_out)
+        if self.masks is not None:
+            paths = _without(self.folder, paths, [self.masks])
+        if frame_list is not None:
+            paths = _choose(self.folder, paths, read_frame_list(frame_list, frame_list_key), str(frame_list))
+        self.names = [path.relative_to(self.folder).as_posix() for path in paths]
+        if self.masks is not None:
+            self._check_masks()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def signature(self) -> list:
+        """Name, size in bytes and a sample of the content of every file; no times, which a copy changes."""
+        files: list = [["bits_stored", self.bits_stored]]
+        files += [[name, *size_and_sample(self.folder / name)] for name in self.names]
+        if self.masks is not None:
+            files += [["mask", *size_and_sample(self._mask_path(name))] for name in self.names]
+        return files
+
+    def frame(self, index: int) -> np.ndarray:
+        """Read a frame."""
+        return read_frame(self.folder / self.names[index], self.bits_stored)
+
+    def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Read the ready mask, if there is a folder of them."""
+        if self.masks is None:
+            return None
+        path = self._mask_path(self.names[index])
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except UNREADABLE as error:
+            raise _unreadable_mask(str(path), error) from error
+        return mask_from_image(image, size, str(path))
+
+    def _mask_path(self, name: str) -> Path:
+        return (self.masks / name).with_suffix(".png")
+
+    def _check_masks(self) -> None:
+        missing = [name for name in self.names if not self._mask_path(name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self.names)} frames have no mask in {self.masks}, the first is "
+                f"{self._mask_path(missing[0])}. A mask has the frame's relative path and the ending .png."
+            )
+
+
+class DatasetSource:
+    """Frames in a `datasets` dataset.
+
+    Args:
+        dataset (`datasets.Dataset`): With an `Image` column.
+        image_column (`str`, defaults to `"image"`): Column of the frames.
+        vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks; need not be there.
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`]; `None` takes that of each row, where
+            there is a column `bits_stored`.
+        description (`str`, defaults to `"dataset"`): How messages call it.
+
+    Raises:
+        ValueError: If there is no such image column.
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset",
+        image_column: str = "image",
+        vesselness_column: str = "vesselness",
+        bits_stored: int | None = None,
+        description: str = "dataset",
+    ):
+        if image_column not in dataset.column_names:
+            raise ValueError(
+                f"{description} has no column `{image_column}`, but {dataset.column_names}. Set image_column."
+            )
+        self.dataset = dataset
+        self.image_column = image_column
+        self.vesselness_column = vesselness_column if vesselness_column in dataset.column_names else None
+        # A row is decoded as a whole, and what is broken in another column is no fault of the frame
+        self._frames = _encoded(dataset.select_columns([image_column]), image_column)
+        self._masks = dataset.select_columns([vesselness_column]) if self.vesselness_column else None
+        self.bits_stored = bits_stored
+        states_bits = bits_stored is None and BITS_COLUMN in dataset.column_names
+        self._bits = dataset.select_columns([BITS_COLUMN]) if states_bits else None
+        self.description = description
+        self.names = [str(index) for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def signature(self) -> list:
+        """Fingerprint of the dataset and the columns in use."""
+        return [self.dataset._fingerprint, len(self), self.image_column, self.vesselness_column, self.bits_stored]
+
+    def frame(self, index: int) -> np.ndarray:
+        """Decode a frame."""
+        image = self._frames[index][self.image_column]
+        if image is None:
+            raise ValueError(f"row {index} has no image in the column `{self.image_column}`")
+        bits_stored = self.bits_stored if self._bits is None else self._bits[index][BITS_COLUMN]
+        name = f"row {index} of {self.description}"
+        if not isinstance(image, dict):
+            return frame_from_image(image, name, bits_stored)
+        if image["bytes"] is not None:
+            return decode_frame(image["bytes"], name, bits_stored)
+        if image["path"] is None:
+            raise ValueError(f"row {index} has no image in the column `{self.image_column}`")
+        if "://" not in image["path"]:
+            return read_frame(image["path"], bits_stored)
+        opened = require("datasets", "data").Image().decode_example(image)
+        return frame_from_image(opened, name, bits_stored)
+
+    def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        """Decode the ready mask, if there is a column of them."""
+        if self._masks is None:
+            return None
+        name = f"in row {index} of {self.description}"
+        try:
+            mask = self._masks[index][self.vesselness_column]
+        except UNREADABLE as error:
+            raise _unreadable_mask(name, error) from error
+        if mask is None:
+            raise _unreadable_mask(name, f"the column `{self.vesselness_column}` is empty there")
+        return mask_from_image(mask, size, name)
+
+
+def _encoded(frames: "Dataset", column: str) -> "Dataset":
+    """The frames as files where they are: what `datasets` has decoded does not say any more what was lost in that."""
+    datasets = require("datasets", "data")
+    feature = frames.features[column]
+    is_plain = isinstance(feature, datasets.Image) and feature.mode is None and frames.format["type"] is None
+    return frames.cast_column(column, datasets.Image(decode=False)) if is_plain else frames
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What may be said about frames besides where they are.
+
+    Args:
+        split (`str`, defaults to `"train"`): Split, where a dataset has several.
+        image_column, vesselness_column (`str`): Columns of a dataset, see [`DatasetSource`].
+        frame_list, frame_list_key, masks, leave_out (*optional*): For a folder, see [`FolderSource`].
+        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+    """
+
+    split: str = "train"
+    image_column: str = "image"
+    vesselness_column: str = "vesselness"
+    frame_list: str | None = None
+    frame_list_key: str | None = None
+    masks: str | None = None
+    leave_out: tuple[str, ...] = ()
+    bits_stored: int | None = None
+
+
+def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
+    """Find out what a `data:` line means.
+
+    Args:
+        data (`str`):
+            A folder of frames; a folder with a saved dataset or, without any frame, with Parquet files; or
+            `hf://datasets/owner/name`, with `@revision` behind it or not, for a dataset on the Hub.
+        options (`SourceOptions`, *optional*): What else is known.
+
+    Returns:
+        `FrameSource`: The frames.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If an option does not fit the kind of source.
+    """
+    options = options or SourceOptions()
+    folder = Path(data)
+    is_hub = data.startswith(HUB_PREFIX)
+    if not is_hub and not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
+    kind = "hub" if is_hub else _dataset_kind(folder, options.leave_out)
+    if kind is None:
+        listed = (options.frame_list, options.frame_list_key)
+        return FolderSource(folder, *listed, options.masks, options.bits_stored, options.leave_out)
+    if options.frame_list is not None or options.masks is not None:
+        raise ValueError(
+            f"`frame_list` and `masks` go with a folder of frames, and {data} is a dataset. Filter it before, "
+            f"and give masks as a column `{options.vesselness_column}`."
+        )
+    columns = (options.image_column, options.vesselness_column)
+    return DatasetSource(_load_dataset(data, kind, options.split), *columns, options.bits_stored, data)
+
+
+def _dataset_kind(folder: Path, leave_out: Sequence[str]) -> str | None:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return "saved"
+    if next(folder.rglob("*.parquet"), None) is None:
+        return None
+    # Beside frames it is a table about them
+    return None if _without(folder, scan_folder(folder).frames, leave_out) else "parquet"
+
+
+def _without(folder: Path, paths: Sequence[Path], leave_out: Sequence[str | Path]) -> list[Path]:
+    """Paths below a folder, but not those in some other folders inside it; a log line counts what is left out."""
+    root = folder.resolve()
+    inside = [path for path in (Path(other).resolve() for other in leave_out) if root in path.parents]
+    prefixes = [folder / path.relative_to(root) for path in inside]
+    kept = [path for path in paths if not any(path.is_relative_to(prefix) for prefix in prefixes)]
+    if len(kept) < len(paths):
+        names = ", ".join(str(prefix) for prefix in prefixes)
+        logger.info("%d pictures in %s are not taken as frames", len(paths) - len(kept), names)
+    return kept
+
+
+def _load_dataset(data: str, kind: str, split: str) -> "Dataset":
+    datasets = require("datasets", "data")
+    if kind == "hub":
+        name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
+        return datasets.load_dataset(name, split=split, revision=revision or None)
+    if kind == "parquet":
+        return load_parquet_folder(data, split)
+    dataset = datasets.load_from_disk(data)
+    if isinstance(dataset, datasets.Dataset):
+        return dataset
+    if split not in dataset:
+        raise ValueError(f"{data} has no split {split!r}, but {sorted(dataset)}. Set data_split.")
+    return dataset[split]
+
+
+def read_frame_list(path: str | Path, key: str | None = None) -> list[str]:
+    """Read the names of frames to use.
+
+    Args:
+        path (`str` or `Path`):
+            `.json`: a list, or an object with a list under `key`. Any other ending: text, one name a line, where `#`
+            begins a comment.
+        key (`str`, *optional*): Which list of a JSON object.
+
+    Returns:
+        `list[str]`: Paths below the data folder. The ending may be missing, and so may a folder `images` in between
+        (ARCADE's frame `stenosis/train/10` is the file `stenosis/train/images/10.png`).
+
+    Raises:
+        ValueError: If there is no such list, or it is empty.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        names = _list_in_json(json.loads(text), key, path)
+    else:
+        names = [line.partition("#")[0].strip() for line in text.splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"{path} names no frames.")
+    return names
+
+
+def _list_in_json(content: object, key: str | None, path: Path) -> list[str]:
+    if isinstance(content, dict):
+        lists = [k for k, v in content.items() if isinstance(v, list) and all(isinstance(item, str) for item in v)]
+        if key not in lists:
+            raise ValueError(f"{path} has no list of names {key!r}. Set frame_list_key to one of {lists}.")
+        content = content[key]
+    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
+        raise ValueError(f"{path} must hold a list of frame names, or an object of such lists.")
+    return content
+
+
+def _choose(folder: Path, paths: list[Path], names: list[str], list_name: str) -> list[Path]:
+    by_name: dict[str, list[Path]] = {}
+    for path in paths:
+        for name in _spellings(path.relative_to(folder)):
+            by_name.setdefault(name, []).append(path)
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(names)} frames in {list_name} are not in {folder}, the first is {missing[0]!r}. "
+            "Names are paths below the data folder, with or without their ending."
+        )
+    twice = next((name for name in names if len(by_name[name]) > 1), None)
+    if twice is not None:
+        found = ", ".join(str(path) for path in by_name[twice])
+        raise ValueError(f"{twice!r} in {list_name} may mean {found}. Write the whole name.")
+    return [by_name[name][0] for name in dict.fromkeys(names)]
+
+
+def _spellings(path: Path) -> set[str]:
+    """Names under which a list may call a file."""
+    short = [part for part in path.with_suffix("").parts[:-1] if part not in SILENT_FOLDERS]
+    return {path.as_posix(), path.with_suffix("").as_posix(), Path(*short, path.stem).as_posix()}
+
+
+def mask_from_image(image: Image.Image, size: tuple[int, int], name: str) -> np.ndarray:
+    """Turn a ready vessel mask into booleans.
+
+    Args:
+        image (`PIL.Image.Image`): Grey, binary or palette image with the values 0 and 255, or 0 and 1.
+        size (`tuple[int, int]`): Height and width that it must have, those of its frame.
+        name (`str`): How messages call it.
+
+    Returns:
+        `np.ndarray` of shape `size`, `bool`.
+
+    Raises:
+        ValueError: If the size or a value does not fit.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.size != size[::-1]:
+        raise ValueError(
+            f"The mask {name} is {image.height}×{image.width}, its frame {size[0]}×{size[1]} (height×width). "
+            "Make the mask at the frame's own size."
+        )
+    values = np.asarray(image if image.mode.startswith(("I", "F")) else image.convert("L"))
+    other = set() if image.mode == "1" else set(np.unique(values).tolist()) - MASK_VALUES
+    if other:
+        raise ValueError(
+            f"The mask {name} has values besides 0, 1 and 255, such as {sorted(other)[:3]}. Threshold it to 0 and 255."
+        )
+    return values > 0
+
+
+def _unreadable_mask(name: str, reason: object) -> OSError:
+    return OSError(f"the mask {name} cannot be read: {reason}")
+
+
+def size_and_sample(path: Path) -> tuple[int, str]:
+    """What tells a file from another one of the same name: its size, and a digest of its content.
+
+    Of kinds that end with a check sum of what is in them, two samples are enough, and a large folder is looked through in
+    no time; all others are read as a whole, since an edited BMP differs in a few bytes anywhere.
+
+    Args:
+        path (`Path`): The file.
+
+    Returns:
+        `tuple[int, str]`: Bytes, and hexadecimal digits.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if Path(path).suffix.lower() not in CHECKED_SUFFIXES:
+            return size, hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        file.seek(size // 2)
+        middle = file.read(SAMPLE_SIZE)
+        file.seek(max(0, size - SAMPLE_SIZE))
+        return size, hashlib.sha256(middle + file.read()).hexdigest()[:16]

@@ -1,0 +1,291 @@
+"""Evaluation of a saved model on labelled frames: what `vasomim evaluate` does.
+
+The model's own image processor decides the size it sees; scores are taken at the size of the annotated frames. What every
+number means stands in docs/metrics.md.
+"""
+
+import logging
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ...data.augmentation import FLIP_PROBABILITY
+from ...data.published.arcade import PARTS
+from ...evaluation.comparison import Description, build_results
+from ...evaluation.results import EvaluationResults, write_results
+from ...folders import check_writable
+from ...inference.prediction import AUTO, InferenceOptions, has_fast_bf16
+from ...inference.sliding_window import SlidingWindow
+from ...inference.views import VIEWS
+from ..finetuning.rows import (
+    HUB_PREFIX,
+    LabelledRows,
+    class_names,
+    load_rows,
+    named_by_columns,
+    number_labels,
+    read_white,
+)
+from ..finetuning.run import ARCADE, CLASSIFICATION, DETECTION, RUNS, SEGMENTATION
+from ..finetuning.weights import load_config
+from .pictures import MapWriter, draw_cases
+from .scoring import FrameScorer, ScoringOptions
+
+
+logger = logging.getLogger(__name__)
+
+# Last words of the names of model classes, as all of transformers has them
+_KINDS = {
+    "ForSemanticSegmentation": SEGMENTATION,
+    "ForVesselSegmentation": SEGMENTATION,
+    "ForObjectDetection": DETECTION,
+    "ForImageClassification": CLASSIFICATION,
+}
+_AUTO_CLASSES: dict[str, Any] = {
+    SEGMENTATION: transformers.AutoModelForSemanticSegmentation,
+    DETECTION: transformers.AutoModelForObjectDetection,
+    CLASSIFICATION: transformers.AutoModelForImageClassification,
+}
+FLIPS = "flips"
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is evaluated, on what, and how.
+
+    Args:
+        model (`str`): Folder or Hub id of a model with a head and its image processor.
+        data (`str`): Folder of ARCADE, or of Parquet files, or `hf://datasets/OWNER/NAME`.
+        task (`str`): Of ARCADE; of a table a name of your own.
+        split (`str`): Of the data; several of ARCADE as `train+val`.
+        dataset (`str`): `"arcade"` or `"table"`.
+        columns (`dict[str, str]`): Of a table: `image_column` and `mask_column`, `objects_column` or `label_column`.
+        max_frames (`int`, *optional*): Only the first frames, for a trial.
+        image_size (`int`, *optional*): Side in pixels that the model sees; that of its image processor by default.
+        mixed_precision (`str`): `"no"`, `"bf16"`, `"fp16"`, or `"auto"`: bf16 where the machine is fast at it. The results
+            say which it was.
+        batch_size (`int`): Frames, or windows, that the model sees at once.
+        tta (`str`): Test-time augmentation: `"none"`, `"flips"` or `"scales"`.
+        window (`int`, *optional*): Side in pixels of sliding windows; `None` shows frames whole.
+        overlap (`float`): Of the windows, in [0, 1).
+        frame_size (`int`, *optional*): With windows: longer side in pixels that frames are resized to.
+        name (`str`, *optional*): What results call the model; the name of its folder by default.
+        output (`str`, *optional*): JSON file that the results are written to, before pictures are drawn.
+        maps (`str`, *optional*): Folder for the masks found and maps of uncertainty.
+        pictures (`str`, *optional*): Folder for pictures of the best, middle and worst frames.
+        num_threads (`int`, *optional*): CPU threads; `None` leaves it to torch.
+    """
+
+    model: str
+    data: str
+    task: str
+    split: str
+    dataset: str = ARCADE
+    columns: dict[str, str] = field(default_factory=dict)
+    max_frames: int | None = None
+    image_size: int | None = None
+    mixed_precision: str = AUTO
+    batch_size: int = 4
+    tta: str = "none"
+    window: int | None = None
+    overlap: float = 0.5
+    frame_size: int | None = None
+    name: str | None = None
+    output: str | None = None
+    maps: str | None = None
+    pictures: str | None = None
+    num_threads: int | None = None
+
+
+def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
+    """Evaluate a saved model.
+
+    Args:
+        request (`EvaluationRequest`): What, on what, and how.
+
+    Returns:
+        `EvaluationResults`: With a row for each frame.
+
+    Raises:
+        FileNotFoundError: If the model or the data are not there.
+        OSError: If nothing can be written to `output`, `maps` or `pictures`.
+        ValueError: If model, task, data and options do not fit each other.
+    """
+    config = load_config(request.model, "the model")
+    kind = _kind_of(config, request)
+    _check_options(kind, request)
+    if request.num_threads is not None:
+        torch.set_num_threads(request.num_threads)
+    rows, labels = _load_rows(kind, config, request)
+    _check_labels(kind, config, labels, request)
+    scorer = _make_scorer(kind, request, labels)
+    logger.info("%s: %s on %s, %d frames", request.model, request.task, request.split, len(rows))
+    scores = scorer.score(rows, None if request.maps is None else MapWriter(request.maps))
+    results = build_results(scores, _describe(request, scorer))
+    if request.output is not None:
+        write_results(results, request.output)
+    if request.pictures is not None:
+        draw_cases(request.pictures, results, scorer, rows)
+    return results
+
+
+def _kind_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) -> str:
+    name = (config.architectures or ["a model without a name"])[0]
+    kind = next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), None)
+    if kind is None:
+        raise ValueError(
+            f"{request.model} is a {name}, which has no head for a task. Fine-tune it first with training/finetune_*.py."
+        )
+    if request.dataset != ARCADE:
+        return kind
+    known = {task: other for other, run in RUNS.items() for task in run.tasks}
+    if request.task not in PARTS:
+        raise ValueError(f"`task` must be one of {', '.join(PARTS)} on ARCADE, got {request.task!r}.")
+    if known[request.task] != kind:
+        raise ValueError(
+            f"{request.model} is a model for {kind}, and {request.task} is a task of {known[request.task]}."
+        )
+    return kind
+
+
+def _check_options(kind: str, request: EvaluationRequest) -> None:
+    if request.tta not in VIEWS:
+        raise ValueError(f"`tta` must be one of {', '.join(VIEWS)}, got {request.tta!r}.")
+    if request.tta == FLIPS and FLIP_PROBABILITY.get(request.task) == 0:
+        raise ValueError(
+            f"`tta` {FLIPS!r} does not fit the task {request.task!r}, whose labels hang on left and right. Take 'scales'."
+        )
+    if request.window is not None and kind != SEGMENTATION:
+        raise ValueError(f"Sliding windows are for segmentation, and {request.model} is a model for {kind}.")
+    if request.window is not None and request.image_size is not None:
+        raise ValueError(
+            "`image_size` resizes whole frames. With `window`, give the size of the frames as `frame_size`."
+        )
+    if request.window is None and request.frame_size is not None:
+        raise ValueError("`frame_size` goes with `window`. Without windows give `image_size`.")
+    if request.maps is not None and kind != SEGMENTATION:
+        raise ValueError(f"`maps` are for segmentation, and {request.model} is a model for {kind}.")
+    for name in ("batch_size", "image_size", "window", "frame_size", "max_frames", "num_threads"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    _check_columns(kind, request)
+    if request.output is not None:
+        check_writable(Path(request.output))
+    for folder in (request.maps, request.pictures):
+        if folder is not None:
+            check_writable(Path(folder) / "worst.png")
+
+
+def _check_columns(kind: str, request: EvaluationRequest) -> None:
+    known = [] if request.dataset == ARCADE else [entry.name for entry in fields(RUNS[kind])]
+    strange = [name for name in request.columns if name not in known]
+    if strange:
+        raise ValueError(
+            f"`{strange[0]}` does not fit: {request.model} is a model for {kind}, the data set is {request.dataset}, and "
+            "columns are named for tables."
+        )
+
+
+def _load_rows(
+    kind: str, config: transformers.PreTrainedConfig, request: EvaluationRequest
+) -> tuple[LabelledRows, list[str]]:
+    where: dict[str, Any] = {"data": request.data, "task": request.task, "dataset": request.dataset, **request.columns}
+    run = RUNS[kind](max_frames=request.max_frames, **where)
+    rows = load_rows(run, request.split)
+    names = class_names(run, rows) if request.dataset == ARCADE else named_by_columns(run, rows)
+    # masks of a table carry no names: there the model's hold
+    names = names or config.id2label
+    if kind == SEGMENTATION and len(names) == 1:
+        names = {0: "background", 1: names[0]}
+    (rows,) = read_white(run, len(names), [rows])
+    rows = number_labels(run, rows, names)
+    return rows, [names[number] for number in sorted(names)]
+
+
+def _check_labels(
+    kind: str, config: transformers.PreTrainedConfig, labels: list[str], request: EvaluationRequest
+) -> None:
+    own = [config.id2label[number] for number in sorted(config.id2label)]
+    # one logit is the foreground against the background
+    is_one_logit = kind == SEGMENTATION and len(own) == 1 and len(labels) == 2
+    if len(own) != len(labels) and not is_one_logit:
+        raise ValueError(
+            f"{request.model} knows {len(own)} classes ({', '.join(own[:5])}), the data have {len(labels)} "
+            f"({', '.join(labels[:5])}). Evaluate a model that was trained for this task."
+        )
+    if own != labels and set(own) == set(labels):
+        raise ValueError(
+            f"{request.model} numbers its classes {', '.join(own[:5])}, the data {', '.join(labels[:5])}: the same in another "
+            "order. Number the classes of the data as the model does."
+        )
+    if len(own) == len(labels) and own != labels:
+        logger.warning("the model calls its classes %s, the data %s", ", ".join(own), ", ".join(labels))
+
+
+def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> FrameScorer:
+    # files with the package's own classes alone: no code of a model folder is run
+    model, info = _AUTO_CLASSES[kind].from_pretrained(
+        request.model, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"{request.model} lacks {len(missing)} weights, such as {missing[0]}. Train or copy it again."
+        )
+    image_processor = _load_image_processor(kind, request)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    window = request.window and SlidingWindow(request.window, request.overlap, request.batch_size)
+    inference = InferenceOptions(VIEWS[request.tta], window or None, _precision(request, model.device))
+    options = ScoringOptions(inference, request.batch_size, request.frame_size)
+    return FrameScorer(kind, model, image_processor, labels, options)
+
+
+def _load_image_processor(kind: str, request: EvaluationRequest) -> Any:
+    side, changes = request.image_size, {}
+    if side is not None:
+        changes = {"size": {"height": side, "width": side}, "do_resize": True}
+    image_processor = transformers.AutoImageProcessor.from_pretrained(
+        request.model, trust_remote_code=False, **changes
+    )
+    moved = [name for name in ("do_center_crop", "pad_size") if getattr(image_processor, name, None)]
+    if kind != CLASSIFICATION and moved:
+        raise ValueError(
+            f"The image processor of {request.model} crops or pads frames ({moved[0]}), so that what the model says has no "
+            "place in the annotated frame. Save it with resizing alone."
+        )
+    return image_processor
+
+
+def _precision(request: EvaluationRequest, device: torch.device) -> str:
+    if request.mixed_precision != AUTO:
+        return request.mixed_precision
+    return "bf16" if has_fast_bf16(device) else "no"
+
+
+def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
+    settings = {
+        # null where it hangs on the frame
+        "image_size": None if scorer.seen_size is None else list(scorer.seen_size),
+        "mixed_precision": scorer.options.inference.mixed_precision,
+        "tta": request.tta,
+        "window": request.window,
+        "overlap": None if request.window is None else request.overlap,
+        "frame_size": request.frame_size,
+        "max_frames": request.max_frames,
+        "device": str(next(scorer.model.parameters()).device.type),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    data = request.dataset if request.dataset == ARCADE else _name_of(request.data)
+    return Description(request.task, request.name or _name_of(request.model), data, request.split, settings)
+
+
+def _name_of(source: str) -> str:
+    """The folder's name, not where it lies on this machine; of the Hub all of it."""
+    folder = Path(source)
+    return folder.resolve().name if folder.exists() else source.removeprefix(HUB_PREFIX)

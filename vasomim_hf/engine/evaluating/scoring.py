@@ -1,0 +1,222 @@
+"""Scores of a model that is at hand, on rows of a data set, at the size of the annotated frames; as `evaluation` has them.
+
+One frame's probabilities are in memory at a time, so that memory does not grow with the data.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...data.augmentation import Size
+from ...data.faults import FaultReport
+from ...evaluation.classification_metrics import ClassificationScores
+from ...evaluation.detection_metrics import Boxes, DetectionScores
+from ...evaluation.segmentation_scores import SegmentationScores
+from ...inference.prediction import InferenceOptions, predict_boxes, predict_classes, predict_masks
+from ..finetuning.decoded import class_id, corner_boxes, grey_frame, label_map
+from ..finetuning.rows import LabelledRows
+from ..finetuning.run import CLASSIFICATION, DETECTION, SEGMENTATION
+
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_REPORTS = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredFrame:
+    """A frame with its label and what the model says.
+
+    Args:
+        image_id (`str`): Of the frame.
+        frame (`np.ndarray` of shape `(height, width)`): 8-bit grey levels.
+        target: Class ids of shape `(height, width)`, `Boxes`, or a class id.
+        prediction: Probabilities of shape `(num_labels, height, width)`, `Boxes` with scores, or probabilities of shape
+            `(num_labels,)`.
+    """
+
+    image_id: str
+    frame: np.ndarray
+    target: Any
+    prediction: Any
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a model is shown the frames.
+
+    Args:
+        inference (`InferenceOptions`): Views, windows, precision.
+        batch_size (`int`): Frames the model sees at once; with a sliding window one by one.
+        frame_size (`int`, *optional*): With a sliding window: longer side in pixels that frames are resized to; `None`
+            leaves them as they are.
+    """
+
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    batch_size: int = 4
+    frame_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FrameScorer:
+    """A model that is asked for each frame of a data set.
+
+    Args:
+        kind (`str`): Segmentation, detection or classification.
+        model (`nn.Module`): Gives `logits`, and a detector `pred_boxes`.
+        image_processor: Of the model: a `VasoMIMImageProcessor`, or another of transformers that resizes and normalises.
+        labels (sequence of `str`): Names of the classes in the order of their ids.
+        options (`ScoringOptions`): How the model is shown the frames.
+    """
+
+    kind: str
+    model: nn.Module
+    image_processor: Any
+    labels: Sequence[str]
+    options: ScoringOptions = field(default_factory=ScoringOptions)
+
+    def score(self, rows: LabelledRows, watch: Callable[[ScoredFrame], None] | None = None) -> Any:
+        """Score all rows.
+
+        Args:
+            rows (`LabelledRows`): Frames with labels.
+            watch (`Callable`, *optional*): Is shown each frame.
+
+        Returns:
+            `SegmentationScores`, `DetectionScores` or `ClassificationScores`: With a row for each frame.
+
+        Raises:
+            ValueError: If a label does not fit its frame or the classes, an id comes twice, or the model gives NaN.
+        """
+        _check_ids(rows.image_ids)
+        scores = make_scores(self.kind, self.labels)
+        patients = dict(zip(rows.image_ids, rows.patient_ids, strict=True))
+        begin = told = time.monotonic()
+        for number, frame in enumerate(self.frames(rows), start=1):
+            _add(scores, frame, patients[frame.image_id])
+            if watch is not None:
+                watch(frame)
+            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
+                told = time.monotonic()
+                logger.info("%d of %d frames, %.1f frames/s", number, len(rows), number / (told - begin))
+        return scores
+
+    def frames(self, rows: LabelledRows) -> Iterator[ScoredFrame]:
+        """Rows one after the other with what the model says, in the order of the rows.
+
+        Args:
+            rows (`LabelledRows`): Frames with labels.
+
+        Yields:
+            `ScoredFrame`: As many as rows.
+        """
+        self.model.eval()
+        ids = rows.image_ids
+        # frames of several sizes cannot be stacked
+        size = self.options.batch_size if self.seen_size is not None else 1
+        faults = FaultReport()
+        for start in range(0, len(rows), size):
+            names = ids[start : start + size]
+            batch = [rows.dataset[start + number] for number in range(len(names))]
+            frames = [grey_frame(row[rows.image_column], name) for row, name in zip(batch, names, strict=True)]
+            targets = [
+                self._target(row[rows.label_column], frame, name, rows.white_is_class_1, faults)
+                for row, frame, name in zip(batch, frames, names, strict=True)
+            ]
+            for item in zip(names, frames, targets, self._predict(frames), strict=True):
+                yield ScoredFrame(*item)
+        faults.log("frames with boxes", len(rows))
+
+    @property
+    def seen_size(self) -> tuple[int, int] | None:
+        """Height and width that the model sees of every frame; `None` where it hangs on the frame."""
+        size: Any = self.image_processor.size
+        height, width = getattr(size, "height", None), getattr(size, "width", None)
+        if height is None or width is None or not self.image_processor.do_resize:
+            return None
+        return (int(height), int(width)) if self.options.inference.window is None else None
+
+    def _target(self, label: Any, frame: np.ndarray, name: str, white_is_class_1: bool, faults: FaultReport) -> Any:
+        size = Size(frame.shape[1], frame.shape[0])
+        if self.kind == SEGMENTATION:
+            return label_map(label, len(self.labels), size, name, white_is_class_1)
+        if self.kind == DETECTION:
+            corners, labels = corner_boxes(label, len(self.labels), size, name, faults)
+            return Boxes(corners.astype(np.float64) * [*size, *size], labels)
+        return class_id(label, len(self.labels), name)
+
+    def _predict(self, frames: list[np.ndarray]) -> list[Any]:
+        sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
+        pixel_values = self._pixel_values(frames).to(next(self.model.parameters()).device)
+        options = self.options.inference
+        if self.kind == SEGMENTATION:
+            return [found.numpy(force=True) for found in predict_masks(self.model, pixel_values, sizes, options)]
+        if self.kind == CLASSIFICATION:
+            return list(predict_classes(self.model, pixel_values, options).numpy(force=True))
+        output = predict_boxes(self.model, pixel_values, options)
+        found = self.image_processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
+        return [found_boxes(item) for item in found]
+
+    def _pixel_values(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """Frames as the model takes them: at the size of its image processor, or for windows at their own."""
+        options: dict[str, Any] = {}
+        if self.options.inference.window is not None:
+            longest = self.options.frame_size
+            share = 1.0 if longest is None else longest / max(frames[0].shape)
+            height, width = (max(1, round(side * share)) for side in frames[0].shape)
+            options = {"size": {"height": height, "width": width}, "do_resize": True}
+        if hasattr(self.image_processor, "do_check_input"):
+            options["do_check_input"] = False
+        else:
+            # the library's own know no grey frames
+            frames = [np.repeat(frame[:, :, None], 3, axis=2) for frame in frames]
+        return self.image_processor(frames, return_tensors="pt", **options)["pixel_values"]
+
+
+def _check_ids(image_ids: Sequence[str]) -> None:
+    """Refuse ids that come twice before a model is asked, not after."""
+    twice = [name for name, count in Counter(image_ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids of frames come more than once, such as {', '.join(twice[:5])}. Make `image_id` unique, or "
+            "leave the column out."
+        )
+
+
+def make_scores(kind: str, labels: Sequence[str]) -> SegmentationScores | DetectionScores | ClassificationScores:
+    """What gathers the scores of a kind of task.
+
+    Args:
+        kind (`str`): Segmentation, detection or classification.
+        labels (sequence of `str`): Names of the classes in the order of their ids.
+
+    Returns:
+        One of the three.
+    """
+    if kind == DETECTION:
+        return DetectionScores(labels)
+    return SegmentationScores(labels) if kind == SEGMENTATION else ClassificationScores(labels)
+
+
+def found_boxes(item: dict[str, torch.Tensor]) -> Boxes:
+    """Boxes of one frame, from what `post_process_object_detection` gives of it."""
+    corners, labels, scores = (item[name].numpy(force=True) for name in ("boxes", "labels", "scores"))
+    return Boxes(corners.astype(np.float64), labels, scores.astype(np.float64))
+
+
+def _add(scores: Any, frame: ScoredFrame, patient_id: str | None) -> None:
+    ids, patients = [frame.image_id], [patient_id]
+    if isinstance(scores, SegmentationScores):
+        found = frame.prediction.argmax(axis=0)
+        scores.update(found[None], frame.target[None], ids, patients, frame.prediction[None])
+    elif isinstance(scores, DetectionScores):
+        scores.update([frame.prediction], [frame.target], ids, patients)
+    else:
+        scores.update(frame.prediction[None], np.array([frame.target]), ids, patients)

@@ -1,0 +1,249 @@
+"""What `Trainer` is told to do besides: a log, an end on a signal, and a batch that made the loss diverge kept for replay."""
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...folders import atomic_file
+from ..pretraining.loop import TrainingDivergedError
+from ..tracking import RunLog
+from .decoded import FinetuneDataset
+
+
+logger = logging.getLogger(__name__)
+
+INPUTS_NAME = "inputs.safetensors"
+
+
+class LogCallback(TrainerCallback):
+    """Writes `log.jsonl` and measures the speed of training, without the time of evaluations and checkpoints.
+
+    Args:
+        folder (`Path`): Of the run.
+        tensorboard (`bool`): Whether to write a TensorBoard log too.
+        frames_per_step (`int`): Frames of an optimiser step.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool, frames_per_step: int):
+        self.folder = folder
+        self.tensorboard = tensorboard
+        self.frames_per_step = frames_per_step
+        self.kind = "evaluation"
+        self.seconds, self.steps = 0.0, 0
+        self._log: RunLog | None = None
+        self._mark = 0.0
+
+    @property
+    def frames_per_second(self) -> float:
+        """Training frames in a second, loading included."""
+        return self.steps * self.frames_per_step / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the log, behind what a checkpoint knows of."""
+        self._log = RunLog(self.folder, state.is_world_process_zero, self.tensorboard, state.global_step)
+        self._start(args, state, control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the step and its time."""
+        now = time.perf_counter()
+        self.seconds, self.steps, self._mark = self.seconds + now - self._mark, self.steps + 1, now
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict | None = None,
+        **_: Any,
+    ) -> None:
+        """Write the validation metrics."""
+        values = {
+            name.removeprefix("eval_"): value
+            for name, value in (metrics or {}).items()
+            if not name.endswith(("_runtime", "_per_second"))
+        }
+        if self._log is not None:
+            self._log.write(self.kind, state.global_step, values)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
+        where = f"step {state.global_step} of {state.max_steps}"
+        if self.kind == "final" and args.load_best_model_at_end:
+            where = f"best weights, of step {state.best_global_step} by {args.metric_for_best_model}"
+        logger.info("%s: %s", where, shown)
+        self._mark = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: Any,
+    ) -> None:
+        """Write loss, rate and gradient norm."""
+        if self._log is not None and logs and "loss" in logs:
+            speed = round(self.frames_per_second, 2)
+            self._log.write("step", state.global_step, {**logs, "frames_per_second": speed})
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+
+    def _start(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._mark = time.perf_counter()
+
+    on_save = _start
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data which epoch begins.
+
+    Not left to a method `set_epoch` of the data: accelerate does not call it where an epoch is resumed in its middle.
+
+    Args:
+        dataset (`FinetuneDataset`): Whose `epoch` is set.
+        steps_per_epoch (`int`): Optimiser steps.
+    """
+
+    def __init__(self, dataset: FinetuneDataset, steps_per_epoch: int):
+        self.dataset = dataset
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Before loader processes start."""
+        self.dataset.epoch = state.global_step // self.steps_per_epoch
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after the step in which SIGINT or SIGTERM came, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save and stop, where there is more to do."""
+        if self.signal is not None and state.global_step < state.max_steps:
+            # an evaluation that is due stays so: it may choose the best weights, or end training early
+            control.should_save = control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the two signals within the block; a second SIGINT interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class LossGuard(TrainerCallback):
+    """Looks at each loss before the weights are touched; where it is no finite number, its batch is kept and named.
+
+    It also takes `frame_indices` out of the arguments of `forward`, which models do not know.
+
+    Args:
+        folder (`Path`): Of the run.
+        image_ids (sequence of `str`): Names of the training frames.
+    """
+
+    def __init__(self, folder: Path, image_ids: Sequence[str]):
+        self.folder = folder
+        self.image_ids = list(image_ids)
+        self.step = 0
+        self._indices: torch.Tensor | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Watch a model."""
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.register_forward_hook(self._after, with_kwargs=True)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note which step it is."""
+        self.step = state.global_step + 1
+
+    def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        rest = dict(kwargs)
+        self._indices = rest.pop("frame_indices", None)
+        return args, rest
+
+    def _after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        loss = getattr(output, "loss", None)
+        if not model.training or loss is None or bool(torch.isfinite(loss)):
+            return
+        folder = self.folder / f"diverged_step_{self.step:08d}"
+        names = [] if self._indices is None else [self.image_ids[index] for index in self._indices.tolist()]
+        weights = "" if self._save(folder, model, kwargs, names) else " The weights were spoilt before, by a gradient."
+        raise TrainingDivergedError(
+            f"The loss of step {self.step} is not a finite number. Its batch ({', '.join(names[:4])}{', ...' * (len(names) > 4)}) "
+            f"is in {folder}.{weights} Lower learning_rate, set clip_grad_norm: 1.0, or train with mixed_precision: bf16 or "
+            "no instead of fp16."
+        )
+
+    def _save(self, folder: Path, model: nn.Module, inputs: dict[str, Any], names: list[str]) -> bool:
+        """Save what was called with what; whether all weights were finite."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = dict(_tensors("", inputs))
+        with atomic_file(folder / INPUTS_NAME) as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        is_finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+        about = {"step": self.step, "frames": names, "weights_are_finite": is_finite}
+        with atomic_file(folder / "about.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if is_finite and isinstance(model, PreTrainedModel):
+            model.save_pretrained(folder / "model")
+        return is_finite
+
+
+def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors in nested arguments, named by the way to them, such as `labels.0.boxes`."""
+    if isinstance(value, torch.Tensor):
+        yield prefix, value
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    for key, item in items:
+        yield from _tensors(f"{prefix}.{key}" if prefix else str(key), item)
+
+
+def load_diverged_batch(folder: str | Path) -> dict[str, Any]:
+    """The arguments of `forward` that made a loss diverge.
+
+    Args:
+        folder (`str` or `Path`): `diverged_step_...` of a run. Where the weights were finite, its folder `model` holds them:
+            `model.train()(**load_diverged_batch(folder))` is that step again.
+
+    Returns:
+        `dict[str, Any]`: As the model was called: tensors such as `pixel_values`, and `labels` of a detector as a list.
+    """
+    arguments: dict[str, Any] = {}
+    for name, tensor in load_file(Path(folder) / INPUTS_NAME).items():
+        key, _, rest = name.partition(".")
+        if not rest:
+            arguments[key] = tensor
+            continue
+        number, _, field = rest.partition(".")
+        arguments.setdefault(key, {}).setdefault(int(number), {})[field] = tensor
+    return {
+        key: [value[number] for number in sorted(value)] if isinstance(value, dict) else value
+        for key, value in arguments.items()
+    }

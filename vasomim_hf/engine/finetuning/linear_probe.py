@@ -1,0 +1,242 @@
+"""Linear probe: what a frozen encoder knows, read out by logistic regression on features that are computed once.
+
+Features are standardised, the regression is fitted to the end by L-BFGS (its minimum is unique, so that no learning rate
+or number of epochs decides), and of several weight decays the one is taken that does best on a fifth of the training
+frames. Standardisation and regression are one linear layer, which becomes the model's classifier.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+
+from ...folders import atomic_file
+from ..pretraining.loop import TrainingResult
+from .decoded import Collator, FinetuneDataset, private_folder
+from .meters import ClassificationMeter
+from .rows import LabelledRows, hold_out, load_task_data
+from .run import ClassificationRun, save_finetune_run
+from .trainer import (
+    FinetuneParts,
+    checkpoint_to_resume,
+    finetune,
+    is_finished,
+    make_parts,
+    open_to_others,
+    prepare_process,
+    read_metrics,
+    write_model,
+)
+from .weights import build_finetune_model
+
+
+logger = logging.getLogger(__name__)
+
+FEATURES_NAME = "features.safetensors"
+CHOOSING_SHARE = 0.2
+_MOST_ITERATIONS = 500
+# Keys of a run that are about training by steps
+_UNUSED = (
+    *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
+    *("warmup_share", "weight_decay", "betas", "clip_grad_norm", "evaluations", "metric", "keep", "saves", "patience"),
+    *("augmentation", "mixed_precision", "log_every_steps", "tensorboard"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of frames with their classes.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_frames, hidden_size)`): float32.
+        labels (`torch.Tensor` of shape `(num_frames,)`): int64.
+    """
+
+    values: torch.Tensor
+    labels: torch.Tensor
+
+    def select(self, indices: np.ndarray) -> "Features":
+        """Those of some frames, by their numbers of shape `(num_chosen,)`."""
+        chosen = torch.from_numpy(indices)
+        return Features(self.values[chosen], self.labels[chosen])
+
+
+def finetune_classification(run: ClassificationRun) -> TrainingResult:
+    """Fine-tune a classifier, or fit a linear probe, as the run says.
+
+    Args:
+        run (`ClassificationRun`): The run.
+
+    Returns:
+        `TrainingResult`: As of [`~finetuning.finetune`].
+
+    Raises:
+        ValueError: If the run does not fit its data, its first weights or an earlier run in the same folder.
+    """
+    return fit_linear_probe(run) if run.linear_probe else finetune(run)
+
+
+def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
+    """Fit a linear probe. At the end `output_dir` holds the classifier, with `freeze_encoder` in its configuration.
+
+    Args:
+        run (`ClassificationRun`): The run; what it says of epochs, rates and augmentation is not used.
+
+    Returns:
+        `TrainingResult`: Finished.
+
+    Raises:
+        ValueError: If the run does not fit its data or its first weights.
+    """
+    checkpoint_to_resume(run)
+    if is_finished(run):
+        return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
+    prepare_process(run)
+    _tell_unused(run)
+    data = load_task_data(run)
+    model: Any = build_finetune_model(run, data.id2label)
+    model.freeze_encoder()
+    save_finetune_run(run)
+    with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
+        # without room for the augmentation, so that training frames are resized once, as the image processor does
+        parts = make_parts(dataclasses.replace(run, augment=False), model, data, folder)
+        training, validation = (_features(run, parts, dataset) for dataset in (parts.training, parts.validation))
+    with atomic_file(Path(run.output_dir) / FEATURES_NAME) as temporary:
+        tensors = {"training": training.values, "training_labels": training.labels}
+        save_file({**tensors, "validation": validation.values, "validation_labels": validation.labels}, temporary)
+        open_to_others(temporary)
+    weight_decay, scores = choose_weight_decay(training, data.training, run)
+    layer = fit_logistic_regression(training, len(data.id2label), weight_decay)
+    model.classifier.load_state_dict(layer.state_dict())
+    metrics = _scores(layer, validation, list(data.id2label.values()))
+    logger.info("weight decay %g, validation %s", weight_decay, metrics)
+    about = {
+        "step": 0,
+        "metrics": metrics,
+        "weight_decay": weight_decay,
+        "scores_of_weight_decays": scores,
+        "num_training_frames": len(training.labels),
+    }
+    write_model(run, model.eval(), parts.image_processor, about)
+    return TrainingResult(True, 0, Path(run.output_dir), True)
+
+
+def _tell_unused(run: ClassificationRun) -> None:
+    default = ClassificationRun()
+    given = [name for name in _UNUSED if getattr(run, name) != getattr(default, name)]
+    if given:
+        logger.info("a linear probe is fitted to the end, in float32; it does not use %s", ", ".join(given))
+
+
+@torch.no_grad()
+def _features(run: ClassificationRun, parts: FinetuneParts, dataset: FinetuneDataset) -> Features:
+    """Features of frames as the image processor gives them, without augmentation, in float32."""
+    model: Any = parts.model.eval()
+    device = "cpu" if not torch.accelerator.is_available() else str(torch.accelerator.current_accelerator())
+    model.to(device)
+    plain = FinetuneDataset(dataset.samples, run.image_size)
+    collator = Collator(tuple(parts.image_processor.image_mean), tuple(parts.image_processor.image_std))
+    values, labels = [], []
+    for batch in DataLoader(plain, batch_size=run.batch_size, collate_fn=collator, num_workers=run.num_workers):
+        values.append(model.pooled_features(batch["pixel_values"].to(device)).float().cpu())
+        labels.append(batch["labels"])
+    model.to("cpu")
+    return Features(torch.cat(values), torch.cat(labels))
+
+
+def choose_weight_decay(
+    features: Features, rows: LabelledRows, run: ClassificationRun
+) -> tuple[float, dict[str, float]]:
+    """The weight decay under which a part of the training frames, held out by patient, is told best.
+
+    Args:
+        features (`Features`): Of all training frames.
+        rows (`LabelledRows`): The same frames.
+        run (`ClassificationRun`): Names the candidates and the seed.
+
+    Returns:
+        `tuple`: The weight decay with the smallest cross entropy on the held-out part, and the cross entropy of each. Where
+        there is one candidate, or the frames cannot be parted so that each part has every class, the middle candidate.
+    """
+    candidates = sorted(run.probe_weight_decays)
+    middle = candidates[len(candidates) // 2]
+    num_labels = int(features.labels.max()) + 1
+    try:
+        learnt, judged = (features.select(part) for part in hold_out(rows, CHOOSING_SHARE, run.seed))
+    except ValueError:
+        return middle, {}
+    if len(candidates) == 1 or any(len(part.labels.unique()) < num_labels for part in (learnt, judged)):
+        return middle, {}
+    scores = {
+        value: float(nn.functional.cross_entropy(_logits(learnt, num_labels, value, judged), judged.labels))
+        for value in candidates
+    }
+    best = min(scores, key=lambda value: scores[value])
+    return best, {f"{value:g}": round(score, 5) for value, score in scores.items()}
+
+
+def _logits(learnt: Features, num_labels: int, weight_decay: float, judged: Features) -> torch.Tensor:
+    with torch.no_grad():
+        return fit_logistic_regression(learnt, num_labels, weight_decay)(judged.values)
+
+
+def fit_logistic_regression(features: Features, num_labels: int, weight_decay: float) -> nn.Linear:
+    """Multinomial logistic regression on standardised features, fitted to the end.
+
+    Minimises mean cross entropy + `weight_decay` / 2 x the sum of the squared weights; the bias is free.
+
+    Args:
+        features (`Features`): To learn from.
+        num_labels (`int`): Number of classes.
+        weight_decay (`float`): >= 0.
+
+    Returns:
+        `nn.Linear`: For features as they are: the standardisation is in its weights.
+
+    Example:
+        >>> features = Features(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
+        >>> fit_logistic_regression(features, 2, 1e-3)(features.values).argmax(dim=1).tolist()
+        [0, 0, 1, 1]
+    """
+    mean, std = features.values.double().mean(dim=0), features.values.double().std(dim=0, correction=0)
+    std = torch.where(std > 1e-8, std, 1.0)
+    values = (features.values.double() - mean) / std
+    weight = torch.zeros(num_labels, values.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_labels, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=_MOST_ITERATIONS,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(nn.functional.linear(values, weight, bias), features.labels)
+        value = value + weight_decay / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    layer = nn.Linear(values.shape[1], num_labels)
+    with torch.no_grad():
+        layer.weight.copy_(weight / std)
+        layer.bias.copy_(bias - (weight / std) @ mean)
+    return layer
+
+
+@torch.no_grad()
+def _scores(layer: nn.Linear, features: Features, labels: Sequence[str]) -> dict[str, float]:
+    prediction = EvalPrediction(predictions=layer(features.values), label_ids=features.labels)
+    return ClassificationMeter(labels)(prediction, compute_result=True)

@@ -1,0 +1,298 @@
+"""Run files of fine-tuning: one YAML for one run, each key known, typed and explained.
+
+Read, changed by `--key value` and written by the functions of [`run_config`](run_config.py). Numbers that belong to a
+checkpoint are the model's configuration, reached under `config`.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+from ...configuration_vasomim import VasoMIMConfig
+from ...data.augmentation import FLIP_PROBABILITY, AugmentationOptions
+from ...data.published.arcade import PARTS
+from ...inference.prediction import PRECISIONS
+from ..run_config import RUN_FILE_NAME, RunConfigError, check_nested, load_run, make_run, save_run
+
+
+SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
+ARCADE, TABLE = "arcade", "table"
+SCRATCH, MAE = "scratch", "mae"
+BEST, LAST = "best", "last"
+# Keys that change nothing about the model, or say where things lie
+_FREE = ("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads", "log_every_steps", "tensorboard")
+
+Kind = TypeVar("Kind", bound="FinetuneRun")
+
+
+def key(default: object, text: str) -> Any:
+    """A key of a run file with its default and what `--help` says of it."""
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: default.copy(), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class FinetuneRun:
+    """What all fine-tuning runs have in common. Each key explains itself in `metadata["help"]`, shown by `--help`."""
+
+    kind: ClassVar[str] = ""
+    tasks: ClassVar[tuple[str, ...]] = ()
+    default_metric: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    data: str = key("", "folder of ARCADE, folder of Parquet files or of a saved dataset, or hf://datasets/OWNER/NAME")
+    output_dir: str = key("", "where run.yaml, log, checkpoints and at the end the model itself go")
+    dataset: str = key(ARCADE, "arcade, or table: rows with the columns below")
+    task: str = key("", "of ARCADE; of a table a name of your own")
+    train_split: str = key("train", "split to learn from; several of ARCADE as train+val")
+    validation_split: str | None = key("val", "split to choose the best weights on; null holds out part of the other")
+    validation_share: float = key(0.1, "share of train_split held out where there is no validation_split, by patient")
+    train_fraction: float = key(
+        1.0, "share of the training frames to use, in (0, 1]; drawn by `seed`, smaller in larger"
+    )
+    image_column: str = key("image", "column of the frames of a table; a column image_id names them, else numbers do")
+    labels: dict = key({}, "id: name of each class of a table, where its columns do not say; background is 0 in masks")
+    max_frames: int | None = key(None, "use only the first frames of each split, for a trial")
+
+    init: str = key(
+        SCRATCH,
+        "folder or Hub id of a pre-trained VasoMIM (or of a ViT-MAE), mae (facebook/vit-mae-base, natural images), or "
+        "scratch (random weights)",
+    )
+    preset: str = key("tiny", "size of a model from scratch: tiny, small, base, large or huge")
+    config: dict = key({}, "keys of VasoMIMConfig, e.g. {drop_path_rate: 0.1}")
+
+    image_size: int = key(224, "side in pixels that frames are resized to")
+    working_scale: float = key(1.25, "frames are kept at most this many times larger, for the augmentation to zoom in")
+    augmentation: dict = key({}, "options of the augmentation, e.g. {rotation: 20}; {} takes its defaults")
+    augment: bool = key(True, "whether training frames are augmented")
+    cache_dir: str | None = key(None, "where decoded frames are kept during the run; null takes output_dir")
+
+    epochs: float = key(50.0, "passes over the training frames")
+    min_steps: int = key(0, "least optimiser steps, which make the epochs more where there are few frames")
+    batch_size: int = key(16, "frames a process sees at once")
+    gradient_accumulation_steps: int = key(1, "batches that make one optimiser step")
+    learning_rate: float = key(1e-3, "peak rate of the head; the encoder's is scaled by layer_decay")
+    min_learning_rate_share: float = key(0.01, "share of the peak that the cosine ends at")
+    layer_decay: float = key(0.75, "rate of a layer over that of the next one (BEiT), in (0, 1]")
+    warmup_share: float = key(0.1, "share of the steps with a linear warm-up")
+    weight_decay: float = key(0.05, "of AdamW; not on biases and norms")
+    betas: list[float] = key([0.9, 0.999], "of AdamW")
+    clip_grad_norm: float | None = key(1.0, "largest gradient norm; null does not clip")
+
+    evaluations: int = key(20, "times that the validation frames are scored, evenly spread over training")
+    metric: str | None = key(
+        None,
+        "validation metric that decides; null takes pooled_dice (of many classes pooled_mean_class_dice), ap50 or "
+        "balanced_accuracy",
+    )
+    keep: str = key(BEST, "weights at the end: best, by the metric, or last")
+    saves: int | None = key(
+        None, "checkpoints over training, where the last weights count; null makes one at each evaluation"
+    )
+    patience: int | None = key(None, "stop after this many evaluations without a gain; null trains to the end")
+
+    mixed_precision: str = key("bf16", "no, bf16 or fp16")
+    num_workers: int = key(0, "loader processes; 0 loads in the training process")
+    num_threads: int | None = key(None, "CPU threads; null leaves it to torch")
+    seed: int = key(0, "of weights, order, augmentation and train_fraction")
+    resume: str = key("never", "never, auto (the newest complete checkpoint, if any) or a checkpoint folder")
+    log_every_steps: int = key(10, "optimiser steps between two lines of the log")
+    tensorboard: bool = key(False, "also write a TensorBoard log to output_dir/tensorboard")
+
+    @property
+    def decisive_metric(self) -> str:
+        """The validation metric that chooses the best weights."""
+        return self.metric or self.default_metric
+
+    @property
+    def metric_is_loss(self) -> bool:
+        """Whether smaller is better."""
+        return self.decisive_metric == "loss"
+
+    def augmentation_options(self) -> AugmentationOptions | None:
+        """How training frames are changed, or `None`; flips by the task unless the run says it."""
+        if not self.augment:
+            return None
+        flip = FLIP_PROBABILITY.get(self.task, 0.0)
+        return AugmentationOptions(**{"flip_probability": flip, **self.augmentation})
+
+    def validate(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            RunConfigError: If a required key is missing, a number out of range or a choice unknown.
+        """
+        for name in ("data", "output_dir"):
+            if not getattr(self, name):
+                raise RunConfigError(f"`{name}` is missing. Write `{name}: ...` in the run file, or give --{name} ...")
+        self._check_choices()
+        self._check_numbers()
+        check_nested("config", self.config, VasoMIMConfig)
+        check_nested("augmentation", self.augmentation, AugmentationOptions)
+        try:
+            self.augmentation_options()
+        except ValueError as error:
+            raise RunConfigError(f"`augmentation`: {error}") from error
+
+    def _check_choices(self) -> None:
+        tasks = [task for task in PARTS if task in self.tasks]
+        if self.dataset == ARCADE and self.task not in tasks:
+            raise RunConfigError(
+                f"`task` must be one of {', '.join(tasks)} for {self.kind} on ARCADE, got {self.task!r}."
+            )
+        for name, known in (
+            ("dataset", (ARCADE, TABLE)),
+            ("mixed_precision", tuple(PRECISIONS)),
+            ("keep", (BEST, LAST)),
+            ("metric", self.metrics),
+        ):
+            value = getattr(self, name)
+            if value not in known and not (name == "metric" and value is None):
+                raise RunConfigError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+        if self.saves is not None and self.keep == BEST:
+            raise RunConfigError("`saves` goes with keep: last. The best weights can only be those of an evaluation.")
+        if self.validation_split is not None and self.validation_split in self.train_split.split("+"):
+            raise RunConfigError(
+                f"`validation_split` {self.validation_split!r} is also learnt from. Write null to hold out a part of it."
+            )
+
+    def _check_numbers(self) -> None:
+        self._require_within(1, None, "image_size", "batch_size", "gradient_accumulation_steps", "evaluations")
+        self._require_within(1, None, "log_every_steps", "num_threads", "max_frames", "patience", "saves")
+        self._require_within(1, None, "working_scale")
+        self._require_within(0, None, "min_steps", "num_workers", "learning_rate", "weight_decay")
+        self._require_within(0, 2**32 - 1, "seed")
+        self._require_within(0, 1, "min_learning_rate_share", "warmup_share", "train_fraction", "validation_share")
+        self._require_within(0, 1, "layer_decay")
+        for name in ("train_fraction", "layer_decay", "epochs", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RunConfigError(f"`{name}` must be above 0, got {value}.")
+        if self.validation_split is None and not 0 < self.validation_share < 1:
+            raise RunConfigError(
+                f"`validation_share` must be in (0, 1) without a validation_split, got {self.validation_share}."
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RunConfigError(f"`betas` must be two numbers in [0, 1), got {self.betas}.")
+
+    def _require_within(self, least: float, most: float | None, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (value >= least and (most is None or value <= most)):
+                limits = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise RunConfigError(f"`{name}` must be {limits}, got {value}.")
+
+
+@dataclass
+class SegmentationRun(FinetuneRun):
+    """Fine-tuning of [`VasoMIMForSemanticSegmentation`]."""
+
+    kind: ClassVar[str] = SEGMENTATION
+    tasks: ClassVar[tuple[str, ...]] = ("vessel", "segments", "stenosis")
+    default_metric: ClassVar[str] = "pooled_dice"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "dice", "pooled_dice", "pooled_mean_class_dice")
+
+    task: str = key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
+    mask_column: str = key(
+        "mask",
+        "column of the masks of a table: class ids, 255 is ignored; with two classes also 0 and 255 alone in all masks",
+    )
+
+    @property
+    def decisive_metric(self) -> str:
+        """The validation metric that chooses the best weights: for many classes the mean of their Dice."""
+        return self.metric or ("pooled_mean_class_dice" if self.task == "segments" else self.default_metric)
+
+
+@dataclass
+class DetectionRun(FinetuneRun):
+    """Fine-tuning of [`VasoMIMForObjectDetection`]."""
+
+    kind: ClassVar[str] = DETECTION
+    tasks: ClassVar[tuple[str, ...]] = ("stenosis_boxes",)
+    default_metric: ClassVar[str] = "ap50"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "ap50", "ap75", "ap", "recall50", "sensitivity_at_1_fp")
+
+    task: str = key("stenosis_boxes", "of ARCADE: stenosis_boxes; of a table a name of your own")
+    objects_column: str = key("objects", "column of the boxes of a table: bbox (left, top, width, height), category")
+
+
+@dataclass
+class ClassificationRun(FinetuneRun):
+    """Fine-tuning of [`VasoMIMForImageClassification`], or a linear probe of its frozen encoder."""
+
+    kind: ClassVar[str] = CLASSIFICATION
+    tasks: ClassVar[tuple[str, ...]] = ("side",)
+    default_metric: ClassVar[str] = "balanced_accuracy"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "balanced_accuracy", "auroc")
+
+    task: str = key("side", "of ARCADE: side; of a table a name of your own")
+    label_column: str = key("label", "column of the class ids of a table")
+    linear_probe: bool = key(
+        False, "freeze the encoder, compute features once and fit logistic regression on them to the end"
+    )
+    probe_weight_decays: list[float] = key(
+        [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], "of which a fifth of the training frames chooses one for the probe"
+    )
+
+    def validate(self) -> None:
+        """Refuse what cannot be run; see [`FinetuneRun.validate`]."""
+        super().validate()
+        if not self.probe_weight_decays or not all(value >= 0 for value in self.probe_weight_decays):
+            raise RunConfigError(f"`probe_weight_decays` must be numbers >= 0, got {self.probe_weight_decays}.")
+
+
+RUNS: dict[str, type[FinetuneRun]] = {
+    SEGMENTATION: SegmentationRun,
+    DETECTION: DetectionRun,
+    CLASSIFICATION: ClassificationRun,
+}
+
+
+def make_finetune_run(kind: type[Kind], values: dict, where: str = "the run") -> Kind:
+    """Make a run of a dictionary, checked as a run file is.
+
+    Args:
+        kind (`type`): Kind of run.
+        values (`dict`): Keys and values.
+        where (`str`): Name of the source in messages.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunConfigError: If a key is unknown, a value has the wrong type or a number is out of range.
+    """
+    # it asks for no more than a dataclass with `validate`
+    return cast(Kind, make_run(cast(Any, kind), values, where))
+
+
+def save_finetune_run(run: FinetuneRun) -> None:
+    """Write a run to `run.yaml` in its `output_dir`, so that it can be given to the script again."""
+    save_run(cast(Any, run), run.output_dir)
+
+
+def check_stored_run(run: FinetuneRun, folder: str | Path) -> None:
+    """Refuse to go on with a run whose settings are not what they were: its first steps had others.
+
+    Args:
+        run (`FinetuneRun`): As it is wanted now.
+        folder (`str` or `Path`): With the `run.yaml` of its beginning; without one there is nothing to compare.
+
+    Raises:
+        RunConfigError: If a setting that changes the result is another one.
+    """
+    path = Path(folder) / RUN_FILE_NAME
+    if not path.is_file():
+        return
+    before = load_run(cast(Any, type(run)), path)
+    names = [item.name for item in fields(run) if item.name not in _FREE]
+    changed = [name for name in names if getattr(run, name) != getattr(before, name)]
+    if changed:
+        told = "; ".join(f"`{name}` {getattr(before, name)!r}, now {getattr(run, name)!r}" for name in changed)
+        raise RunConfigError(
+            f"{path.parent} was begun with other settings: {told}. Use the same, remove the folder, or begin in another "
+            "output_dir."
+        )

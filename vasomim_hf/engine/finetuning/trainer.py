@@ -1,0 +1,442 @@
+"""Fine-tuning with `transformers.Trainer`: from a run to a folder that `from_pretrained` loads."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+
+from ...folders import atomic_file
+from ...image_processing_vasomim import VasoMIMImageProcessor
+from ...import_utils import require
+from ..pretraining.loop import TrainingResult
+from ..run_config import RunConfigError
+from .callbacks import EpochCallback, LogCallback, LossGuard, StopCallback
+from .decoded import Collator, DecodeOptions, FinetuneDataset, Samples, decode, private_folder
+from .meters import make_meter
+from .optimizer import LayerWiseAdamW
+from .rows import TaskData, load_task_data
+from .run import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, check_stored_run, save_finetune_run
+from .weights import build_finetune_model
+
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_NAME = "checkpoints"
+METRICS_NAME = "metrics.json"
+# Written last into a checkpoint of Trainer
+_STATE_NAME = "trainer_state.json"
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneParts:
+    """What is trained and how it is judged.
+
+    Args:
+        model (`nn.Module`): With a head.
+        image_processor (`VasoMIMImageProcessor`): At the size of the run.
+        training, validation (`FinetuneDataset`): Decoded frames.
+        id2label (`dict[int, str]`): Names of the classes.
+    """
+
+    model: nn.Module
+    image_processor: VasoMIMImageProcessor
+    training: FinetuneDataset
+    validation: FinetuneDataset
+    id2label: dict[int, str]
+
+
+def finetune(run: FinetuneRun) -> TrainingResult:
+    """Fine-tune as a run file says. At the end `output_dir` holds the model and its image processor.
+
+    Args:
+        run (`FinetuneRun`): The run.
+
+    Returns:
+        `TrainingResult`: Whether training is finished; `folder` is `output_dir`, or the checkpoint it stopped at.
+
+    Raises:
+        ValueError: If the run does not fit its data, its first weights or an earlier run in the same folder.
+        TrainingDivergedError: If the loss is not a number.
+    """
+    checkpoint = checkpoint_to_resume(run)
+    if checkpoint is None and is_finished(run):
+        logger.info("%s holds the finished run already", run.output_dir)
+        return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
+    prepare_process(run)
+    data = load_task_data(run)
+    model = build_finetune_model(run, data.id2label)
+    return finetune_model(run, model, data, checkpoint)
+
+
+def finetune_model(
+    run: FinetuneRun, model: nn.Module, data: TaskData, checkpoint: Path | None = None
+) -> TrainingResult:
+    """Fine-tune a model that is there already, as a run file says.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        model (`nn.Module`): Gives `loss` and `logits`, as the models of the package do.
+        data (`TaskData`): Rows to learn from and to judge by.
+        checkpoint (`Path`, *optional*): To go on from.
+
+    Returns:
+        `TrainingResult`: As of [`finetune`].
+    """
+    save_finetune_run(run)
+    with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
+        parts = make_parts(run, model, data, folder)
+        _check_resumed(run, parts.training.samples, checkpoint)
+        return _train(run, parts, checkpoint)
+
+
+def prepare_process(run: FinetuneRun) -> None:
+    """Threads of torch and OpenCV."""
+    if run.num_threads is not None:
+        torch.set_num_threads(run.num_threads)
+    require("cv2", "data").setNumThreads(1)
+
+
+def make_parts(run: FinetuneRun, model: nn.Module, data: TaskData, folder: Path) -> FinetuneParts:
+    """Decode a run's frames, and put together what is trained.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        model (`nn.Module`): With a head.
+        data (`TaskData`): Rows to learn from and to judge by.
+        folder (`Path`): For decoded frames.
+
+    Returns:
+        `FinetuneParts`: Ready.
+    """
+    kind, count = run.kind, len(data.id2label)
+    scale = run.working_scale if run.augment else None
+    training = decode(data.training, DecodeOptions(kind, count, run.image_size, scale), folder / "training")
+    validation = decode(data.validation, DecodeOptions(kind, count, run.image_size), folder / "validation")
+    check_classes(training, validation, data.id2label)
+    _check_choice(run, validation)
+    return FinetuneParts(
+        model=model,
+        image_processor=make_image_processor(run),
+        training=FinetuneDataset(training, run.image_size, run.seed, run.augmentation_options()),
+        validation=FinetuneDataset(validation, run.image_size),
+        id2label=data.id2label,
+    )
+
+
+def make_image_processor(run: FinetuneRun) -> VasoMIMImageProcessor:
+    """Image processor at the size of a run."""
+    return VasoMIMImageProcessor(size={"height": run.image_size, "width": run.image_size})
+
+
+def check_classes(training: Samples, validation: Samples, id2label: dict[int, str]) -> None:
+    """Say which classes do not occur, and refuse to learn from nothing.
+
+    Args:
+        training, validation (`Samples`): Decoded.
+        id2label (`dict[int, str]`): Names of the classes.
+
+    Raises:
+        RunConfigError: If nothing is annotated to learn from, or a class of frames is missing there.
+    """
+    first = 1 if training.kind == SEGMENTATION else 0
+    missing = {
+        what: [id2label[number] for number in range(first, len(id2label)) if samples.counts[number] == 0]
+        for what, samples in (("training", training), ("validation", validation))
+    }
+    if len(missing["training"]) == len(id2label) - first:
+        raise RunConfigError(
+            f"None of the {len(training)} training frames has {', '.join(missing['training'])}: there is nothing to learn. Use "
+            "more frames, or other columns."
+        )
+    if training.kind == CLASSIFICATION and missing["training"]:
+        raise RunConfigError(
+            f"None of the {len(training)} training frames is {', '.join(missing['training'])}. Raise train_fraction or "
+            "max_frames, or change the seed."
+        )
+    for what, names in missing.items():
+        if names:
+            logger.warning("no %s frame has %s: what is learnt or said about it means nothing", what, ", ".join(names))
+
+
+def _check_choice(run: FinetuneRun, validation: Samples) -> None:
+    """Where a metric cannot be but 0, the first weights that were scored would be the best."""
+    first = 1 if run.kind == SEGMENTATION else 0
+    needed = 2 if run.decisive_metric == "auroc" else 1
+    chooses = run.keep == BEST or run.patience is not None
+    if chooses and not run.metric_is_loss and (validation.counts[first:] > 0).sum() < needed:
+        raise RunConfigError(
+            f"The {len(validation)} validation frames have fewer than {needed} of the classes, so that {run.decisive_metric} "
+            "cannot tell which weights are best. Use other frames, metric: loss, or keep: last without patience."
+        )
+
+
+def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> TrainingResult:
+    arguments = training_arguments(run, len(parts.training))
+    log = LogCallback(Path(run.output_dir), run.tensorboard, _frames_per_step(run))
+    guard = LossGuard(Path(run.output_dir), parts.training.samples.image_ids)
+    guard.attach(parts.model)
+    stop = StopCallback()
+    early = [] if run.patience is None else [EarlyStoppingCallback(early_stopping_patience=run.patience)]
+    epochs = EpochCallback(parts.training, steps_per_epoch(run, len(parts.training)))
+    trainer = make_trainer(run, parts, arguments, [guard, log, epochs, stop, *early])
+    logger.info("%d training and %d validation frames", len(parts.training), len(parts.validation))
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    step, is_main = trainer.state.global_step, trainer.is_world_process_zero()
+    if stop.signal is not None and step < trainer.state.max_steps and not _gave_up(trainer):
+        folder = newest_checkpoint(Path(run.output_dir)) or Path(run.output_dir)
+        return TrainingResult(False, step, folder, is_main)
+    log.kind = "final"
+    metrics = trainer.evaluate()
+    if is_main:
+        about = {
+            "step": step,
+            "best_step": trainer.state.best_global_step if run.keep == BEST else step,
+            "chosen_by": run.decisive_metric if run.keep == BEST else None,
+            "metrics": _plain(metrics),
+            "frames_per_second": round(log.frames_per_second, 2),
+            "num_training_frames": len(parts.training),
+        }
+        write_model(run, parts.model, parts.image_processor, about)
+    return TrainingResult(True, step, Path(run.output_dir), is_main)
+
+
+def _gave_up(trainer: Trainer) -> bool:
+    """Whether early stopping ended training; of a resumed run, its callback is not the one that was passed."""
+    found = (one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback))
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in found)
+
+
+def make_trainer(run: FinetuneRun, parts: FinetuneParts, arguments: TrainingArguments, callbacks: list) -> Trainer:
+    """The `Trainer` of a run.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        parts (`FinetuneParts`): What is trained.
+        arguments (`TrainingArguments`): From [`training_arguments`].
+        callbacks (`list`): To be asked at each event.
+
+    Returns:
+        `Trainer`: Not started.
+    """
+    meter = make_meter(run.kind, parts.id2label, parts.image_processor, run.image_size)
+    factors = {
+        "lr": run.learning_rate,
+        "layer_decay": run.layer_decay,
+        "weight_decay": run.weight_decay,
+        "betas": (run.betas[0], run.betas[1]),
+    }
+    trainer = Trainer(
+        model=parts.model,
+        args=arguments,
+        data_collator=Collator(tuple(parts.image_processor.image_mean), tuple(parts.image_processor.image_std)),
+        train_dataset=parts.training,
+        eval_dataset=parts.validation,
+        compute_metrics=meter,
+        preprocess_logits_for_metrics=meter.choose,
+        optimizer_cls_and_kwargs=(LayerWiseAdamW, factors),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
+    """What `Trainer` is told of a run.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        num_frames (`int`): Training frames.
+
+    Returns:
+        `TrainingArguments`: For [`make_trainer`].
+    """
+    require("accelerate", "training")
+    steps = num_steps(run, num_frames)
+    every = max(1, math.ceil(steps / run.evaluations))
+    has_accelerator = torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=str(Path(run.output_dir) / CHECKPOINTS_NAME),
+        max_steps=steps,
+        per_device_train_batch_size=run.batch_size,
+        per_device_eval_batch_size=run.batch_size,
+        gradient_accumulation_steps=run.gradient_accumulation_steps,
+        learning_rate=run.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": run.min_learning_rate_share},
+        warmup_steps=min(int(run.warmup_share * steps), steps - 1),
+        max_grad_norm=run.clip_grad_norm or 0.0,
+        bf16=run.mixed_precision == "bf16",
+        fp16=run.mixed_precision == "fp16",
+        use_cpu=not has_accelerator,
+        dataloader_num_workers=run.num_workers,
+        dataloader_pin_memory=has_accelerator,
+        seed=run.seed,
+        data_seed=run.seed,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every if run.saves is None else max(1, math.ceil(steps / run.saves)),
+        save_total_limit=2,
+        # early stopping asks for the best metric too
+        load_best_model_at_end=run.keep == BEST,
+        metric_for_best_model=run.decisive_metric,
+        greater_is_better=not run.metric_is_loss,
+        batch_eval_metrics=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        logging_steps=run.log_every_steps,
+        # a loss that is no number is an error here, and not to be left out of a mean
+        logging_nan_inf_filter=False,
+        restore_callback_states_from_checkpoint=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def num_steps(run: FinetuneRun, num_frames: int) -> int:
+    """Optimiser steps of a run.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        num_frames (`int`): Training frames.
+
+    Returns:
+        `int`: At least one, and at least `min_steps`.
+    """
+    return max(1, math.ceil(run.epochs * steps_per_epoch(run, num_frames)), run.min_steps)
+
+
+def steps_per_epoch(run: FinetuneRun, num_frames: int) -> int:
+    """Optimiser steps in which each training frame is seen once; the last one may be smaller."""
+    return math.ceil(num_frames / _frames_per_step(run))
+
+
+def _frames_per_step(run: FinetuneRun) -> int:
+    return run.batch_size * run.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def write_model(run: FinetuneRun, model: Any, image_processor: VasoMIMImageProcessor, about: dict[str, Any]) -> None:
+    """Put the model, its image processor and its metrics into `output_dir`, `config.json` last.
+
+    Args:
+        run (`FinetuneRun`): The run.
+        model (`PreTrainedModel`): Trained; anything with its `save_pretrained`.
+        image_processor (`VasoMIMImageProcessor`): At the size of the run.
+        about (`dict[str, Any]`): For `metrics.json`.
+    """
+    folder = Path(run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".final-", dir=folder))
+    try:
+        model.save_pretrained(temporary)
+        image_processor.save_pretrained(temporary)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            open_to_others(path)
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_file(folder / METRICS_NAME) as path:
+        path.write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file the mode of any new one: safetensors writes its own for the owner alone, whatever the umask."""
+    example = path.with_name(f".{path.name}.mode")
+    example.touch()
+    path.chmod(stat.S_IMODE(example.stat().st_mode))
+    example.unlink()
+
+
+def read_metrics(run: FinetuneRun) -> dict[str, Any]:
+    """What `metrics.json` of a finished run says."""
+    return json.loads((Path(run.output_dir) / METRICS_NAME).read_text(encoding="utf-8"))
+
+
+def is_finished(run: FinetuneRun) -> bool:
+    """Whether `output_dir` holds a finished run."""
+    return (Path(run.output_dir) / METRICS_NAME).is_file()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of a run with the most steps, or `None`."""
+    found = [path for path in (folder / CHECKPOINTS_NAME).glob("checkpoint-*") if _is_complete(path)]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether its last file is there and whole; a process may be killed while it writes."""
+    try:
+        json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
+    """The checkpoint that `resume` means, or `None` to begin.
+
+    Args:
+        run (`FinetuneRun`): The run.
+
+    Returns:
+        `Path` or `None`: A complete checkpoint; `None` too where the run is finished.
+
+    Raises:
+        FileNotFoundError: If a named checkpoint is not there or not complete.
+        ValueError: If training would begin in a folder that already holds a run, or go on with other settings.
+    """
+    newest = newest_checkpoint(Path(run.output_dir))
+    if run.resume == "auto":
+        # a run that was ended before its first checkpoint binds nobody
+        if newest is not None or is_finished(run):
+            check_stored_run(run, run.output_dir)
+        return None if is_finished(run) else newest
+    if run.resume != "never":
+        if not _is_complete(Path(run.resume)):
+            raise FileNotFoundError(
+                f"{run.resume} is not a complete checkpoint. Use --resume auto to find the newest."
+            )
+        check_stored_run(run, Path(run.resume).resolve().parents[1])
+        return Path(run.resume)
+    if newest is not None or is_finished(run):
+        raise RunConfigError(
+            f"{run.output_dir} already holds a run. Go on with --resume auto, or choose another output_dir."
+        )
+    return None
+
+
+def _check_resumed(run: FinetuneRun, samples: Samples, checkpoint: Path | None) -> None:
+    """Steps of a resumed run must see the same frames; what decides that is kept beside the checkpoints."""
+    path = Path(run.output_dir) / CHECKPOINTS_NAME / "data.json"
+    now = {"image_ids": samples.image_ids, "frames_per_step": _frames_per_step(run), "seed": run.seed}
+    if checkpoint is not None and path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
+        raise RunConfigError(
+            f"{checkpoint} was made with other frames, another seed or other frames in a step. Use the same, or begin in "
+            "another output_dir."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(now), encoding="utf-8")
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """Validation metrics without what `Trainer` adds of time."""
+    return {
+        name.removeprefix("eval_"): float(value)
+        for name, value in metrics.items()
+        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+    }

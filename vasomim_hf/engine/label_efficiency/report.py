@@ -1,0 +1,101 @@
+"""Curves, table and numbers of a comparison over shares of the labels, of the cells that are done."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...evaluation.comparison import measures_of
+from ...evaluation.results import EvaluationResults, clusters_of, format_table, read_results
+from ...evaluation.statistics import bootstrap_interval, mean_of
+from ...folders import atomic_file
+from ..run_config import RunConfigError
+from .curves import Curve, Point, draw_curves
+from .run import RESULTS_NAME, Cell, LabelEfficiencyRun, cells_of
+
+
+def finished_cells(run: LabelEfficiencyRun) -> Iterator[tuple[Cell, EvaluationResults]]:
+    """Cells that are done, with their results."""
+    for cell in cells_of(run):
+        path = cell.folder(run.output_dir) / RESULTS_NAME
+        if path.is_file():
+            yield cell, read_results(path)
+
+
+def curves_of(run: LabelEfficiencyRun, measure: str) -> list[Curve]:
+    """Curves of a measure over the cells that are done.
+
+    The value of a point is the mean over its seeds. Its interval is a bootstrap over the scored images, or patients, of
+    that mean: it holds for these trained models on other patients, and the seeds beside it tell what training again with
+    other labels changes.
+
+    Args:
+        run (`LabelEfficiencyRun`): The comparison.
+        measure (`str`): Its name in the results.
+
+    Returns:
+        `list[Curve]`: One for each initialisation.
+
+    Raises:
+        RunConfigError: If the results have no such measure.
+    """
+    groups: dict[tuple[str, float], list[EvaluationResults]] = {}
+    for cell, results in finished_cells(run):
+        groups.setdefault((cell.name, cell.fraction), []).append(results)
+    return [
+        Curve(str(name), [_point(f, found, measure) for (n, f), found in sorted(groups.items()) if n == str(name)])
+        for name in run.initialisations
+    ]
+
+
+def _point(fraction: float, results: list[EvaluationResults], measure: str) -> Point:
+    known = measures_of(results[0])
+    if measure not in known:
+        raise RunConfigError(f"`measures`: the results have no {measure!r}, but {', '.join(known)}.")
+    statistics = [measures_of(one)[measure].build(one.rows) for one in results]
+    rows = results[0].rows
+    interval = bootstrap_interval(mean_of(statistics), len(rows), clusters_of(rows))
+    seeds = tuple(statistic.value(len(rows)) for statistic in statistics)
+    return Point(fraction, interval.value, interval.low, interval.high, seeds)
+
+
+def draw_finished(run: LabelEfficiencyRun) -> None:
+    """Write `curves.png`, `curves.json` and `table.txt` of the cells that are done."""
+    panels = {name: curves_of(run, name) for name in run.measure_names}
+    folder = Path(run.output_dir)
+    results = next(finished_cells(run))[1]
+    title = f"{results.task} of {results.data}, {results.split}: {len(results.rows)} frames"
+    with atomic_file(folder / "curves.png") as temporary:
+        draw_curves(panels, title).save(temporary)
+    content = {name: [dataclasses.asdict(curve) for curve in curves] for name, curves in panels.items()}
+    with atomic_file(folder / "curves.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with atomic_file(folder / "table.txt") as temporary:
+        temporary.write_text(format_curves(panels) + "\n", encoding="utf-8")
+
+
+def format_curves(panels: dict[str, list[Curve]]) -> str:
+    """The curves as a table for people.
+
+    Args:
+        panels (`dict[str, list[Curve]]`): Name of the measure -> its curves.
+
+    Returns:
+        `str`: A line for each point: value, interval over images, standard deviation and number of the seeds.
+    """
+    lines = [
+        (
+            f"{measure}, {curve.name}",
+            f"{100 * point.fraction:g} %",
+            f"{point.value:.4f}",
+            f"{point.low:.4f} to {point.high:.4f}",
+            f"{np.std(point.seeds, ddof=1):.4f}" if len(point.seeds) > 1 else "–",
+            str(len(point.seeds)),
+        )
+        for measure, curves in panels.items()
+        for curve in curves
+        for point in curve.points
+    ]
+    return format_table(("", "labels", "mean", "interval over images", "SD of seeds", "seeds"), lines)

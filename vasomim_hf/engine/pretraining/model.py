@@ -1,0 +1,74 @@
+"""From a run file to the model that it pre-trains, with its segmentor and its first weights."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ...configuration_unext import UNeXtConfig
+from ...configuration_vasomim import VasoMIMConfig
+from ...modeling_vasomim_pretraining import VasoMIMForPreTraining
+from ...presets import load_config_file, load_preset
+from ..run_config import PretrainRun, RunConfigError
+
+
+def build_config(run: PretrainRun) -> VasoMIMConfig:
+    """Configuration of a run's model: a preset or a file, the keys under `model`, the sizes of the segmentor."""
+    overrides = dict(run.model)
+    if run.segmentor is not None and "segmentor_config" not in overrides:
+        overrides["segmentor_config"] = UNeXtConfig.from_pretrained(_existing(run.segmentor, "segmentor"))
+    if run.model_config is not None:
+        return load_config_file(run.model_config, **overrides)
+    return load_preset(str(run.preset), **overrides)
+
+
+def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
+    """Model of a run, with its segmentor's weights.
+
+    Raises:
+        FileNotFoundError: If a folder is not there.
+        ValueError: If the model needs a segmentor and gets none, or `init` does not fit the configuration.
+    """
+    config = build_config(run)
+    torch.manual_seed(run.seed)
+    model = VasoMIMForPreTraining(config) if run.init is None else _load_initial(_existing(run.init, "init"), config)
+    if run.segmentor is not None:
+        model.load_segmentor(run.segmentor)
+    elif config.has_segmentor and not (run.init is not None and _holds_segmentor(Path(run.init))):
+        raise RunConfigError(
+            "This model is guided by a trained vessel segmentor, and the run names none. Train one with "
+            "training/train_segmentor.py and give its folder with --segmentor, or leave it out: "
+            "--model.filter_weight 1 --model.consistency_loss_weight 0"
+        )
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def _existing(folder: str, key: str) -> str:
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"`{key}`: {folder} holds no model, there is no config.json in it.")
+    return folder
+
+
+def _load_initial(folder: str, config: VasoMIMConfig) -> VasoMIMForPreTraining:
+    model, info = VasoMIMForPreTraining.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    # An encoder alone is a fair start; a half-filled encoder is a mistake
+    broken = [name for name in fresh if "vasomim." in name]
+    if broken:
+        raise RunConfigError(
+            f"`init`: {folder} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}"
+        )
+    return model
+
+
+def _holds_segmentor(folder: Path) -> bool:
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if any(name.startswith("segmentor.") for name in header):
+            return True
+    return False

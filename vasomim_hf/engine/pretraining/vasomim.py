@@ -1,0 +1,203 @@
+"""Pre-training: what a run file becomes, and what one step of it does."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...configuration_vasomim import VasoMIMConfig
+from ...data.crops import normalize_frames
+from ...data.frame_cache import FrameCacheDataset
+from ...image_processing_vasomim import VasoMIMImageProcessor
+from ...masking_vasomim import patch_scores
+from ...modeling_vasomim_pretraining import VasoMIMForPreTraining, VasoMIMForPreTrainingOutput
+from ...optimization import absolute_learning_rate, cosine_learning_rate, parameter_groups
+from ..drawing import COLUMNS, hide_patches, picture_grid, to_grey
+from ..run_config import PretrainRun, save_run
+from .frames import FinishHook, finish, open_run_cache, open_run_stream
+from .loop import (
+    ForwardContext,
+    Parts,
+    TrainingLoop,
+    TrainingResult,
+    checkpoint_to_resume,
+    training_processes,
+)
+from .model import build_model
+from .step_plan import StepPlan
+
+
+# The same frames and masks in every picture and every probe of a run
+FIXED_SEED = 0
+PROBE_BATCH_SIZE = 16
+
+
+def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> TrainingResult:
+    """Pre-train VasoMIM as a run file says.
+
+    Args:
+        run (`PretrainRun`): The run.
+        on_finished (`Callable[[Path], None]`, *optional*): May add files to the final folder.
+
+    Returns:
+        `TrainingResult`: Whether training is finished; `folder` is the final model, or the checkpoint it stopped at.
+
+    Raises:
+        ValueError: If the run does not fit its data, its segmentor or an earlier run in the same folder.
+    """
+    with training_processes(run) as accelerator:
+        checkpoint_to_resume(run)
+        model = build_model(run)
+        cache = (open_run_stream if run.streaming else open_run_cache)(run, accelerator)
+        height, width = model.config.image_height_width
+        image_processor = VasoMIMImageProcessor(size={"height": height, "width": width})
+        dataset = FrameCacheDataset(cache, (height, width), run.seed, tuple(run.crop_scale), run.flip_probability)
+        if accelerator.is_main_process:
+            save_run(run, run.output_dir)
+        frames_per_step = run.batch_size * run.gradient_accumulation_steps * accelerator.num_processes
+        parts = Parts(model, _optimizer(run, model, frames_per_step), _relative_rate(run), dataset, run.epochs)
+        task = PretrainTask(run, model.config, image_processor, dataset)
+        result = TrainingLoop(run, accelerator, parts, task).train()
+        return finish(result, accelerator, model, image_processor, on_finished)
+
+
+def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: int) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameter_groups(model, run.weight_decay),
+        lr=absolute_learning_rate(run.base_learning_rate, frames_per_step),
+        betas=(run.betas[0], run.betas[1]),
+        fused=True,
+    )
+
+
+def _relative_rate(run: PretrainRun) -> Any:
+    def rate(step: int, plan: StepPlan) -> float:
+        peak = absolute_learning_rate(run.base_learning_rate, plan.frames_per_step)
+        return cosine_learning_rate(
+            step,
+            steps_per_epoch=plan.steps_per_epoch,
+            num_epochs=plan.num_epochs,
+            warmup_epochs=run.warmup_epochs,
+            peak=1.0,
+            minimum=run.min_learning_rate / peak if peak else 0.0,
+        )
+
+    return rate
+
+
+class PretrainTask:
+    """One step of pre-training, what it logs and the pictures it makes.
+
+    Args:
+        run (`PretrainRun`): The run.
+        config (`VasoMIMConfig`): Of the model.
+        image_processor (`VasoMIMImageProcessor`): The only home of the pixel statistics.
+        dataset (`FrameCacheDataset`): Whose frames are shown in pictures.
+    """
+
+    metric_names = ("loss", "reconstruction_loss", "consistency_loss", "hidden_vessel_share")
+
+    def __init__(
+        self,
+        run: PretrainRun,
+        config: VasoMIMConfig,
+        image_processor: VasoMIMImageProcessor,
+        dataset: FrameCacheDataset,
+    ):
+        self.run = run
+        self.config = config
+        self.mean = list(image_processor.image_mean)
+        self.std = list(image_processor.image_std)
+        self.num_patches = config.patch_grid[0] * config.patch_grid[1]
+        self.picture_dataset = _some_frames(dataset, run.num_pictures)
+        self.probe_dataset = _some_frames(dataset, run.probe_frames)
+
+    def inputs(self, batch: dict[str, torch.Tensor], context: ForwardContext) -> dict[str, Any]:
+        """Arguments of [`VasoMIMForPreTraining`]'s `forward`."""
+        pixels, generator = batch["pixel"], context.generator
+        return {
+            "pixel_values": normalize_frames(pixels, self.mean, self.std),
+            "vesselness": batch["vesselness"],
+            "progress": context.progress,
+            "noise": torch.rand(len(pixels), self.num_patches, device=pixels.device, generator=generator),
+        }
+
+    def metrics(
+        self, output: VasoMIMForPreTrainingOutput, inputs: dict[str, Any]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
+        """Losses, and vessel pixels under hidden patches of all vessel pixels."""
+        vessels = patch_scores(inputs["vesselness"].float(), self.config.patch_size)
+        return {
+            "loss": (output.loss, 1.0),
+            "reconstruction_loss": (output.reconstruction_loss, 1.0),
+            "consistency_loss": (output.consistency_loss, 1.0),
+            "hidden_vessel_share": ((vessels * output.mask).sum(), vessels.sum()),
+        }
+
+    def epoch_values(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> dict[str, float]:
+        """Where the guidance is, what a uniform mask would hide of the vessels, and the losses of the probe.
+
+        The losses of training rise when the guidance hides more of what is hard to guess. Those of the probe, whole
+        frames of the training set under the same masks in every epoch, show what was learnt. These masks are drawn as at
+        the start of the schedule: uniformly, with the paper's.
+        """
+        num_visible = int(self.num_patches * (1 - self.config.mask_ratio))
+        start, end = self.config.guidance_ratio_start, self.config.guidance_ratio_end
+        return {
+            "uniform_hidden_vessel_share": 1 - num_visible / self.num_patches,
+            "guidance_ratio": start + progress * (end - start),
+            **self._probe(model),
+        }
+
+    def _probe(self, model: VasoMIMForPreTraining) -> dict[str, float]:
+        if len(self.probe_dataset) == 0:
+            return {}
+        sums = torch.zeros(2)
+        context = self._fixed_context(model, progress=0.0)
+        model.eval()
+        for batch in torch.utils.data.DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE):
+            inputs = self.inputs({k: v.to(model.device) for k, v in batch.items()}, context)
+            with torch.no_grad():
+                output = model(**inputs)
+            losses = torch.stack([output.reconstruction_loss, output.consistency_loss])
+            sums += losses.float().cpu() * len(batch["pixel"])
+        reconstruction_loss, consistency_loss = (sums / len(self.probe_dataset)).tolist()
+        return {"probe_reconstruction_loss": reconstruction_loss, "probe_consistency_loss": consistency_loss}
+
+    def _fixed_context(self, model: VasoMIMForPreTraining, progress: float) -> ForwardContext:
+        return ForwardContext(progress, torch.Generator(model.device).manual_seed(FIXED_SEED))
+
+    def picture(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> Image.Image | None:
+        """Frame, what is visible of it, reconstruction, and the vessels of each; every so many epochs."""
+        every = self.run.picture_every_epochs
+        if every == 0 or (epoch % every and epoch != self.run.epochs):
+            return None
+        batch = torch.utils.data.default_collate(
+            [self.picture_dataset[index] for index in range(len(self.picture_dataset))]
+        )
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        inputs = self.inputs(batch, self._fixed_context(model, progress))
+        model.eval()
+        with torch.no_grad():
+            return self._draw(model, inputs, model(**inputs))
+
+    def _draw(
+        self, model: VasoMIMForPreTraining, inputs: dict[str, Any], output: VasoMIMForPreTrainingOutput
+    ) -> Image.Image:
+        frames = to_grey(inputs["pixel_values"], self.mean, self.std)
+        reconstruction = output.reconstruction.float()
+        visible = hide_patches(frames, output.mask, self.config.patch_grid)
+        columns = [frames, visible, to_grey(reconstruction, self.mean, self.std), inputs["vesselness"]]
+        if model.segmentor is not None:
+            columns += [model.segmentor(x).logits.sigmoid() for x in (inputs["pixel_values"], reconstruction)]
+        return picture_grid(columns, COLUMNS[: len(columns)])
+
+
+def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCacheDataset:
+    """Whole frames from all over a dataset; from the first row group of Parquet, since each costs the reading of another."""
+    cache = dataset.cache
+    row_groups = cache.row_groups
+    total = row_groups[0] if row_groups and row_groups[0] >= count else len(dataset)
+    count = min(count, total)
+    chosen = cache.select([i * total // count for i in range(count)])
+    return FrameCacheDataset(chosen, dataset.size, augment=False)

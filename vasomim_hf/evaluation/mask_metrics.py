@@ -1,0 +1,330 @@
+"""Measures of one mask against another. Definitions, with the undefined cases, are in docs/metrics.md.
+
+All take boolean arrays, prediction first, of shape `(height, width)` or `(batch_size, height, width)`; the first gives a
+`float`, the second one value for each mask. A ratio of nothing to nothing is undefined and is NaN, so that whoever
+takes a mean must say what happens to it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..import_utils import require
+
+
+__all__ = [
+    "MASK_METRICS",
+    "betti0_error",
+    "cl_dice",
+    "dice",
+    "hd95",
+    "iou",
+    "mask_metrics",
+    "precision",
+    "sensitivity",
+    "specificity",
+]
+
+
+def dice(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Twice the common area over the sum of both areas.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty, 0 where one is.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+
+    Example:
+        >>> dice(np.array([[True, True, False]]), np.array([[False, True, False]]))
+        0.6666666666666666
+    """
+    return _for_each(_dice, prediction, target)
+
+
+def iou(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Common area over the area of the union (Jaccard index).
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty, 0 where one is.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+
+    Example:
+        >>> iou(np.array([[True, True, False]]), np.array([[False, True, False]]))
+        0.5
+    """
+    return _for_each(_iou, prediction, target)
+
+
+def sensitivity(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Share of the target that is found (recall).
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where the target is empty.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    return _for_each(_sensitivity, prediction, target)
+
+
+def precision(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Share of the prediction that is right (positive predictive value).
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where the prediction is empty.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    return _for_each(_precision, prediction, target)
+
+
+def specificity(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Share of the background that is left alone.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where the target fills the frame.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    return _for_each(_specificity, prediction, target)
+
+
+def cl_dice(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Centre-line Dice (Shit et al., "clDice", CVPR 2021): do the centre line of each mask lie in the other mask?
+
+    The harmonic mean of the share of the prediction's skeleton that lies in the target, and the share of the target's
+    skeleton that lies in the prediction. The skeleton is that of `skimage.morphology.skeletonize` in two dimensions
+    (Zhang and Suen, 1984), with background around the frame; nothing is pruned. Needs the extra `eval`.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty, 0 where one is.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    return _for_each(_cl_dice, prediction, target)
+
+
+def betti0_error(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """Difference of the numbers of connected parts, without its sign; pixels that touch at a corner are connected.
+
+    Needs the extra `eval`.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float`, a whole number >= 0, or `np.ndarray` of shape `(batch_size,)`: defined for all masks; an empty one has
+        no parts.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    return _for_each(_betti0_error, prediction, target)
+
+
+def hd95(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    """95th percentile of the distances between the outlines, in pixels (robust Hausdorff distance).
+
+    As `compute_hausdorff_distance(percentile=95)` of MONAI: the outline of a mask are those of its pixels of which one
+    of the four neighbours is background or outside of the frame; distances run from the centre of each pixel of one
+    outline to the nearest of the other; of each direction the percentile is taken, with linear interpolation, and the
+    larger of the two counts. Needs the extra `eval`.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
+        target (`np.ndarray` of the shape of `prediction`): `bool`.
+
+    Returns:
+        `float` >= 0, or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty. Where one is, the
+        diagonal of the frame, which no distance within it reaches, so that a model gains nothing by finding nothing
+        (MONAI gives NaN there).
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    return _for_each(_hd95, prediction, target)
+
+
+def mask_metrics(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """All measures of one mask.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)`): `bool`.
+        target (`np.ndarray` of shape `(height, width)`): `bool`.
+
+    Returns:
+        `dict[str, float]`: By the names of the functions of this module.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    prediction, target = as_masks(prediction, target)
+    return {name: metric(prediction, target) for name, metric in MASK_METRICS.items()}
+
+
+def as_masks(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Check two masks and make them boolean.
+
+    Args:
+        prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`, or 0 and 1.
+        target (`np.ndarray` of the shape of `prediction`): `bool`, or 0 and 1.
+
+    Returns:
+        Two `np.ndarray` of the same shapes: `bool`.
+
+    Raises:
+        ValueError: If the shapes differ, or an array is no mask.
+    """
+    masks = _as_mask(prediction, "prediction"), _as_mask(target, "target")
+    if masks[0].shape != masks[1].shape:
+        raise ValueError(
+            f"`prediction` and `target` must have the same shape, got {masks[0].shape} and {masks[1].shape}. "
+            "Bring the prediction back to the size of the annotated frame."
+        )
+    return masks
+
+
+def _as_mask(mask: np.ndarray, name: str) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.ndim not in (2, 3) or 0 in mask.shape[-2:]:
+        raise ValueError(f"`{name}` must have shape (height, width) or (batch_size, height, width), got {mask.shape}.")
+    if mask.dtype == bool:
+        return mask
+    if not np.issubdtype(mask.dtype, np.integer) or not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            f"`{name}` must be a mask, boolean or of 0 and 1, got {mask.dtype} with other values. Compare it with a "
+            "threshold or a label id first."
+        )
+    return mask.astype(bool)
+
+
+def _for_each(metric: Callable, prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+    prediction, target = as_masks(prediction, target)
+    if prediction.ndim == 2:
+        return float(metric(prediction, target))
+    return np.array([metric(*pair) for pair in zip(prediction, target, strict=True)], dtype=np.float64)
+
+
+# One mask of shape (H, W) -------------------------------------------------------------------------------------------
+
+
+def ratio(part: float, whole: float) -> float:
+    """Quotient of two counts; NaN for nothing of nothing."""
+    return part / whole if whole else float("nan")
+
+
+def _count(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(mask))
+
+
+def _dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    return ratio(2 * _count(prediction & target), _count(prediction) + _count(target))
+
+
+def _iou(prediction: np.ndarray, target: np.ndarray) -> float:
+    return ratio(_count(prediction & target), _count(prediction | target))
+
+
+def _sensitivity(prediction: np.ndarray, target: np.ndarray) -> float:
+    return ratio(_count(prediction & target), _count(target))
+
+
+def _precision(prediction: np.ndarray, target: np.ndarray) -> float:
+    return ratio(_count(prediction & target), _count(prediction))
+
+
+def _specificity(prediction: np.ndarray, target: np.ndarray) -> float:
+    return ratio(_count(~prediction & ~target), _count(~target))
+
+
+def _cl_dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    skeletonize = require("skimage.morphology", extra="eval").skeletonize
+    if not prediction.any() or not target.any():
+        return float("nan") if prediction.any() == target.any() else 0.0
+    prediction, target = _cropped(prediction, target)
+    found, true = skeletonize(prediction), skeletonize(target)
+    of_prediction = ratio(_count(found & target), _count(found))
+    of_target = ratio(_count(true & prediction), _count(true))
+    together = of_prediction + of_target
+    return 2 * of_prediction * of_target / together if together else 0.0
+
+
+def _betti0_error(prediction: np.ndarray, target: np.ndarray) -> float:
+    label = require("scipy.ndimage", extra="eval").label
+    corners_too = np.ones((3, 3), dtype=bool)
+    prediction, target = _cropped(prediction, target)
+    return float(abs(label(prediction, corners_too)[1] - label(target, corners_too)[1]))
+
+
+def _hd95(prediction: np.ndarray, target: np.ndarray) -> float:
+    if not prediction.any() or not target.any():
+        return float("nan") if prediction.any() == target.any() else float(np.hypot(*target.shape))
+    outlines = [np.argwhere(_outline(mask)) for mask in _cropped(prediction, target)]
+    return max(_percentile_of_distances(*outlines), _percentile_of_distances(*reversed(outlines)))
+
+
+def _percentile_of_distances(points: np.ndarray, others: np.ndarray) -> float:
+    """From each of (M, 2) points to the nearest of (N, 2) others."""
+    # Outlines of thin vessels are few pixels, so that a tree of them beats a distance transform of the frame; built the
+    # quick way, as it is asked once
+    kd_tree = require("scipy.spatial", extra="eval").KDTree
+    tree = kd_tree(others, leafsize=32, compact_nodes=False, balanced_tree=False)
+    return float(np.percentile(tree.query(points)[0], 95))
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    around = np.pad(mask, 1)
+    return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def _cropped(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks in the box that holds them; what is measured in it treats the outside as background."""
+    either = prediction | target
+    rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
+    if not len(rows):
+        return prediction[:1, :1], target[:1, :1]
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return prediction[box], target[box]
+
+
+MASK_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "dice": _dice,
+    "iou": _iou,
+    "sensitivity": _sensitivity,
+    "precision": _precision,
+    "specificity": _specificity,
+    "cl_dice": _cl_dice,
+    "betti0_error": _betti0_error,
+    "hd95": _hd95,
+}
