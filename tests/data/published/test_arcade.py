@@ -5,6 +5,7 @@ import logging
 import pickle
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,6 @@ from PIL import Image
 from vasomim_hf.data.faults import FaultReport
 from vasomim_hf.data.published.arcade import PARTS, arcade_labels, arcade_splits, export_arcade, load_arcade
 from vasomim_hf.data.synthetic.angiogram import RIGHT_SEGMENTS, SEGMENT_IDS, SEGMENT_NAMES, SyntheticAngiogram
-
-from .test_coco import pycocotools_mask
 
 
 datasets = pytest.importorskip("datasets")
@@ -493,6 +492,13 @@ def test_where_nothing_is_left_the_reasons_are_still_told(own, caplog):
 
 
 # Real frames --------------------------------------------------------------------------------------------------------
+
+
+def pycocotools_mask(segmentation: list, height: int, width: int) -> np.ndarray:
+    mask = pytest.importorskip("pycocotools.mask")
+    with warnings.catch_warnings():  # its compiled part has not caught up with numpy 2
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return mask.decode(mask.merge(mask.frPyObjects(segmentation, height, width))).astype(bool)
 
 
 def reference_labels(entries: list[dict], task: str, height: int, width: int) -> np.ndarray:

@@ -1,12 +1,14 @@
 """COCO annotation files: reading with checks, boxes, and masks from polygons.
 
-Outlines become masks as pycocotools does it (Lin et al., "Microsoft COCO", ECCV 2014, `annToMask` of its API), pixel for
-pixel: coordinates are rounded to fifths of a pixel, and a pixel belongs to the mask if its centre lies inside. OpenCV's
-`fillPoly` would add the pixels that the outline only touches; on vessels a few pixels wide that is every tenth pixel
-(intersection over union with pycocotools 0.89 on average on ARCADE), and the mask would be wider than what was drawn.
+pycocotools turns outlines into masks (Lin et al., "Microsoft COCO", ECCV 2014, `annToMask` of its API): a pixel belongs to
+the mask if its centre lies inside. OpenCV's `fillPoly` would add the pixels that the outline only touches; on vessels a few
+pixels wide that is every tenth pixel (intersection over union with pycocotools 0.89 on average on ARCADE), and the mask
+would be wider than what was drawn. Its reader of annotation files is not used: it neither checks entries nor reports
+damaged ones.
 """
 
 import json
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...import_utils import require
 from ..faults import FaultReport
 
 
-_FIFTHS = 5  # steps of the grid of outlines within a pixel
-_CENTRE = 2  # step that is nearest to the pixel's centre
 MAX_SIDE = 65_535  # pixels; a larger frame is a slip
-MAX_COORDINATE = 100_000.0  # pixels; an outline is walked in fifths of a pixel, so that one farther out costs time
+MAX_COORDINATE = 100_000.0  # pixels; filling takes time and memory proportional to the outline's length
 
 Box = tuple[float, float, float, float]
 
@@ -354,64 +355,30 @@ def _unpack(text: str) -> Iterator[int]:
 # Masks --------------------------------------------------------------------------------------------------------------
 
 
-class _Part(NamedTuple):
-    """A mask and where its upper left corner lies in the frame."""
-
-    mask: np.ndarray
-    top: int
-    left: int
-
-
-def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fill a polygon as pycocotools does, even-odd where it crosses itself.
-
-    Args:
-        points (`np.ndarray` of shape `(num_points, 2)`): `float64`, x and y in pixels; the centre of the upper left pixel
-            is (0.5, 0.5). Points may lie outside the frame. The last point is joined to the first.
-        height (`int`): Of the frame, pixels.
-        width (`int`): Of the frame, pixels.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: `bool`, `True` inside.
-
-    Example:
-        >>> fill_polygon(np.array([[1.0, 0.0], [3.0, 0.0], [3.0, 2.0], [1.0, 2.0]]), 3, 4).astype(int)
-        array([[0, 1, 1, 0],
-               [0, 1, 1, 0],
-               [0, 0, 0, 0]])
-    """
-    canvas = np.zeros((height, width), dtype=bool)
-    part = _filled(points, height, width)
-    if part is not None:
-        _window(canvas, part)[...] = part.mask
-    return canvas
-
-
 def paint(canvas: np.ndarray, objects: Iterable[tuple[int, CocoObject]]) -> np.ndarray:
     """Paint objects on a canvas, each in its own value, later ones over earlier ones.
 
     Args:
-        canvas (`np.ndarray` of shape `(height, width)`): Any type; changed.
+        canvas (`np.ndarray` of shape `(height, width)`): Any type; changed in place.
         objects (iterable of `(value, CocoObject)`): What to paint. An object of which only the box is known paints
             nothing.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: The canvas.
+
+    Example:
+        >>> square = np.array([[1.0, 0.0], [3.0, 0.0], [3.0, 2.0], [1.0, 2.0]])
+        >>> paint(np.zeros((3, 4), int), [(7, CocoObject("stenosis", (square,), None, (1, 0, 2, 2)))])
+        array([[0, 7, 7, 0],
+               [0, 7, 7, 0],
+               [0, 0, 0, 0]])
     """
-    height, width = canvas.shape
     for value, item in objects:
         if item.runs is not None:
             canvas[_run_mask(item.runs)] = value
-        for points in item.outlines:
-            part = _filled(points, height, width)
-            if part is not None:
-                _window(canvas, part)[part.mask] = value
+        elif item.outlines:
+            canvas[_filled(item.outlines, *canvas.shape)] = value
     return canvas
-
-
-def _window(canvas: np.ndarray, part: _Part) -> np.ndarray:
-    height, width = part.mask.shape
-    return canvas[part.top : part.top + height, part.left : part.left + width]
 
 
 def _run_mask(runs: RunLengths) -> np.ndarray:
@@ -419,56 +386,11 @@ def _run_mask(runs: RunLengths) -> np.ndarray:
     return values.reshape(runs.width, runs.height).T
 
 
-def _filled(points: np.ndarray, height: int, width: int) -> _Part | None:
-    """The filled polygon in its bounding box; `None` if it holds no pixel's centre."""
-    rows, columns = _crossings(points, height, width)
-    if not len(rows) or rows.min() == rows.max():
-        return None
-    top, left = int(rows.min()), int(columns.min())
-    shape = (int(rows.max()) - top, int(columns.max()) - left + 1)
-    # From each place where the outline crosses the column downwards, inside and outside change sides
-    places = (rows - top) * shape[1] + columns - left
-    changes = np.bincount(places, minlength=(shape[0] + 1) * shape[1])[: shape[0] * shape[1]] & 1
-    inside = np.bitwise_xor.accumulate(changes.astype(np.uint8).reshape(shape), axis=0)
-    return _Part(inside.view(np.bool_), top, left)
-
-
-def _crossings(points: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where an outline crosses the vertical lines through the pixels' centres.
-
-    Each edge is walked on a grid of fifths of a pixel, one step at a time along its longer direction, the other
-    coordinate rounded. It crosses a line where x steps over the middle of a pixel.
-
-    Args:
-        points (`np.ndarray` of shape `(num_points, 2)`): x and y, pixels.
-        height (`int`): Of the frame, pixels.
-        width (`int`): Of the frame, pixels.
-
-    Returns:
-        `tuple` of two `np.ndarray` of shape `(num_crossings,)`: First row below each crossing, from 0 to `height`, and
-        column. Every column has an even number of them.
-    """
-    edge, x, y = _walk(np.trunc(_FIFTHS * points + 0.5).astype(np.int64))
-    is_step = (edge[1:] == edge[:-1]) & (x[1:] != x[:-1])
-    west = np.minimum(x[1:], x[:-1])
-    crosses = is_step & (west % _FIFTHS == _CENTRE) & (west >= 0) & (west < _FIFTHS * width)
-    upper = np.minimum(y[1:], y[:-1])[crosses]
-    return np.clip(-((_CENTRE - upper) // _FIFTHS), 0, height), west[crosses] // _FIFTHS
-
-
-def _walk(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number of the edge, x and y of every step along a closed outline of whole numbers (num_points, 2)."""
-    others = np.roll(corners, -1, axis=0)
-    is_steep = np.abs(others - corners)
-    is_steep = is_steep[:, 1] > is_steep[:, 0]
-    # (longer, shorter) direction; each edge from its lower end, so that it is rounded alike both ways
-    a, b = (np.where(is_steep[:, None], ends[:, ::-1], ends) for ends in (corners, others))
-    is_backwards = (a[:, 0] > b[:, 0])[:, None]
-    start, stop = np.where(is_backwards, b, a), np.where(is_backwards, a, b)
-    length = stop[:, 0] - start[:, 0]
-    slope = (stop[:, 1] - start[:, 1]) / np.maximum(length, 1)
-    edge = np.repeat(np.arange(len(length)), length + 1)
-    step = np.arange(len(edge)) - (np.cumsum(length + 1) - length - 1)[edge]
-    longer = start[edge, 0] + step
-    shorter = np.trunc(start[edge, 1] + slope[edge] * step + 0.5).astype(np.int64)
-    return edge, np.where(is_steep[edge], shorter, longer), np.where(is_steep[edge], longer, shorter)
+def _filled(outlines: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
+    """The union of filled polygons, `bool` of shape `(height, width)`."""
+    coco = require("pycocotools.mask", "data")
+    runs = coco.frPyObjects([points.reshape(-1).tolist() for points in outlines], height, width)
+    with warnings.catch_warnings():
+        # raised by the compiled part of pycocotools 2.0.11 under numpy 2
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return coco.decode(coco.merge(runs)).view(np.bool_)
