@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
 from ...folders import atomic_file
+from ...import_utils import require
 from ..pretraining.loop import TrainingResult
 from .decoded import Collator, FinetuneDataset, private_folder
 from .meters import ClassificationMeter
@@ -43,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 FEATURES_NAME = "features.safetensors"
 CHOOSING_SHARE = 0.2
-_MOST_ITERATIONS = 500
+_MOST_ITERATIONS = 10_000
+_TOLERANCE = 1e-6
+# Of a class that no frame has. The logits of the others add up to 0, so that its probability stays below 3e-9
+_LOGIT_OF_ABSENT = -20.0
 # Keys of a run that are about training by steps
 _UNUSED = (
     *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
@@ -192,10 +196,10 @@ def _logits(learnt: Features, num_labels: int, weight_decay: float, judged: Feat
 def fit_logistic_regression(features: Features, num_labels: int, weight_decay: float) -> nn.Linear:
     """Multinomial logistic regression on standardised features, fitted to the end.
 
-    Minimises mean cross entropy + `weight_decay` / 2 x the sum of the squared weights; the bias is free.
+    Minimises mean cross entropy + `weight_decay` / 2 x the sum of the squared weights; the bias is not penalised.
 
     Args:
-        features (`Features`): To learn from.
+        features (`Features`): To learn from; of at least two classes.
         num_labels (`int`): Number of classes.
         weight_decay (`float`): >= 0.
 
@@ -207,33 +211,34 @@ def fit_logistic_regression(features: Features, num_labels: int, weight_decay: f
         >>> fit_logistic_regression(features, 2, 1e-3)(features.values).argmax(dim=1).tolist()
         [0, 0, 1, 1]
     """
-    mean, std = features.values.double().mean(dim=0), features.values.double().std(dim=0, correction=0)
-    std = torch.where(std > 1e-8, std, 1.0)
-    values = (features.values.double() - mean) / std
-    weight = torch.zeros(num_labels, values.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(num_labels, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=_MOST_ITERATIONS,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(nn.functional.linear(values, weight, bias), features.labels)
-        value = value + weight_decay / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
+    scaler = require("sklearn.preprocessing", "training").StandardScaler()
+    values = scaler.fit_transform(features.values.double().numpy())
+    weight, bias = _fit(values, features.labels.numpy(), num_labels, weight_decay)
     layer = nn.Linear(values.shape[1], num_labels)
     with torch.no_grad():
-        layer.weight.copy_(weight / std)
-        layer.bias.copy_(bias - (weight / std) @ mean)
+        layer.weight.copy_(torch.from_numpy(weight / scaler.scale_))
+        layer.bias.copy_(torch.from_numpy(bias - weight / scaler.scale_ @ scaler.mean_))
     return layer
+
+
+def _fit(
+    values: np.ndarray, labels: np.ndarray, num_labels: int, weight_decay: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of shape `(num_labels, num_features)` and biases of shape `(num_labels,)`."""
+    present = np.unique(labels)
+    # scikit-learn minimises the sum of the losses x C + the penalty; of two classes it fits one difference of weights,
+    # whose penalty is twice that of the two halves
+    num_frames = len(labels) if len(present) > 2 else len(labels) / 2
+    inverse = 1 / (weight_decay * num_frames) if weight_decay else np.inf
+    regression = require("sklearn.linear_model", "training").LogisticRegression
+    fitted = regression(C=inverse, tol=_TOLERANCE, max_iter=_MOST_ITERATIONS).fit(values, labels)
+    weight, bias = np.zeros((num_labels, values.shape[1])), np.full(num_labels, _LOGIT_OF_ABSENT)
+    if len(present) == 2:
+        weight[present] = np.array([[-0.5], [0.5]]) * fitted.coef_
+        bias[present] = np.array([-0.5, 0.5]) * fitted.intercept_
+    else:
+        weight[present], bias[present] = fitted.coef_, fitted.intercept_
+    return weight, bias
 
 
 @torch.no_grad()
