@@ -104,7 +104,7 @@ def test_every_imported_package_is_required_and_every_pip_line_is_right(path):
 def package_of(module: str) -> str:
     """Name on a package index of an importable module."""
     other = {"cv2": "opencv-python-headless", "gdcm": "python-gdcm", "PIL": "pillow", "skimage": "scikit-image"}
-    other["yaml"] = "pyyaml"
+    other |= {"sklearn": "scikit-learn", "yaml": "pyyaml"}
     return other.get(module, module.replace("_", "-"))
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 from miniatures.finetuning import frames, run_of, vessel_table
+from PIL import Image
 from safetensors.torch import load_file
 
 from vasomim_hf.engine.finetuning import trainer as finetuning
 from vasomim_hf.engine.finetuning.run import SegmentationRun
 from vasomim_hf.engine.label_efficiency import compare as label_efficiency
 from vasomim_hf.engine.label_efficiency.compare import compare_label_efficiency
-from vasomim_hf.engine.label_efficiency.curves import COLOURS, Curve, Point, draw_curves
+from vasomim_hf.engine.label_efficiency.curves import Curve, Point, draw_curves
 from vasomim_hf.engine.label_efficiency.report import curves_of
 from vasomim_hf.engine.label_efficiency.run import Cell, LabelEfficiencyRun, cell_run, cells_of
-from vasomim_hf.engine.pretraining.loop import TrainingResult
 from vasomim_hf.engine.run_config import RunConfigError, describe_keys, load_run, make_run
 from vasomim_hf.engine.tracking import read_log
 from vasomim_hf.evaluation.comparison import compare_results
@@ -238,59 +238,26 @@ def test_a_point_is_the_mean_of_its_seeds_with_an_interval_around_it(base, tmp_p
     assert point.low <= point.value <= point.high
 
 
-def test_curves_are_drawn_where_their_values_are():
+def test_curves_are_drawn_where_their_values_are(tmp_path):
     nan = float("nan")
     low = Curve("low", [Point(0.1, 0.2, 0.15, 0.25, (0.2,)), Point(1.0, 0.3, nan, nan, (0.25, 0.35))])
     high = Curve("high", [Point(0.1, 0.6, 0.55, 0.65, (0.6,)), Point(1.0, 0.8, 0.7, 0.85, (0.8,))])
-    picture = np.asarray(draw_curves({"dice": [low, high]}, "title")).astype(int)
-    rows = []
-    for colour in COLOURS[:2]:
-        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        near = np.abs(picture[:400] - wanted).max(axis=2) < 12
-        assert near.sum() > 200
-        rows.append(np.argwhere(near)[:, 0].mean())
-    # the higher curve is drawn higher up
-    assert rows[1] < rows[0] - 80
-    with pytest.raises(ValueError, match="no finished cell to draw"):
+    figure = draw_curves({"dice": [low, high], "cl_dice": []}, "Few labels")
+    axes = figure.axes[0]
+    assert axes.get_title() == "dice" and figure.get_suptitle() == "Few labels"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["low", "high"]
+    drawn = [line.get_xydata().tolist() for line in axes.get_lines()]
+    assert drawn == [[[0.1, 0.2], [1.0, 0.3]], [[0.1, 0.6], [1.0, 0.8]]]
+    rings = [dots.get_offsets().tolist() for dots in axes.collections if len(dots.get_offsets()) == 2]
+    assert rings == [[[1.0, 0.25], [1.0, 0.35]]]
+    figure.savefig(tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+    assert "matplotlib.pyplot" not in sys.modules
+    with pytest.raises(ValueError, match="no finished cell"):
         draw_curves({"dice": [Curve("none", [])]}, "title")
 
 
-def test_a_single_point_can_be_drawn():
+def test_a_single_point_can_be_drawn(tmp_path):
     point = Point(0.1, 0.5, 0.5, 0.5, (0.5,))
-    assert draw_curves({"a": [Curve("one", [point])], "b": []}, "title").size == (1120, 484)
-
-
-def test_arguments_reach_keys_below_keys_and_shares_are_keys():
-    arguments = ["--settings.config.drop_path_rate", "0.2", "--num-seeds.0.5", "2", "--settings.epochs", "3"]
-    arguments += ["--initialisations.pre-trained", "MODEL"]
-    run = load_run(LabelEfficiencyRun, CONFIGS / "label_efficiency_arcade_vessel.yaml", arguments)
-    assert run.settings["config"] == {"drop_path_rate": 0.2} and run.settings["epochs"] == 3
-    assert run.initialisations["pre-trained"] == "MODEL" and len(run.initialisations) == 4
-    assert {float(share): number for share, number in run.num_seeds.items()} == {0.5: 2, 1.0: 1}
-    arguments = ["--initialisations", "{of-mine: scratch}", "--settings_of.of-mine.epochs", "3"]
-    run = load_run(LabelEfficiencyRun, CONFIGS / "label_efficiency_arcade_vessel.yaml", arguments)
-    assert run.settings_of["of-mine"] == {"epochs": 3} and run.unused_settings == ["image branch alone"]
-    run = load_run(SegmentationRun, CONFIGS / "finetune_arcade_vessel.yaml", ["--config.drop-path-rate", "0.3"])
-    assert run.config["drop_path_rate"] == 0.3
-
-
-def test_settings_of_a_curve_that_is_not_drawn_are_told(base, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(label_efficiency, "train_cell", lambda *_: TrainingResult(False, 3, tmp_path, True))
-    assert not compare_label_efficiency(comparison(base, tmp_path, initialisations={"mine": "scratch"})).finished
-    assert "not used, no curve has this name: settings_of branch alone" in caplog.messages
-
-
-@pytest.mark.parametrize("missing", ["nowhere", "monai_unet"])
-def test_what_a_later_cell_lacks_is_told_before_the_first_is_trained(base, tmp_path, monkeypatch, missing):
-    monkeypatch.setitem(sys.modules, "monai.networks.nets", None)
-    beginnings = {"scratch": "scratch", "other": missing}
-    run = comparison(base, tmp_path / "out", fractions=[0.5], initialisations=beginnings, settings_of={})
-    monkeypatch.setattr(label_efficiency, "train_cell", lambda *_: pytest.fail("nothing may be trained"))
-    with pytest.raises((FileNotFoundError, ImportError), match="other: nowhere holds no model|monai"):
-        compare_label_efficiency(run)
-    # what is needed no more may be gone
-    monkeypatch.setattr(label_efficiency, "draw_finished", lambda _: None)
-    for cell in cells_of(run):
-        cell.folder(run.output_dir).mkdir(parents=True)
-        (cell.folder(run.output_dir) / "results.json").touch()
-    assert compare_label_efficiency(run).finished
+    draw_curves({"a": [Curve("one", [point])]}, "title").savefig(tmp_path / "curves.png")

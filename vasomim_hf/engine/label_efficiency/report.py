@@ -68,7 +68,7 @@ def draw_finished(run: LabelEfficiencyRun) -> None:
     results = next(finished_cells(run))[1]
     title = f"{results.task} of {results.data}, {results.split}: {len(results.rows)} frames"
     with atomic_file(folder / "curves.png") as temporary:
-        draw_curves(panels, title).save(temporary)
+        draw_curves(panels, title).savefig(temporary, format="png")
     content = {name: [dataclasses.asdict(curve) for curve in curves] for name, curves in panels.items()}
     with atomic_file(folder / "curves.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
