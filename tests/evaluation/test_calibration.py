@@ -81,7 +81,7 @@ def test_what_is_no_probability_is_refused():
     for wrong in (1.2, -0.1, np.nan):
         with pytest.raises(ValueError, match="Apply the softmax"):
             expected_calibration_error(np.array([wrong]), np.array([True]))
-    with pytest.raises(ValueError, match="3 cases, and `correct` 2"):
+    with pytest.raises(ValueError, match="3 cases but `correct` has 2"):
         expected_calibration_error(np.ones(3), np.ones(2))
     with pytest.raises(ValueError, match="`num_bins` must be positive"):
         ReliabilityTable(0)
@@ -91,7 +91,7 @@ def test_top_label_takes_the_surest_class_and_leaves_ignored_places_out():
     probabilities = np.array([[[0.7, 0.2, 0.1]], [[0.3, 0.8, 0.9]]])
     confidence, correct = top_label(probabilities, np.array([[0, 0, 255]]), ignore_index=255)
     assert confidence.tolist() == [0.7, 0.8] and correct.tolist() == [True, False]
-    with pytest.raises(ValueError, match="to fit `targets`"):
+    with pytest.raises(ValueError, match="match `targets`"):
         top_label(probabilities, np.zeros((3, 1)))
 
 

@@ -151,7 +151,7 @@ def test_batches_that_do_not_fit_are_refused(probabilities, targets, message):
 
 def test_images_are_counted_once_and_labels_have_names():
     scores = ClassificationScores(LABELS)
-    with pytest.raises(ValueError, match="got again: a"):
+    with pytest.raises(ValueError, match="images: a"):
         scores.update(np.full((2, 3), 0.3), np.array([0, 1]), ["a", "a"])
-    with pytest.raises(ValueError, match="two different names"):
+    with pytest.raises(ValueError, match="two distinct names"):
         ClassificationScores(["only"])

@@ -185,7 +185,7 @@ def test_memory_does_not_hold_the_maps():
     [
         (lambda p, t: (p[:, :-1], t), "same shape"),
         (lambda p, t: (p + 0.0, t), "label ids .integers., got float64"),
-        (lambda p, t: (p + 2, t), r"prediction of image '0' has label ids \[5, 6\], and 5 labels"),
+        (lambda p, t: (p + 2, t), r"prediction of image '0' has label ids \[5, 6\]"),
         (lambda p, t: (p, t + 3), r"target of image '0' has label ids \[5, 6\]"),
         (lambda p, t: (p - 1, t), r"label ids \[-1\]"),
         (lambda p, t: (np.full_like(p, 255), t), r"prediction of image '0' has label ids \[255\]"),
@@ -201,13 +201,13 @@ def test_maps_that_do_not_fit_are_refused_before_anything_is_counted(change, mes
 def test_ids_that_do_not_fit_are_refused():
     predictions, targets = class_maps()
     scores = scored(predictions, targets)
-    with pytest.raises(ValueError, match="got again: 1. Pass unique"):
+    with pytest.raises(ValueError, match="1. Pass unique"):
         scores.update(predictions[:1], targets[:1], ["1"])
-    with pytest.raises(ValueError, match="got again: z"):
+    with pytest.raises(ValueError, match="images: z"):
         scores.update(predictions[:2], targets[:2], ["z", "z"])
-    with pytest.raises(ValueError, match="each of the 2 images"):
+    with pytest.raises(ValueError, match="2 images"):
         scores.update(predictions[:2], targets[:2], ["y"])
-    with pytest.raises(ValueError, match="`patient_ids` must name each of the 1"):
+    with pytest.raises(ValueError, match="`patient_ids`"):
         scores.update(predictions[:1], targets[:1], ["y"], patient_ids=["p", "q"])
     assert len(scores.rows) == 6
 
@@ -228,9 +228,9 @@ def test_probabilities_come_with_all_batches_or_with_none_and_in_shape():
 
 def test_labels_that_cannot_be_told_apart_are_refused():
     for labels in (["vessel"], ["a", "a"]):
-        with pytest.raises(ValueError, match="two different names"):
+        with pytest.raises(ValueError, match="two distinct names"):
             SegmentationScores(labels)
-    with pytest.raises(ValueError, match="`ignore_index` must be no label id"):
+    with pytest.raises(ValueError, match="`ignore_index` must not be a label id"):
         SegmentationScores(LABELS, ignore_index=3)
     with pytest.raises(ValueError, match="no images to summarise"):
         SegmentationScores(LABELS).summary()

@@ -1,6 +1,6 @@
-"""What every reported number means, its confidence interval, and how two results are compared.
+"""Metrics with confidence intervals, comparison of models, and result files.
 
-Metrics of masks, boxes and classes, their calibration and statistics, and the results file that holds them all.
+Covers segmentation, detection and classification metrics, calibration and statistics.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
-"""Scores of frame classes over a data set. Definitions are in docs/metrics.md.
+"""Classification metrics over a data set. Definitions are in docs/metrics.md.
 
-The areas under curves are computed here and not by scikit-learn, since bootstrap and permutation tests need them for
-thousands of weightings at once; the tests hold them to scikit-learn.
+The areas under the curves are computed here rather than by scikit-learn, because bootstrap and permutation tests need
+them for thousands of weightings at once; the tests compare them with scikit-learn.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ Curve = Callable[[np.ndarray, np.ndarray], Statistic]
 
 
 def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Area under the receiver operating characteristic: how often a positive case scores higher than a negative one.
+    """Area under the ROC curve: probability that a positive case scores higher than a negative one.
 
     Args:
-        scores (`np.ndarray` of shape `(num_cases,)`): Float; higher means more probably positive. Ties count half.
+        scores (`np.ndarray` of shape `(num_cases,)`): Float; higher means more likely positive. Ties count one half.
         targets (`np.ndarray` of shape `(num_cases,)`): `bool`.
 
     Returns:
-        `float` in [0, 1]; NaN where there are not both positive and negative cases.
+        `float` in [0, 1]; NaN unless there are both positive and negative cases.
 
     Example:
         >>> auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
@@ -35,14 +35,14 @@ def auroc(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def auprc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Area under the precision-recall curve as average precision: precision at each threshold, weighted by gain of recall.
+    """Area under the precision-recall curve as average precision: precisions weighted by the increase in recall.
 
     Args:
-        scores (`np.ndarray` of shape `(num_cases,)`): Float; higher means more probably positive.
+        scores (`np.ndarray` of shape `(num_cases,)`): Float; higher means more likely positive.
         targets (`np.ndarray` of shape `(num_cases,)`): `bool`.
 
     Returns:
-        `float` in [0, 1]; NaN where there are not both positive and negative cases.
+        `float` in [0, 1]; NaN unless there are both positive and negative cases.
 
     Example:
         >>> round(auprc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])), 4)
@@ -52,14 +52,14 @@ def auprc(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def auroc_statistic(scores: np.ndarray, targets: np.ndarray) -> Statistic:
-    """As `auroc`, for weighted cases.
+    """`auroc` for weighted cases.
 
     Args:
         scores (`np.ndarray` of shape `(num_cases,)`): Float.
         targets (`np.ndarray` of shape `(num_cases,)`): `bool`.
 
     Returns:
-        `Statistic`: NaN where positive or negative cases have no weight.
+        `Statistic`: NaN if the positive or the negative cases have no weight.
     """
     order, targets, starts = _sorted_cases(scores, targets)
 
@@ -74,14 +74,14 @@ def auroc_statistic(scores: np.ndarray, targets: np.ndarray) -> Statistic:
 
 
 def auprc_statistic(scores: np.ndarray, targets: np.ndarray) -> Statistic:
-    """As `auprc`, for weighted cases.
+    """`auprc` for weighted cases.
 
     Args:
         scores (`np.ndarray` of shape `(num_cases,)`): Float.
         targets (`np.ndarray` of shape `(num_cases,)`): `bool`.
 
     Returns:
-        `Statistic`: NaN where positive or negative cases have no weight.
+        `Statistic`: NaN if the positive or the negative cases have no weight.
     """
     order, targets, starts = _sorted_cases(scores, targets)
 
@@ -98,25 +98,25 @@ def auprc_statistic(scores: np.ndarray, targets: np.ndarray) -> Statistic:
 
 
 def _sorted_cases(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order of the cases, highest score first, their targets in it, and where cases of the same score begin."""
+    """Order of the cases by descending score, their sorted targets, and the first index of each group of ties."""
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets).astype(bool)
     if scores.ndim != 1 or scores.shape != targets.shape or not len(scores):
         raise ValueError(
             f"`scores` and `targets` must have the same shape (num_cases,), got {scores.shape} and {targets.shape}."
         )
     if np.isnan(scores).any():
-        raise ValueError("`scores` has NaN. Look for a loss that was NaN in training.")
+        raise ValueError("`scores` has NaN. Check for NaN losses in training.")
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     return order, targets[order], np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
 
 class ClassificationScores:
-    """Gathers probabilities and classes, batch by batch.
+    """Accumulates probabilities and classes over batches.
 
     Args:
-        labels (sequence of `str`): Names of the classes in the order of their ids. Of two, the second is the positive
-            one of AUROC and AUPRC.
+        labels (sequence of `str`): Class names in the order of their ids. With two classes, AUROC and AUPRC take the
+            second as positive.
 
     Example:
         >>> scores = ClassificationScores(["left", "right"])
@@ -129,14 +129,14 @@ class ClassificationScores:
 
     def __init__(self, labels: Sequence[str]):
         if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError(f"`labels` must be at least two different names, got {list(labels)}.")
+            raise ValueError(f"`labels` must be at least two distinct names, got {list(labels)}.")
         self.labels = list(labels)
         self.confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
         self._collector = RowCollector()
 
     @property
     def rows(self) -> list[ResultRow]:
-        """The numbers of each image so far."""
+        """Values of each image so far."""
         return self._collector.rows
 
     def update(
@@ -146,16 +146,16 @@ class ClassificationScores:
         image_ids: Sequence[str],
         patient_ids: Sequence[str | None] | None = None,
     ) -> None:
-        """Add a batch. The class predicted is the most probable one, the first of equals.
+        """Add a batch. The predicted class is the most probable one, the first in case of ties.
 
         Args:
             probabilities (`np.ndarray` of shape `(batch_size, num_labels)`): Float in [0, 1].
             targets (`np.ndarray` of shape `(batch_size,)`): Class ids.
             image_ids (sequence of `batch_size` `str`): Unique over the data set.
-            patient_ids (sequence of `batch_size` `str` or `None`, *optional*): Patients, where known.
+            patient_ids (sequence of `batch_size` `str` or `None`, *optional*): Patients, if known.
 
         Raises:
-            ValueError: If shapes do not fit, a class id or a probability is out of range, or an image comes twice.
+            ValueError: If shapes do not match, a class id or probability is out of range, or an image occurs twice.
         """
         probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
         self._check(probabilities, targets)
@@ -174,10 +174,10 @@ class ClassificationScores:
             self._collector.add(ResultRow(str(image_ids[i]), patient, values))
 
     def summary(self, resampling: Resampling | None = None) -> dict[str, SummaryValue]:
-        """All numbers over the images, with intervals.
+        """Compute all summary values with confidence intervals.
 
         Args:
-            resampling (`Resampling`, *optional*): How intervals are drawn.
+            resampling (`Resampling`, *optional*): Options of the intervals.
 
         Returns:
             `dict[str, SummaryValue]`: By name; see docs/metrics.md.
@@ -185,7 +185,7 @@ class ClassificationScores:
         return summarise(self.rows, classification_measures(self.labels), resampling)
 
     def reliability(self) -> ReliabilityTable:
-        """Confidence in the predicted class against how often it is right."""
+        """Reliability of the confidence in the predicted class."""
         table = ReliabilityTable()
         table.update(column(self.rows, "confidence"), column(self.rows, "accuracy"))
         return table
@@ -196,7 +196,7 @@ class ClassificationScores:
                 f"`probabilities` must have shape (batch_size, {len(self.labels)}) and `targets` (batch_size,), got "
                 f"{probabilities.shape} and {targets.shape}."
             )
-        # written so that NaN fails too
+        # phrased so that NaN is rejected too
         if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
             raise ValueError("`probabilities` must lie in [0, 1]. Apply the softmax to the logits first.")
         if not np.issubdtype(targets.dtype, np.integer) or not np.isin(targets, np.arange(len(self.labels))).all():
@@ -205,14 +205,15 @@ class ClassificationScores:
             )
 
 
-# Numbers of the summary ---------------------------------------------------------------------------------------------
+# Summary metrics
+# ------------------------------------------------------------------------------------------------------
 
 
 def classification_measures(labels: Sequence[str]) -> dict[str, Measure]:
-    """What is computed from rows of classes.
+    """Metrics that can be computed from classification rows.
 
     Args:
-        labels (sequence of `str`): Names of the classes.
+        labels (sequence of `str`): Class names.
 
     Returns:
         `dict[str, Measure]`: By name.
@@ -229,7 +230,7 @@ def classification_measures(labels: Sequence[str]) -> dict[str, Measure]:
 
 
 def _over_classes(curve: Curve, labels: Sequence[str], classes: Sequence[int]) -> Callable[[Rows], Statistic]:
-    """Mean over the classes, each against all others, that have cases of both."""
+    """One-vs-rest mean over the classes that have both positive and negative cases."""
 
     def build(rows: Rows) -> Statistic:
         targets = column(rows, "target")
@@ -254,7 +255,7 @@ def _recall_of(label: int) -> Callable[[Rows], Statistic]:
 
 
 def _balanced_accuracy(num_labels: int) -> Callable[[Rows], Statistic]:
-    """Mean of the recalls of the classes that occur."""
+    """Mean recall over the classes that occur."""
 
     def build(rows: Rows) -> Statistic:
         parts = [_recall_of(label)(rows) for label in range(num_labels)]

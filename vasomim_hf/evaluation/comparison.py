@@ -1,4 +1,4 @@
-"""Two models on the same images: differences with intervals and p-values, over one or several seeds."""
+"""Comparison of two models on the same images: differences with intervals and p-values, over one or more seeds."""
 
 import json
 from collections.abc import Sequence
@@ -34,22 +34,22 @@ from .statistics import (
 
 
 class Scores(Protocol):
-    """What gathers the scores of a task, such as `SegmentationScores`."""
+    """Interface of the score accumulators, such as `SegmentationScores`."""
 
     kind: str
     labels: list[str]
 
     @property
     def rows(self) -> list[ResultRow]:
-        """One for each image."""
+        """One per image."""
 
     def summary(self, resampling: Resampling | None = None) -> dict[str, SummaryValue]:
-        """All numbers with their intervals."""
+        """All summary values with confidence intervals."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What was evaluated; see `EvaluationResults`."""
+    """Metadata of an evaluation; see `EvaluationResults`."""
 
     task: str
     model: str
@@ -60,13 +60,13 @@ class Description:
 
 @dataclass(frozen=True)
 class Difference:
-    """One number of two models.
+    """Comparison of one metric between two models.
 
     Args:
-        test (`PairedTest`): Both values, difference (first minus second) with interval, and p of the permutation test.
-        wilcoxon_p (`float`): p of Wilcoxon's test; NaN for numbers that are no mean over images.
-        n (`int`): Images that count.
-        undefined (`int`): Images left out since one of the two has no value there.
+        test (`PairedTest`): Both values, their difference (first minus second) with interval, and the permutation p-value.
+        wilcoxon_p (`float`): p-value of Wilcoxon's test; NaN for metrics that are not a mean over images.
+        n (`int`): Number of images included.
+        undefined (`int`): Number of images excluded because one of the models has no value.
         spread (`tuple` of two `float`): Standard deviation over the seeds of each model; NaN for one seed.
     """
 
@@ -79,16 +79,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same images.
+    """Comparison of two models on the same images.
 
     Args:
         first (`str`): Name of the first model.
         second (`str`): Name of the second.
-        num_images (`int`): Images.
-        num_groups (`int`): Patients, or images where no patient is known: what was drawn and exchanged.
-        num_seeds (`int`): Result files of each model.
+        num_images (`int`): Number of images.
+        num_groups (`int`): Number of patients, or of images if patients are unknown: the units of resampling.
+        num_seeds (`int`): Number of result files per model.
         differing_settings (`list[str]`): Settings that are not the same in all files.
-        differences (`dict[str, Difference]`): By name of the number.
+        differences (`dict[str, Difference]`): By name of the metric.
     """
 
     first: str
@@ -101,15 +101,15 @@ class Comparison:
 
 
 def build_results(scores: Scores, description: Description, resampling: Resampling | None = None) -> EvaluationResults:
-    """Put gathered scores and what they are of together, ready for `write_results`.
+    """Combine accumulated scores and metadata for `write_results`.
 
     Args:
         scores (`Scores`): After the last batch.
-        description (`Description`): What was evaluated.
-        resampling (`Resampling`, *optional*): How intervals are drawn; it is kept in the settings.
+        description (`Description`): Metadata of the evaluation.
+        resampling (`Resampling`, *optional*): Options of the intervals; stored in the settings.
 
     Returns:
-        `EvaluationResults`: With summary.
+        `EvaluationResults`: Including the summary.
     """
     resampling = resampling or Resampling()
     settings = description.settings | {"resampling": vars(resampling)}
@@ -127,10 +127,10 @@ def build_results(scores: Scores, description: Description, resampling: Resampli
 
 
 def measures_of(results: EvaluationResults) -> dict[str, Measure]:
-    """The numbers that can be computed from the rows of a result.
+    """Metrics that can be computed from the rows of a result.
 
     Args:
-        results (`EvaluationResults`): Of any kind.
+        results (`EvaluationResults`): Of any task.
 
     Returns:
         `dict[str, Measure]`: By name.
@@ -150,27 +150,28 @@ def compare_results(
 ) -> Comparison:
     """Compare two models on the same images.
 
-    Several results of a model are its seeds: each number is averaged over them, so that images, or patients, stay what
-    is drawn, and the spread over the seeds is told beside it. The interval holds for these trained models on other
-    patients; only the spread tells what training again would change.
+    Several results of a model are treated as its seeds: each metric is averaged over them, images or patients are
+    resampled, and the spread over the seeds is reported separately. The interval describes variation between patients
+    for these trained models; only the spread describes variation between training runs.
 
     Args:
-        first (`EvaluationResults` or a sequence): Of one model; as many seeds as `second`.
-        second (`EvaluationResults` or a sequence): Of the other model.
-        names (sequence of `str`, *optional*): Numbers to compare; all that both have without it.
-        resampling (`Resampling`, *optional*): How intervals and p-values are drawn.
+        first (`EvaluationResults` or a sequence): Results of one model; as many seeds as `second`.
+        second (`EvaluationResults` or a sequence): Results of the other model.
+        names (sequence of `str`, *optional*): Metrics to compare; defaults to all that both have.
+        resampling (`Resampling`, *optional*): Options of the intervals and p-values.
 
     Returns:
         `Comparison`: Differences are first minus second.
 
     Raises:
-        ValueError: If the results are of different images, tasks, data or patients.
+        ValueError: If the results differ in images, task, data or patients.
     """
     firsts = [first] if isinstance(first, EvaluationResults) else list(first)
     seconds = [second] if isinstance(second, EvaluationResults) else list(second)
     if not firsts or len(firsts) != len(seconds):
         raise ValueError(
-            f"Both models need the same number of results (seeds), at least one, got {len(firsts)} and {len(seconds)}."
+            f"Both models need the same number of results (seeds), and at least one, got {len(firsts)} and "
+            f"{len(seconds)}."
         )
     everything = [*firsts, *seconds]
     for other in everything[1:]:
@@ -179,7 +180,9 @@ def compare_results(
     measures = {name: measure for name, measure in measures_of(firsts[0]).items() if name in measures_of(seconds[0])}
     unknown = [name for name in names or () if name not in measures]
     if unknown:
-        raise ValueError(f"No such number in both results: {', '.join(unknown)}. There are: {', '.join(measures)}.")
+        raise ValueError(
+            f"These metrics are not in both results: {', '.join(unknown)}. Available: {', '.join(measures)}."
+        )
     differences = {
         name: _difference(name, measures[name], rows[: len(firsts)], rows[len(firsts) :], resampling)
         for name in names or measures
@@ -200,19 +203,21 @@ def _check_same(one: EvaluationResults, other: EvaluationResults) -> None:
         if getattr(one, name) != getattr(other, name):
             raise ValueError(
                 f"Results of different evaluations cannot be compared: `{name}` is {getattr(one, name)!r} and "
-                f"{getattr(other, name)!r}. Evaluate both models in the same way."
+                f"{getattr(other, name)!r}. Evaluate both models with the same options."
             )
     here, there = set(one.image_ids), set(other.image_ids)
     if here != there or len(here) != len(one.rows) or len(there) != len(other.rows):
         odd = [repr(i) for i in sorted(here ^ there)[:5]]
         raise ValueError(
-            f"Results of different images cannot be compared: {len(here & there)} images are in both, "
+            f"Results on different images cannot be compared: {len(here & there)} images are in both, "
             f"{len(here - there)} only in {one.model!r} and {len(there - here)} only in {other.model!r}"
-            f"{' (such as ' + ', '.join(odd) + ')' if odd else ''}. Evaluate both models on the same split."
+            f"{' (for example ' + ', '.join(odd) + ')' if odd else ''}. Evaluate both models on the same split."
         )
     patients = {row.image_id: row.patient_id for row in one.rows}
     if any(patients[row.image_id] != row.patient_id for row in other.rows):
-        raise ValueError("The results give the same image to different patients. Evaluate both with the same data.")
+        raise ValueError(
+            "The results assign the same image to different patients. Evaluate both models on the same data."
+        )
 
 
 def _in_order(results: EvaluationResults, image_ids: Sequence[str]) -> list[ResultRow]:
@@ -247,7 +252,8 @@ def _difference(
 def _means(
     name: str, firsts: Sequence[Rows], seconds: Sequence[Rows], measure: Measure
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Row values (S, N) of both, NaN where any of them is undefined; None for what is no mean of row values."""
+    """Row values (S, N) of both models, NaN if undefined for any; `None` for metrics that are not means of row
+    values."""
     if not measure.is_mean:
         return None
     values = np.stack([[column(rows, name) for rows in side] for side in (firsts, seconds)])
@@ -260,13 +266,13 @@ def _spread(parts: Sequence[Statistic], num_items: int) -> float:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """The comparison as text for people.
+    """Format a comparison as text.
 
     Args:
-        comparison (`Comparison`): What to show.
+        comparison (`Comparison`): Comparison to format.
 
     Returns:
-        `str`: A head and a table.
+        `str`: A header and a table.
     """
     head = ["", "first", "second", "difference", "interval", "p", "Wilcoxon p", "n", "undefined"]
     several = comparison.num_seeds > 1

@@ -1,7 +1,7 @@
-"""Scores of boxes over a data set: average precision as COCO defines it, and sensitivity at fixed false positives.
+"""Detection metrics over a data set: COCO average precision, and sensitivity at fixed false-positive rates.
 
-Boxes are matched by pycocotools, and the average precision that is reported is its own. Its accumulation is repeated here
-with weights, for intervals and comparisons only; without weights both give the same number. Definitions are in
+Boxes are matched by pycocotools, which also computes the reported average precision. Its accumulation is repeated here
+with weights for intervals and comparisons; with unit weights both give the same value. Definitions are in
 docs/metrics.md.
 """
 
@@ -24,19 +24,19 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100
 FALSE_POSITIVES = (0.1, 0.5, 1.0, 2.0)
 
-# Places of the criteria in the bits of `matches`: ten overlaps, then the centre in the box.
+# Bits of `matches`: ten IoU thresholds, then the centre-in-box criterion.
 _ALL = range(len(IOU_THRESHOLDS))
 _IOU_50, _IOU_75, _CENTRE = 0, 5, len(IOU_THRESHOLDS)
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """The boxes of an image.
+    """Boxes of an image.
 
     Args:
         corners (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom in pixels.
-        labels (`np.ndarray` of shape `(num_boxes,)`): Category ids from 0 on.
-        scores (`np.ndarray` of shape `(num_boxes,)`, *optional*): Confidence of predicted boxes; higher is surer.
+        labels (`np.ndarray` of shape `(num_boxes,)`): Category ids, from 0.
+        scores (`np.ndarray` of shape `(num_boxes,)`, *optional*): Confidence of predicted boxes.
     """
 
     corners: np.ndarray
@@ -45,11 +45,11 @@ class Boxes:
 
     @classmethod
     def from_coco(cls, boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> "Boxes":
-        """Annotated boxes as data sets hold them.
+        """Create annotated boxes from COCO format.
 
         Args:
             boxes (sequence of shape `(num_boxes, 4)`): Left, top, width and height in pixels.
-            labels (sequence of `num_boxes` `int`): Category ids from 0 on.
+            labels (sequence of `num_boxes` `int`): Category ids, from 0.
 
         Returns:
             `Boxes`: Without scores.
@@ -60,10 +60,10 @@ class Boxes:
 
 
 class DetectionScores:
-    """Gathers predicted and annotated boxes; of each image its boxes stay in memory, of predictions the best 100.
+    """Accumulates predicted and annotated boxes; keeps the 100 highest-scoring predictions per category and image.
 
     Args:
-        labels (sequence of `str`): Names of the categories, in the order of their ids; there is none for background.
+        labels (sequence of `str`): Category names in the order of their ids, without background.
 
     Example:
         >>> scores = DetectionScores(["stenosis"])
@@ -78,7 +78,7 @@ class DetectionScores:
 
     def __init__(self, labels: Sequence[str]):
         if not labels or len(set(labels)) != len(labels):
-            raise ValueError(f"`labels` must be different names of categories, at least one, got {list(labels)}.")
+            raise ValueError(f"`labels` must be distinct category names, at least one, got {list(labels)}.")
         self.labels = list(labels)
         self._collector = RowCollector()
         self._annotations: list[dict[str, Any]] = []
@@ -89,7 +89,7 @@ class DetectionScores:
 
     @property
     def rows(self) -> list[ResultRow]:
-        """The numbers of each image so far; boxes are matched when they are asked for."""
+        """Values of each image so far; boxes are matched on access."""
         if self._rows is None:
             self._rows = self._matched_rows()
         return self._rows
@@ -104,13 +104,13 @@ class DetectionScores:
         """Add a batch.
 
         Args:
-            predictions (sequence of `Boxes`): With scores; may have no boxes.
-            targets (sequence of `Boxes`): As annotated; may have no boxes.
+            predictions (sequence of `Boxes`): With scores; may be empty.
+            targets (sequence of `Boxes`): Annotated boxes; may be empty.
             image_ids (sequence of `str`): Unique over the data set.
-            patient_ids (sequence of `str` or `None`, *optional*): Patients, where known.
+            patient_ids (sequence of `str` or `None`, *optional*): Patients, if known.
 
         Raises:
-            ValueError: If numbers do not fit, a box is degenerate, or an image comes twice.
+            ValueError: If lengths do not match, a box is invalid, or an image occurs twice.
         """
         if len(predictions) != len(targets):
             raise ValueError(f"Each image needs predictions and targets, got {len(predictions)} and {len(targets)}.")
@@ -129,10 +129,10 @@ class DetectionScores:
             self._centre_hits.append(_centre_hits(best, target, len(self.labels)))
 
     def summary(self, resampling: Resampling | None = None) -> dict[str, SummaryValue]:
-        """All numbers over the images, with intervals.
+        """Compute all summary values with confidence intervals.
 
         Args:
-            resampling (`Resampling`, *optional*): How intervals are drawn.
+            resampling (`Resampling`, *optional*): Options of the intervals.
 
         Returns:
             `dict[str, SummaryValue]`: By name; see docs/metrics.md.
@@ -155,7 +155,7 @@ class DetectionScores:
         return rows
 
     def _evaluate(self, num_images: int) -> dict[tuple[int, int], dict[str, Any]]:
-        """What pycocotools finds for each image and category, by the image's number and the category's id."""
+        """Results of pycocotools by image index and category id."""
         evaluator = require("pycocotools.cocoeval", extra="eval").COCOeval
         categories = [{"id": i, "name": name} for i, name in enumerate(self.labels)]
         content = {"images": [{"id": i + 1} for i in range(num_images)], "categories": categories}
@@ -187,25 +187,25 @@ def _check_boxes(boxes: Boxes, num_labels: int, what: str, is_target: bool) -> N
     if len(labels) != len(corners):
         raise ValueError(f"{what} has {len(corners)} boxes and {len(labels)} labels. Each box needs one.")
     if not np.isfinite(corners).all():
-        raise ValueError(f"{what} has corners that are not finite. Look for a loss that was NaN in training.")
+        raise ValueError(f"{what} has corners that are not finite. Check for NaN losses in training.")
     if len(labels) and (labels.min() < 0 or labels.max() >= num_labels):
         raise ValueError(
-            f"{what} has labels {sorted(set(labels.tolist()))[:5]}, and ids run from 0 to {num_labels - 1}."
+            f"{what} has labels {sorted(set(labels.tolist()))[:5]}; expected ids from 0 to {num_labels - 1}."
         )
     sizes = corners[:, 2:] - corners[:, :2] if len(corners) else np.ones((0, 2))
     if (sizes < 0).any() or (is_target and (sizes == 0).any()):
         raise ValueError(
-            f"{what} has a box without area or with its corners exchanged, such as "
+            f"{what} has a box with zero area or swapped corners, such as "
             f"{corners[(sizes <= 0).any(axis=1)][0].tolist()}. Corners are left, top, right, bottom."
         )
     if is_target:
         return
     if boxes.scores is None or np.shape(boxes.scores) != (len(corners),) or not np.isfinite(boxes.scores).all():
-        raise ValueError(f"{what} must have one finite score for each of its {len(corners)} boxes.")
+        raise ValueError(f"{what} must have one finite score per box for its {len(corners)} boxes.")
 
 
 def _best(boxes: Boxes, num_labels: int) -> Boxes:
-    """The best 100 of each category, surest first; those of equal score keep their order."""
+    """The 100 highest-scoring boxes of each category, by descending score; ties keep their order."""
     scores = np.asarray(boxes.scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
     labels = np.asarray(boxes.labels)[order]
@@ -216,7 +216,7 @@ def _best(boxes: Boxes, num_labels: int) -> Boxes:
 
 
 def _annotations(boxes: Boxes, image: int, known: int) -> list[dict[str, Any]]:
-    """As a COCO file has them; ids begin at 1, since pycocotools takes a match with 0 for none."""
+    """Convert to COCO annotations; ids start at 1, because pycocotools reads a match with id 0 as no match."""
     corners = np.asarray(boxes.corners, dtype=np.float64).reshape(-1, 4)
     sizes = corners[:, 2:] - corners[:, :2]
     scores = np.zeros(len(corners)) if boxes.scores is None else boxes.scores
@@ -242,15 +242,15 @@ def _as_coco(content: dict[str, Any]) -> Any:
 
 
 def _mean_of_defined(values: np.ndarray) -> float:
-    """pycocotools marks what is undefined with -1."""
+    """Mean without -1, which pycocotools uses for undefined values."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else float("nan")
 
 
 def _centre_hits(prediction: Boxes, target: Boxes, num_labels: int) -> dict[int, list[bool]]:
-    """For each category and each of its predictions, surest first: is its centre in a box that is still free?
+    """For each category and each of its predictions by descending score: is its centre inside an unmatched box?
 
-    Of several boxes it takes the one whose centre is nearest.
+    If inside several boxes, it is matched to the one with the nearest centre.
     """
     hits: dict[int, list[bool]] = {}
     for label in range(num_labels):
@@ -268,7 +268,7 @@ def _centre_hits(prediction: Boxes, target: Boxes, num_labels: int) -> dict[int,
 
 
 def _extend(lists: dict[str, list[float]], found: dict[str, Any] | None, label: int, centre: list[bool]) -> None:
-    """Add a category to the lists of an image; a bit of `matches` says whether a box counts as right."""
+    """Append a category to the lists of an image; each bit of `matches` is one criterion."""
     if found is None:
         return
     bits = np.concatenate([found["dtMatches"] > 0, np.array(centre, dtype=bool)[None]])
@@ -286,14 +286,15 @@ def _image_values(lists: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
-# Numbers of the summary ---------------------------------------------------------------------------------------------
+# Summary metrics
+# ------------------------------------------------------------------------------------------------------
 
 
 def detection_measures(labels: Sequence[str]) -> dict[str, Measure]:
-    """What is computed from rows of boxes.
+    """Metrics that can be computed from detection rows.
 
     Args:
-        labels (sequence of `str`): Names of the categories.
+        labels (sequence of `str`): Category names.
 
     Returns:
         `dict[str, Measure]`: By name.
@@ -315,7 +316,8 @@ def detection_measures(labels: Sequence[str]) -> dict[str, Measure]:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Predicted boxes of all images, surest first, (D,): scores, image numbers, bits; and (N,) targets of each image."""
+    """Predictions of all images by descending score, (D,): scores, image indices, bits; and targets per image,
+    (N,)."""
 
     scores: np.ndarray
     images: np.ndarray
@@ -335,16 +337,16 @@ class _Found:
         return cls(joined[order], images[order], np.concatenate(bits)[order].astype(np.int64), targets)
 
     def is_right(self, place: int) -> np.ndarray:
-        """(D,) bool: which boxes count as right by a criterion."""
+        """(D,) bool: which predictions are true positives by a criterion."""
         return (self.bits >> place & 1).astype(bool)
 
     def counted(self, chosen: np.ndarray, stops: np.ndarray) -> Weighing:
-        """How many of the chosen boxes (D,) there are down to each of the stops (S,): weights (R, N) -> (R, S)."""
+        """Number of chosen predictions (D,) up to each stop (S,): weights (R, N) -> (R, S)."""
         where = np.flatnonzero(chosen)
         segments = np.searchsorted(stops, where, side="left")
         inside = segments < len(stops)
         content = np.ones(int(inside.sum())), (segments[inside], self.images[where[inside]])
-        # between two stops few images have a box
+        # sparse: few images have a box between two stops
         matrix = require("scipy.sparse", extra="eval").csr_array(content, shape=(len(stops), len(self.targets)))
         return lambda weights: np.cumsum((matrix @ weights.T).T, axis=1)
 
@@ -352,13 +354,13 @@ class _Found:
 def _over_categories(
     curve: Callable[[_Found, Sequence[int]], Weighing], places: Sequence[int], num_labels: int
 ) -> Callable[[Rows], Statistic]:
-    """Mean over the categories that have targets."""
+    """Mean over the categories with targets."""
 
     def build(rows: Rows) -> Statistic:
         curves = [curve(_Found.gather(rows, label), places) for label in range(num_labels)]
 
         def compute(weights: np.ndarray) -> np.ndarray:
-            # a few at a time: the boxes of a data set are many times its images
+            # in blocks: a data set has many more boxes than images
             parts = np.array_split(weights, max(1, len(weights) // 64))
             return np.concatenate([mean_of_known(np.stack([one(part) for one in curves], axis=1)) for part in parts])
 
@@ -368,9 +370,9 @@ def _over_categories(
 
 
 def _average_precision(found: _Found, places: Sequence[int]) -> Weighing:
-    """Mean over 101 recalls of the highest precision at that recall or a higher one, as `COCOeval.accumulate`.
+    """Mean over 101 recalls of the highest precision at that recall or above, as in `COCOeval.accumulate`.
 
-    Precision falls with each wrong box, so that it is needed at the right ones only.
+    Precision only falls at false positives, so it is evaluated at true positives only.
     """
     right_somewhere = np.any([found.is_right(place) for place in places], axis=0)
     stops = np.flatnonzero(right_somewhere)
@@ -388,7 +390,7 @@ def _average_precision(found: _Found, places: Sequence[int]) -> Weighing:
 
 
 def _areas(right: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Right boxes and all boxes (R, S) down to each right one, and targets (R,) -> (R,)."""
+    """True positives and predictions (R, S) up to each true positive, and targets (R,) -> (R,)."""
     precision = right / (counts + np.spacing(1))
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     result = np.full(len(totals), np.nan)
@@ -399,19 +401,19 @@ def _areas(right: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> np.ndar
 
 
 def _recall(found: _Found, places: Sequence[int]) -> Weighing:
-    """Share of the targets found at any score, mean over the overlaps."""
+    """Fraction of the targets found at any score, averaged over the IoU thresholds."""
     size = len(found.targets)
     hits = np.mean([np.bincount(found.images[found.is_right(place)], minlength=size) for place in places], axis=0)
     return lambda weights: safe_ratio(weights @ hits, weights @ found.targets)
 
 
 def _sensitivity_at(rate: float, place: int) -> Callable[[Rows], Statistic]:
-    """Highest share of targets found at a threshold of the score that lets `rate` wrong boxes per image pass on average."""
+    """Highest sensitivity at a score threshold with on average at most `rate` false positives per image."""
 
     def build(rows: Rows) -> Statistic:
         found = _Found.gather(rows)
         right = found.is_right(place)
-        # a threshold cannot part boxes of the same score
+        # a threshold cannot separate boxes with equal scores
         stops = np.unique(np.searchsorted(-found.scores, -found.scores[right], side="right") - 1)
         counted = found.counted(right, stops), found.counted(~right, stops)
 

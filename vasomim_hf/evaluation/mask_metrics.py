@@ -1,8 +1,8 @@
-"""Measures of one mask against another. Definitions, with the undefined cases, are in docs/metrics.md.
+"""Metrics of one mask against another. Definitions, including undefined cases, are in docs/metrics.md.
 
-All take boolean arrays, prediction first, of shape `(height, width)` or `(batch_size, height, width)`; the first gives a
-`float`, the second one value for each mask. A ratio of nothing to nothing is undefined and is NaN, so that whoever
-takes a mean must say what happens to it.
+All take boolean arrays, prediction first, of shape `(height, width)` or `(batch_size, height, width)`; the first
+returns a `float`, the second one value per mask. 0 / 0 is NaN, so the caller decides how undefined values enter a
+mean.
 """
 
 from collections.abc import Callable
@@ -27,17 +27,17 @@ __all__ = [
 
 
 def dice(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Twice the common area over the sum of both areas.
+    """Dice coefficient: twice the intersection over the sum of both areas.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty, 0 where one is.
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN if both masks are empty, 0 if one is.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
 
     Example:
         >>> dice(np.array([[True, True, False]]), np.array([[False, True, False]]))
@@ -47,17 +47,17 @@ def dice(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
 
 
 def iou(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Common area over the area of the union (Jaccard index).
+    """Intersection over union (Jaccard index).
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty, 0 where one is.
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN if both masks are empty, 0 if one is.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
 
     Example:
         >>> iou(np.array([[True, True, False]]), np.array([[False, True, False]]))
@@ -67,75 +67,75 @@ def iou(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
 
 
 def sensitivity(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Share of the target that is found (recall).
+    """Fraction of the target that is predicted (recall).
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where the target is empty.
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN if the target is empty.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     return _for_each(_sensitivity, prediction, target)
 
 
 def precision(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Share of the prediction that is right (positive predictive value).
+    """Fraction of the prediction that is correct (positive predictive value).
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where the prediction is empty.
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN if the prediction is empty.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     return _for_each(_precision, prediction, target)
 
 
 def specificity(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Share of the background that is left alone.
+    """Fraction of the background that is predicted as background.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where the target fills the frame.
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN if the target fills the frame.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     return _for_each(_specificity, prediction, target)
 
 
 def cl_dice(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Centre-line Dice (Shit et al., "clDice", CVPR 2021): do the centre line of each mask lie in the other mask?
+    """Centreline Dice (Shit et al., "clDice", CVPR 2021): overlap of the centreline of each mask with the other mask.
 
-    The harmonic mean of the share of the prediction's skeleton that lies in the target, and the share of the target's
-    skeleton that lies in the prediction. The skeleton is that of `skimage.morphology.skeletonize` in two dimensions
-    (Zhang and Suen, 1984), with background around the frame; nothing is pruned. Needs the extra `eval`.
+    The harmonic mean of two fractions: of the prediction's skeleton inside the target, and of the target's skeleton
+    inside the prediction. Skeletons are computed by `skimage.morphology.skeletonize` in two dimensions (Zhang and
+    Suen, 1984), with background around the frame and without pruning. Needs the extra `eval`.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty, 0 where one is.
+        `float` in [0, 1], or `np.ndarray` of shape `(batch_size,)`: NaN if both masks are empty, 0 if one is.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     return _for_each(_cl_dice, prediction, target)
 
 
 def betti0_error(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """Difference of the numbers of connected parts, without its sign; pixels that touch at a corner are connected.
+    """Absolute difference in the number of connected components (8-connectivity).
 
     Needs the extra `eval`.
 
@@ -144,57 +144,57 @@ def betti0_error(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarr
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float`, a whole number >= 0, or `np.ndarray` of shape `(batch_size,)`: defined for all masks; an empty one has
-        no parts.
+        `float`, an integer >= 0, or `np.ndarray` of shape `(batch_size,)`: defined for all masks; an empty mask has no
+        components.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     return _for_each(_betti0_error, prediction, target)
 
 
 def hd95(prediction: np.ndarray, target: np.ndarray) -> float | np.ndarray:
-    """95th percentile of the distances between the outlines, in pixels (robust Hausdorff distance).
+    """95th percentile of the distances between the contours, in pixels (robust Hausdorff distance).
 
-    As `compute_hausdorff_distance(percentile=95)` of MONAI: the outline of a mask are those of its pixels of which one
-    of the four neighbours is background or outside of the frame; distances run from the centre of each pixel of one
-    outline to the nearest of the other; of each direction the percentile is taken, with linear interpolation, and the
-    larger of the two counts. Needs the extra `eval`.
+    Same as MONAI's `compute_hausdorff_distance(percentile=95)`: the contour of a mask consists of its pixels with at
+    least one of their four neighbours in the background or outside the frame. For each contour, distances are measured
+    from each pixel centre to the nearest one of the other contour. The result is the larger of the two percentiles,
+    with linear interpolation. Needs the extra `eval`.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`.
         target (`np.ndarray` of the shape of `prediction`): `bool`.
 
     Returns:
-        `float` >= 0, or `np.ndarray` of shape `(batch_size,)`: NaN where both masks are empty. Where one is, the
-        diagonal of the frame, which no distance within it reaches, so that a model gains nothing by finding nothing
-        (MONAI gives NaN there).
+        `float` >= 0, or `np.ndarray` of shape `(batch_size,)`: NaN if both masks are empty. If one is, the diagonal of
+        the frame, which exceeds any possible distance, so an empty prediction is never an advantage (MONAI returns
+        NaN).
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     return _for_each(_hd95, prediction, target)
 
 
 def mask_metrics(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """All measures of one mask.
+    """Compute all metrics of one mask.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)`): `bool`.
         target (`np.ndarray` of shape `(height, width)`): `bool`.
 
     Returns:
-        `dict[str, float]`: By the names of the functions of this module.
+        `dict[str, float]`: Named like the functions of this module.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     prediction, target = as_masks(prediction, target)
     return {name: metric(prediction, target) for name, metric in MASK_METRICS.items()}
 
 
 def as_masks(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Check two masks and make them boolean.
+    """Check two masks and convert them to boolean.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)` or `(batch_size, height, width)`): `bool`, or 0 and 1.
@@ -204,13 +204,13 @@ def as_masks(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
         Two `np.ndarray` of the same shapes: `bool`.
 
     Raises:
-        ValueError: If the shapes differ, or an array is no mask.
+        ValueError: If the shapes differ, or an array is not a mask.
     """
     masks = _as_mask(prediction, "prediction"), _as_mask(target, "target")
     if masks[0].shape != masks[1].shape:
         raise ValueError(
             f"`prediction` and `target` must have the same shape, got {masks[0].shape} and {masks[1].shape}. "
-            "Bring the prediction back to the size of the annotated frame."
+            "Resize the prediction to the annotated frame."
         )
     return masks
 
@@ -223,8 +223,8 @@ def _as_mask(mask: np.ndarray, name: str) -> np.ndarray:
         return mask
     if not np.issubdtype(mask.dtype, np.integer) or not np.isin(mask, (0, 1)).all():
         raise ValueError(
-            f"`{name}` must be a mask, boolean or of 0 and 1, got {mask.dtype} with other values. Compare it with a "
-            "threshold or a label id first."
+            f"`{name}` must be a boolean mask or contain only 0 and 1, got {mask.dtype} with other values. Compare "
+            "it with a threshold or a label id first."
         )
     return mask.astype(bool)
 
@@ -236,11 +236,12 @@ def _for_each(metric: Callable, prediction: np.ndarray, target: np.ndarray) -> f
     return np.array([metric(*pair) for pair in zip(prediction, target, strict=True)], dtype=np.float64)
 
 
-# One mask of shape (H, W) -------------------------------------------------------------------------------------------
+# Metrics of one mask of shape (H, W)
+# ----------------------------------------------------------------------------------
 
 
 def ratio(part: float, whole: float) -> float:
-    """Quotient of two counts; NaN for nothing of nothing."""
+    """Quotient of two counts; NaN for 0 / 0."""
     return part / whole if whole else float("nan")
 
 
@@ -290,26 +291,26 @@ def _betti0_error(prediction: np.ndarray, target: np.ndarray) -> float:
 def _hd95(prediction: np.ndarray, target: np.ndarray) -> float:
     if not prediction.any() or not target.any():
         return float("nan") if prediction.any() == target.any() else float(np.hypot(*target.shape))
-    outlines = [np.argwhere(_outline(mask)) for mask in _cropped(prediction, target)]
+    outlines = [np.argwhere(_contour(mask)) for mask in _cropped(prediction, target)]
     return max(_percentile_of_distances(*outlines), _percentile_of_distances(*reversed(outlines)))
 
 
 def _percentile_of_distances(points: np.ndarray, others: np.ndarray) -> float:
-    """From each of (M, 2) points to the nearest of (N, 2) others."""
-    # Outlines of thin vessels are few pixels, so that a tree of them beats a distance transform of the frame; built the
-    # quick way, as it is asked once
+    """Percentile of the distances from each of (M, 2) points to the nearest of (N, 2) others."""
+    # Contours of thin vessels have few pixels, so a tree is faster than a distance transform of the frame; built with
+    # fast settings because it is queried once.
     kd_tree = require("scipy.spatial", extra="eval").KDTree
     tree = kd_tree(others, leafsize=32, compact_nodes=False, balanced_tree=False)
     return float(np.percentile(tree.query(points)[0], 95))
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
+def _contour(mask: np.ndarray) -> np.ndarray:
     around = np.pad(mask, 1)
     return mask & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
 def _cropped(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks in the box that holds them; what is measured in it treats the outside as background."""
+    """Crop both masks to their common bounding box; callers treat the outside as background."""
     either = prediction | target
     rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
     if not len(rows):

@@ -1,4 +1,4 @@
-"""A number of a summary: its name, and how it is computed from rows of results."""
+"""Summary metrics: how each one is computed from the rows of a result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ Rows = Sequence[ResultRow]
 
 @dataclass(frozen=True)
 class Measure:
-    """How a number of a summary is computed.
+    """Definition of a summary metric.
 
     Args:
-        build (`Callable`): From the rows to the statistic over them.
-        is_mean (`bool`): Whether it is the mean of the row values of the same name; images that lack the value in one
-            of two results are then left out of both.
+        build (`Callable`): Creates the statistic from the rows.
+        is_mean (`bool`): Whether it is the mean of the row values of the same name. In comparisons, images without the
+            value in either result are then excluded.
     """
 
     build: Callable[[Rows], Statistic]
@@ -27,12 +27,12 @@ class Measure:
 
 
 def column(rows: Rows, name: str, missing: float = np.nan) -> np.ndarray:
-    """A row value of all rows.
+    """Collect one value of every row.
 
     Args:
-        rows (sequence of `ResultRow`): The rows.
+        rows (sequence of `ResultRow`): Rows of a result.
         name (`str`): Name of the value.
-        missing (`float`): What stands where a row has none.
+        missing (`float`): Replacement where a row lacks the value.
 
     Returns:
         `np.ndarray` of shape `(num_rows,)`: `float64`.
@@ -41,10 +41,10 @@ def column(rows: Rows, name: str, missing: float = np.nan) -> np.ndarray:
 
 
 def list_columns(rows: Rows, name: str) -> np.ndarray:
-    """Lists of the same length of all rows.
+    """Collect a list of every row; all have the same length.
 
     Args:
-        rows (sequence of `ResultRow`): The rows.
+        rows (sequence of `ResultRow`): Rows of a result.
         name (`str`): Name of the list.
 
     Returns:
@@ -54,19 +54,19 @@ def list_columns(rows: Rows, name: str) -> np.ndarray:
 
 
 def mean_measure(name: str) -> Measure:
-    """Mean over the images of a row value, those without it left out."""
+    """Mean of a row value over the images that have it."""
     return Measure(lambda rows: weighted_mean(column(rows, name)), is_mean=True)
 
 
 def summarise(
     rows: Rows, measures: dict[str, Measure], resampling: Resampling | None = None
 ) -> dict[str, SummaryValue]:
-    """All numbers with their intervals: by patient, and by image where no patient is known.
+    """Compute all summary values with confidence intervals, by patient if known, otherwise by image.
 
     Args:
-        rows (sequence of `ResultRow`): One for each image.
-        measures (`dict[str, Measure]`): What to compute.
-        resampling (`Resampling`, *optional*): How intervals are drawn.
+        rows (sequence of `ResultRow`): One per image.
+        measures (`dict[str, Measure]`): Metrics to compute.
+        resampling (`Resampling`, *optional*): Options of the intervals.
 
     Returns:
         `dict[str, SummaryValue]`: In the order of `measures`.
@@ -75,7 +75,7 @@ def summarise(
         ValueError: If there are no rows.
     """
     if not rows:
-        raise ValueError("There are no images to summarise. Update the scores with at least one batch.")
+        raise ValueError("There are no images to summarise. Call `update` first.")
     statistics = [measure.build(rows) for measure in measures.values()]
     intervals = bootstrap_intervals(statistics, len(rows), clusters_of(rows), resampling)
     return {

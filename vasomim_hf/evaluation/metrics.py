@@ -1,4 +1,4 @@
-"""Every metric by one address: masks, boxes and classes."""
+"""All metrics of masks, boxes and classes in one namespace."""
 
 from .calibration import expected_calibration_error
 from .classification_metrics import auprc, auroc, classification_measures

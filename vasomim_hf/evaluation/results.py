@@ -1,7 +1,7 @@
-"""The file of an evaluation: what was evaluated, one row of numbers for each image, and the summary.
+"""Result files: metadata of an evaluation, one row per image, and the summary.
 
-It is plain JSON: an undefined number is `null`. The rows are enough to compute everything in the summary again, so that two
-files can be compared without the models. They hold ids and numbers, no pixels.
+Plain JSON; undefined values are `null`. The summary can be recomputed from the rows, so two files can be compared
+without the models. They contain ids and numbers, no pixels.
 """
 
 import json
@@ -19,19 +19,19 @@ from ..version import __version__
 
 SCHEMA = 1
 KINDS = ("segmentation", "detection", "classification")
-# More numbers of single classes than these are shown in a table of their own
+# with more per-class metrics than this, they are formatted as a separate table
 _MOST_CLASS_LINES = 12
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """The numbers of one image.
+    """Values of one image.
 
     Args:
         image_id (`str`): Unique in the file.
-        patient_id (`str`, *optional*): Patient, where known; intervals are by patient then.
-        values (`dict[str, float]`): Numbers by name; NaN where undefined.
-        lists (`dict[str, list[float]]`): What has several numbers, such as the scores of the boxes found.
+        patient_id (`str`, *optional*): Patient, if known; intervals are then by patient.
+        values (`dict[str, float]`): Metrics by name; NaN if undefined.
+        lists (`dict[str, list[float]]`): Lists by name, such as the scores of the predicted boxes.
     """
 
     image_id: str
@@ -42,14 +42,14 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class SummaryValue:
-    """A number over the images with its confidence interval.
+    """A summary metric with its confidence interval.
 
     Args:
-        value (`float`): NaN where undefined.
-        low (`float`): Lower end of the interval; NaN where there is none.
-        high (`float`): Upper end.
-        n (`int`): Images that count.
-        undefined (`int`): Images without this number, which are left out.
+        value (`float`): NaN if undefined.
+        low (`float`): Lower bound of the interval; NaN if there is none.
+        high (`float`): Upper bound.
+        n (`int`): Number of images included.
+        undefined (`int`): Number of images excluded because the metric is undefined.
     """
 
     value: float
@@ -61,19 +61,19 @@ class SummaryValue:
 
 @dataclass(frozen=True)
 class EvaluationResults:
-    """One model on one split.
+    """Evaluation of one model on one split.
 
     Args:
-        kind (`str`): `"segmentation"`, `"detection"` or `"classification"`: says what the rows hold.
-        task (`str`): Such as `"vessel"`.
+        kind (`str`): `"segmentation"`, `"detection"` or `"classification"`; determines the contents of the rows.
+        task (`str`): Task, such as `"vessel"`.
         model (`str`): Name of the model.
         data (`str`): Name of the data set.
-        split (`str`): Such as `"val"`.
-        labels (`list[str]`): Names of the classes, in the order of their ids.
-        rows (`list[ResultRow]`): One for each image.
-        summary (`dict[str, SummaryValue]`): By name of the number.
-        settings (`dict[str, Any]`): How it was computed, as JSON can hold it: thresholds, test-time augmentation, ...
-        version (`str`): Of this package.
+        split (`str`): Split, such as `"val"`.
+        labels (`list[str]`): Class names in the order of their ids.
+        rows (`list[ResultRow]`): One per image.
+        summary (`dict[str, SummaryValue]`): By name of the metric.
+        settings (`dict[str, Any]`): Options of the evaluation, JSON-serialisable: thresholds, test-time augmentation, ...
+        version (`str`): Version of this package.
     """
 
     kind: str
@@ -89,19 +89,19 @@ class EvaluationResults:
 
     @property
     def image_ids(self) -> list[str]:
-        """Ids of the images, in the order of the rows."""
+        """Image ids in the order of the rows."""
         return [row.image_id for row in self.rows]
 
 
 class RowCollector:
-    """Keeps the rows of an evaluation and refuses an image that comes twice."""
+    """Collects the rows of an evaluation and rejects duplicate images."""
 
     def __init__(self) -> None:
         self.rows: list[ResultRow] = []
         self._seen: set[str] = set()
 
     def check(self, image_ids: Sequence[str], patient_ids: Sequence[str | None] | None, count: int) -> None:
-        """Refuse ids that do not fit a batch, before anything of it is counted.
+        """Check the ids of a batch before it is added.
 
         Args:
             image_ids (sequence of `str`): Ids of the batch.
@@ -109,62 +109,62 @@ class RowCollector:
             count (`int`): Images in the batch.
 
         Raises:
-            ValueError: If there are not as many ids as images, or an id was there before.
+            ValueError: If the number of ids is wrong, or an id occurred before.
         """
         for name, ids in (("image_ids", image_ids), ("patient_ids", patient_ids)):
             if ids is not None and len(ids) != count:
-                raise ValueError(f"`{name}` must name each of the {count} images of the batch, got {len(ids)}.")
-        twice = sorted({i for i in image_ids if i in self._seen} | _repeated(image_ids))
-        if twice:
-            raise ValueError(
-                f"Images may be counted once, got again: {', '.join(twice[:5])}. Pass unique `image_ids`."
-            )
+                raise ValueError(f"`{name}` must have one id per image for {count} images, got {len(ids)}.")
+        duplicates = sorted({i for i in image_ids if i in self._seen} | _duplicates(image_ids))
+        if duplicates:
+            raise ValueError(f"Duplicate images: {', '.join(duplicates[:5])}. Pass unique `image_ids`.")
 
     def add(self, row: ResultRow) -> None:
-        """Keep a row whose id was checked."""
+        """Add a row whose id has been checked."""
         self._seen.add(row.image_id)
         self.rows.append(row)
 
 
 def clusters_of(rows: Sequence[ResultRow]) -> list[Hashable]:
-    """Patient of each row, `None` where unknown."""
+    """Patient of each row, `None` if unknown."""
     return [row.patient_id for row in rows]
 
 
 def write_results(results: EvaluationResults, path: str | os.PathLike) -> None:
-    """Write the file as a whole.
+    """Write a result file atomically.
 
     Args:
-        results (`EvaluationResults`): What to write.
-        path (`str` or `os.PathLike`): JSON file; one that is there is replaced.
+        results (`EvaluationResults`): Results to write.
+        path (`str` or `os.PathLike`): JSON file; an existing one is replaced.
 
     Raises:
-        ValueError: If a number is infinite, or a setting cannot be written as JSON.
+        ValueError: If a value is infinite, or a setting is not JSON-serialisable.
     """
-    # not asdict: it copies every number of every row
+    # not asdict, which copies every value of every row
     content = {"schema": SCHEMA} | {entry.name: getattr(results, entry.name) for entry in fields(results)}
     content["rows"] = [vars(row) for row in results.rows]
     content["summary"] = {name: asdict(value) for name, value in results.summary.items()}
     try:
         text = json.dumps(_without_nan(content), indent=1, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The results cannot be written as JSON: {error}. Settings must be plain values.") from error
+        raise ValueError(
+            f"The results cannot be written as JSON: {error}. Settings must be JSON-serialisable."
+        ) from error
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_results(path: str | os.PathLike) -> EvaluationResults:
-    """Read a file of `write_results`, with checks.
+    """Read and validate a result file.
 
     Args:
-        path (`str` or `os.PathLike`): The JSON file.
+        path (`str` or `os.PathLike`): JSON file written by `write_results`.
 
     Returns:
-        `EvaluationResults`: The same as was written.
+        `EvaluationResults`: Same as written.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is none of `write_results`, or of a later format.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a result file, or has a newer format.
     """
     content = _read_json(Path(path))
     try:
@@ -173,31 +173,29 @@ def read_results(path: str | os.PathLike) -> EvaluationResults:
         results = EvaluationResults(rows=rows, summary=summary, **content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{path} is a damaged result file: {what}. Write it again with `vasomim evaluate`."
-        ) from error
+        raise ValueError(f"{path} is not a valid result file: {what}. Recreate it with `vasomim evaluate`.") from error
     _check(results, path)
     return results
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What a file holds beside its schema, which is checked."""
-    remedy = "Pass a file that `vasomim evaluate --output` wrote."
+    """Contents of a file without its schema version, which is checked."""
+    remedy = "Pass a file written by `vasomim evaluate --output`."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no result file {path}. {remedy}") from error
+        raise FileNotFoundError(f"Result file {path} does not exist. {remedy}") from error
     except IsADirectoryError as error:
-        raise IsADirectoryError(f"{path} is a folder, and no result file. {remedy}") from error
+        raise IsADirectoryError(f"{path} is a folder, not a result file. {remedy}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no result file: it is no JSON ({error}). {remedy}") from error
+        raise ValueError(f"{path} is not a result file: invalid JSON ({error}). {remedy}") from error
     if not isinstance(content, dict) or "schema" not in content or "rows" not in content:
-        raise ValueError(f"{path} is no result file: it has no rows of an evaluation in it. {remedy}")
+        raise ValueError(f"{path} is not a result file: it contains no evaluation rows. {remedy}")
     schema = content.pop("schema")
     if schema != SCHEMA:
         raise ValueError(
-            f"{path}: its format is {schema!r}, and this version of the package reads {SCHEMA}. Install the version that wrote "
-            "it, or evaluate again."
+            f"{path} has format {schema!r}; this version of the package reads format {SCHEMA}. Install the version "
+            "that wrote the file, or evaluate again."
         )
     return content
 
@@ -205,8 +203,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check(results: EvaluationResults, path: str | os.PathLike) -> None:
     if results.kind not in KINDS:
         raise ValueError(f"{path}: `kind` must be one of {', '.join(KINDS)}, got {results.kind!r}.")
-    if twice := sorted(_repeated(results.image_ids)):
-        raise ValueError(f"{path}: images come twice: {', '.join(twice[:5])}. Each may have one row.")
+    if duplicates := sorted(_duplicates(results.image_ids)):
+        raise ValueError(f"{path}: duplicate images: {', '.join(duplicates[:5])}. Expected one row per image.")
 
 
 def _row(row: Mapping[str, Any]) -> ResultRow:
@@ -232,22 +230,23 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
-def _repeated(ids: Sequence[str]) -> set[str]:
+def _duplicates(ids: Sequence[str]) -> set[str]:
     return {i for i, count in Counter(ids).items() if count > 1}
 
 
-# To read ------------------------------------------------------------------------------------------------------------
+# Formatting
+# -----------------------------------------------------------------------------------------------------------
 
 
 def format_results(results: EvaluationResults) -> str:
-    """The summary as text for people.
+    """Format the summary as text.
 
     Args:
-        results (`EvaluationResults`): What to show.
+        results (`EvaluationResults`): Results to format.
 
     Returns:
-        `str`: A head and a table: name, value, interval, images that count, images left out as undefined. Where there are
-        many numbers of single classes, they stand in a table of their own, with a line for each class and no intervals.
+        `str`: A header and a table: name, value, interval, images included, images excluded as undefined. Many
+        per-class metrics are shown in a separate table with one line per class, without intervals.
     """
     head = f"{results.model}: {results.task} on {results.data}, {results.split}, {len(results.rows)} images"
     of_classes = {name: entry for name, entry in results.summary.items() if "/" in name}
@@ -263,7 +262,7 @@ def format_results(results: EvaluationResults) -> str:
 
 
 def _format_classes(summary: Mapping[str, SummaryValue]) -> str:
-    """A line for each class, of numbers called MEASURE/CLASS."""
+    """Format per-class metrics (named METRIC/CLASS) with one line per class."""
     if not summary:
         return ""
     names = [name.partition("/") for name in summary]
@@ -271,21 +270,21 @@ def _format_classes(summary: Mapping[str, SummaryValue]) -> str:
     lines = []
     for label in dict.fromkeys(label for _, _, label in names):
         found = [summary.get(f"{measure}/{label}") for measure in measures]
-        # pooled numbers count all images, means those that have the class
+        # pooled metrics count all images, means only those with the class
         fewest = min(entry.n for entry in found if entry is not None)
         lines.append((label, *("–" if entry is None else format_number(entry.value) for entry in found), str(fewest)))
-    return f"\n{format_table(('class', *measures, 'n'), lines)}\nn: images that have the class. Intervals of the classes are in the file.\n"
+    return f"\n{format_table(('class', *measures, 'n'), lines)}\nn: images with the class. Per-class intervals are in the file.\n"
 
 
 def format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first to the left and the others to the right.
+    """Format columns of text, the first left-aligned and the others right-aligned.
 
     Args:
-        head (sequence of `str`): Names of the columns.
+        head (sequence of `str`): Column names.
         lines (sequence of sequence of `str`): Cells.
 
     Returns:
-        `str`: Without a line end after the last line.
+        `str`: Without a trailing newline.
 
     Example:
         >>> print(format_table(("", "value"), [("dice", "0.5")]))
@@ -301,10 +300,10 @@ def format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def format_number(value: float) -> str:
-    """Four digits after the point, or a dash for an undefined number."""
+    """Four decimals, or a dash for an undefined value."""
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def format_interval(low: float, high: float) -> str:
-    """Both ends, or a dash where there is no interval."""
+    """Both bounds, or a dash if there is no interval."""
     return "–" if math.isnan(low) or math.isnan(high) else f"{low:.4f} to {high:.4f}"

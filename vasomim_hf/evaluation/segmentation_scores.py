@@ -1,4 +1,4 @@
-"""Scores of label maps over a data set, batch by batch. Definitions are in docs/metrics.md."""
+"""Segmentation metrics over a data set. Definitions are in docs/metrics.md."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from .statistics import Resampling, Statistic, mean_of_known, safe_ratio
 
 IGNORE_INDEX = 255
 
-# From sums of true positives, false positives and false negatives to a ratio.
+# ratios of summed true positives, false positives and false negatives
 _POOLED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "dice": lambda tp, fp, fn: safe_ratio(2 * tp, 2 * tp + fp + fn),
     "iou": lambda tp, fp, fn: safe_ratio(tp, tp + fp + fn),
@@ -23,14 +23,14 @@ _POOLED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] =
 
 
 class SegmentationScores:
-    """Gathers the scores of label maps; of each image a few numbers stay in memory.
+    """Accumulates segmentation metrics over batches; keeps a few numbers per image.
 
-    Label 0 is background. The measures of masks are those of all other labels together; with more than two labels
-    there are Dice and IoU of each as well.
+    Label 0 is background. Mask metrics treat all other labels as one foreground; with more than two labels there are
+    also Dice and IoU per class.
 
     Args:
-        labels (sequence of `str`): Names of the labels in the order of their ids, background first.
-        ignore_index (`int`): Pixels with this id in the target count nowhere: they are background in both maps.
+        labels (sequence of `str`): Label names in the order of their ids, background first.
+        ignore_index (`int`): Target pixels with this id are excluded: they count as background in both maps.
 
     Example:
         >>> scores = SegmentationScores(["background", "vessel"])
@@ -45,9 +45,9 @@ class SegmentationScores:
 
     def __init__(self, labels: Sequence[str] = ("background", "vessel"), ignore_index: int = IGNORE_INDEX):
         if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise ValueError(f"`labels` must be at least two different names, background first, got {list(labels)}.")
+            raise ValueError(f"`labels` must be at least two distinct names, background first, got {list(labels)}.")
         if 0 <= ignore_index < len(labels):
-            raise ValueError(f"`ignore_index` must be no label id (0 to {len(labels) - 1}), got {ignore_index}.")
+            raise ValueError(f"`ignore_index` must not be a label id (0 to {len(labels) - 1}), got {ignore_index}.")
         self.labels = list(labels)
         self.ignore_index = ignore_index
         self.confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
@@ -56,7 +56,7 @@ class SegmentationScores:
 
     @property
     def rows(self) -> list[ResultRow]:
-        """The numbers of each image so far."""
+        """Values of each image so far."""
         return self._collector.rows
 
     def update(
@@ -67,18 +67,18 @@ class SegmentationScores:
         patient_ids: Sequence[str | None] | None = None,
         probabilities: np.ndarray | None = None,
     ) -> None:
-        """Score a batch.
+        """Add a batch.
 
         Args:
             predictions (`np.ndarray` of shape `(batch_size, height, width)`): Label ids.
             targets (`np.ndarray` of shape `(batch_size, height, width)`): Label ids, or `ignore_index`.
             image_ids (sequence of `batch_size` `str`): Unique over the data set.
-            patient_ids (sequence of `batch_size` `str` or `None`, *optional*): Patients, where known.
+            patient_ids (sequence of `batch_size` `str` or `None`, *optional*): Patients, if known.
             probabilities (`np.ndarray` of shape `(batch_size, num_labels, height, width)`, *optional*):
-                Float in [0, 1]; with it calibration is scored: in all batches or in none.
+                Float in [0, 1], to score calibration; pass it in all batches or in none.
 
         Raises:
-            ValueError: If shapes do not fit, a label id is out of range, or an image comes twice.
+            ValueError: If shapes do not match, a label id is out of range, or an image occurs twice.
         """
         predictions, targets = np.asarray(predictions), np.asarray(targets)
         self._check(predictions, targets, probabilities)
@@ -95,10 +95,10 @@ class SegmentationScores:
             self._collector.add(ResultRow(str(image_ids[i]), patient, values, lists))
 
     def summary(self, resampling: Resampling | None = None) -> dict[str, SummaryValue]:
-        """All numbers over the images, with intervals.
+        """Compute all summary values with confidence intervals.
 
         Args:
-            resampling (`Resampling`, *optional*): How intervals are drawn.
+            resampling (`Resampling`, *optional*): Options of the intervals.
 
         Returns:
             `dict[str, SummaryValue]`: By name; see docs/metrics.md.
@@ -109,29 +109,30 @@ class SegmentationScores:
         if predictions.ndim != 3 or predictions.shape != targets.shape:
             raise ValueError(
                 "`predictions` and `targets` must have the same shape (batch_size, height, width), got "
-                f"{predictions.shape} and {targets.shape}. Bring predictions back to the size of the annotated frame."
+                f"{predictions.shape} and {targets.shape}. Resize the predictions to the annotated frame."
             )
         for name, maps in (("predictions", predictions), ("targets", targets)):
             if maps.dtype != bool and not np.issubdtype(maps.dtype, np.integer):
                 raise ValueError(
-                    f"`{name}` must be label ids (integers), got {maps.dtype}. Take the argmax of logits."
+                    f"`{name}` must be label ids (integers), got {maps.dtype}. Take the argmax of the logits."
                 )
         expected = (len(targets), len(self.labels), *targets.shape[1:])
         if probabilities is not None and probabilities.shape != expected:
             raise ValueError(f"`probabilities` must have shape {expected}, got {probabilities.shape}.")
-        # written so that NaN fails too
+        # phrased so that NaN is rejected too
         if probabilities is not None and not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
             raise ValueError("`probabilities` must lie in [0, 1]. Apply the softmax to the logits first.")
         if self.rows and ("ece" in self.rows[0].values) != (probabilities is not None):
-            raise ValueError("`probabilities` must come with all batches or with none.")
+            raise ValueError("`probabilities` must be passed with all batches or with none.")
 
     def _check_labels(self, prediction: np.ndarray, target: np.ndarray, image_id: str) -> None:
         for name, ids in (("prediction", prediction), ("target", target[target != self.ignore_index])):
             if ids.size and (ids.min() < 0 or ids.max() >= len(self.labels)):
                 wrong = sorted({int(i) for i in np.unique(ids) if not 0 <= i < len(self.labels)})
                 raise ValueError(
-                    f"The {name} of image {image_id!r} has label ids {wrong[:5]}, and {len(self.labels)} labels have "
-                    f"the ids 0 to {len(self.labels) - 1}. Map the ids first, or mark pixels with {self.ignore_index}."
+                    f"The {name} of image {image_id!r} has label ids {wrong[:5]}; expected 0 to "
+                    f"{len(self.labels) - 1} for {len(self.labels)} labels. Remap the ids, or mark pixels to ignore "
+                    f"with {self.ignore_index}."
                 )
 
     def _values(self, prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
@@ -142,7 +143,7 @@ class SegmentationScores:
         self.confusion += confusion
         found = (prediction > 0) & counted
         values = mask_metrics(found, (target > 0) & counted)
-        # what is ignored is no background either
+        # ignored pixels must not count as true negatives
         inside = int(confusion[1:, 1:].sum())
         outside = int(confusion[0, 0])
         counts = {"tp": inside, "fp": int(confusion[0, 1:].sum()), "fn": int(confusion[1:, 0].sum()), "tn": outside}
@@ -161,7 +162,7 @@ class SegmentationScores:
 
 
 def _class_values(labels: Sequence[str], confusion: np.ndarray) -> dict[str, float]:
-    """Of every label but background: counts where it occurs, ratios where it occurs in the target."""
+    """Per foreground label: counts if it occurs, ratios if it occurs in the target."""
     values: dict[str, float] = {}
     for i, name in enumerate(labels[1:], start=1):
         tp = float(confusion[i, i])
@@ -173,15 +174,16 @@ def _class_values(labels: Sequence[str], confusion: np.ndarray) -> dict[str, flo
     return values
 
 
-# Numbers of the summary ---------------------------------------------------------------------------------------------
+# Summary metrics
+# ------------------------------------------------------------------------------------------------------
 
 
 def segmentation_measures(labels: Sequence[str], rows: Rows) -> dict[str, Measure]:
-    """What is computed from rows of label maps.
+    """Metrics that can be computed from segmentation rows.
 
     Args:
-        labels (sequence of `str`): Names of the labels, background first.
-        rows (sequence of `ResultRow`): Rows of which the first tells whether calibration was scored.
+        labels (sequence of `str`): Label names, background first.
+        rows (sequence of `ResultRow`): Rows; the first one shows whether calibration was scored.
 
     Returns:
         `dict[str, Measure]`: By name.

@@ -1,8 +1,8 @@
-"""How sure a number is: bootstrap intervals and paired permutation tests, by patient where patients are known.
+"""Uncertainty of metrics: bootstrap intervals and paired permutation tests, clustered by patient if known.
 
-A statistic is a function of how often each item counts, `weights (R, N) -> (R,)`: all ones give the number itself, the
-counts of a resample its replicate, and zeros leave items out. So the same code serves means, pooled ratios, areas under
-curves and average precision.
+A statistic is a function of the weight of each item, `weights (R, N) -> (R,)`: all ones give the value itself, the
+counts of a bootstrap resample its replicate, and zeros exclude items. The same code thus handles means, pooled ratios,
+areas under curves and average precision.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -16,18 +16,18 @@ from ..import_utils import require
 
 Weighing = Callable[[np.ndarray], np.ndarray]
 
-_BLOCK = 4_000_000  # numbers of a block of weights, so that memory does not grow with the number of resamples
+_BLOCK = 4_000_000  # weights per block, to bound memory for any number of resamples
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number over items, such as the images of a split.
+    """A statistic over items, such as the images of a split.
 
     Args:
         compute (`Callable`): From weights `np.ndarray` of shape `(num_replicates, num_items)`, float >= 0, to values
-            of shape `(num_replicates,)`; NaN where it is undefined.
-        n (`int`): How many items it is taken over.
-        undefined (`int`): How many items it leaves out, since they have no value.
+            of shape `(num_replicates,)`; NaN if undefined.
+        n (`int`): Number of items included.
+        undefined (`int`): Number of items excluded because they have no value.
     """
 
     compute: Weighing
@@ -35,20 +35,20 @@ class Statistic:
     undefined: int = 0
 
     def value(self, num_items: int) -> float:
-        """The number itself, every item counted once."""
+        """Value with every item counted once."""
         return float(self.compute(np.ones((1, num_items)))[0])
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals and p-values are drawn.
+    """Options of confidence intervals and p-values.
 
     Args:
         level (`float`): Coverage of intervals, in (0, 1).
-        num_resamples (`int`): Bootstrap resamples of an interval.
-        num_permutations (`int`): Random exchanges of a test; all possible ones are taken where they are not more.
+        num_resamples (`int`): Bootstrap resamples per interval.
+        num_permutations (`int`): Random permutations per test; if there are no more than this, all are enumerated.
         method (`str`): `"bca"` (bias-corrected and accelerated; Efron, 1987) or `"percentile"`.
-        seed (`int`): The same seed gives the same result.
+        seed (`int`): Random seed.
     """
 
     level: float = 0.95
@@ -59,7 +59,7 @@ class Resampling:
 
     def __post_init__(self):
         if not 0 < self.level < 1:
-            raise ValueError(f"`level` must lie between 0 and 1, got {self.level}. Pass 0.95 for a 95 % interval.")
+            raise ValueError(f"`level` must be between 0 and 1, got {self.level}. Pass 0.95 for a 95 % interval.")
         if self.method not in ("bca", "percentile"):
             raise ValueError(f"`method` must be 'bca' or 'percentile', got {self.method!r}.")
         if min(self.num_resamples, self.num_permutations) < 1:
@@ -71,7 +71,7 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its confidence interval; the ends are NaN where no interval can be given."""
+    """A value with its confidence interval; the bounds are NaN if there is no interval."""
 
     value: float
     low: float
@@ -80,7 +80,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Difference of two numbers on the same items (first minus second), its interval and p-value of no difference."""
+    """Difference of two values on the same items (first minus second), its interval, and the p-value of no
+    difference."""
 
     first: float
     second: float
@@ -92,10 +93,10 @@ def weighted_mean(values: np.ndarray) -> Statistic:
     """Mean over the items that have a value.
 
     Args:
-        values (`np.ndarray` of shape `(num_items,)`): float; NaN where an item has none.
+        values (`np.ndarray` of shape `(num_items,)`): float; NaN for items without a value.
 
     Returns:
-        `Statistic`: The mean; NaN where no item has a value.
+        `Statistic`: The mean; NaN if no item has a value.
     """
     values = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(values)
@@ -108,7 +109,7 @@ def weighted_mean(values: np.ndarray) -> Statistic:
 
 
 def mean_of(statistics: Sequence[Statistic]) -> Statistic:
-    """Mean of several numbers over the same items, such as those of several seeds."""
+    """Mean of several statistics over the same items, such as those of several seeds."""
 
     def compute(weights: np.ndarray) -> np.ndarray:
         return np.mean([statistic.compute(weights) for statistic in statistics], axis=0)
@@ -117,7 +118,7 @@ def mean_of(statistics: Sequence[Statistic]) -> Statistic:
 
 
 def safe_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the denominator is 0.
+    """Quotient, NaN if the denominator is 0.
 
     Args:
         part (`np.ndarray` of any shape): float.
@@ -131,7 +132,7 @@ def safe_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean along the last axis over what is not NaN; NaN where nothing is left.
+    """Mean along the last axis without NaN; NaN if nothing is left.
 
     Args:
         values (`np.ndarray` of shape `(num_replicates, num_classes)`): float.
@@ -144,23 +145,23 @@ def mean_of_known(values: np.ndarray) -> np.ndarray:
 
 
 def groups_of(clusters: Sequence[Hashable] | None, num_items: int) -> np.ndarray:
-    """Number the groups that are drawn as a whole.
+    """Number the groups that are resampled as a whole.
 
     Args:
-        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; `None` for an item is a group of
-            its own, and without clusters all items are.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; an item with `None` is its own
+            group. Without clusters, every item is.
         num_items (`int`): Number of items.
 
     Returns:
-        `np.ndarray` of shape `(num_items,)`: `int64`, from 0 on without gaps, in order of appearance.
+        `np.ndarray` of shape `(num_items,)`: `int64`, consecutive from 0 in order of appearance.
 
     Raises:
-        ValueError: If there are not as many clusters as items.
+        ValueError: If the number of clusters differs from the number of items.
     """
     if clusters is None:
         return np.arange(num_items)
     if len(clusters) != num_items:
-        raise ValueError(f"`clusters` must name one group for each of {num_items} items, got {len(clusters)}.")
+        raise ValueError(f"`clusters` must have one group per item for {num_items} items, got {len(clusters)}.")
     numbers: dict[Hashable, int] = {}
     keys = (("item", i) if cluster is None else ("group", cluster) for i, cluster in enumerate(clusters))
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
@@ -172,18 +173,18 @@ def bootstrap_interval(
     clusters: Sequence[Hashable] | None = None,
     resampling: Resampling | None = None,
 ) -> Interval:
-    """Confidence interval by drawing groups with replacement, each with all of its items.
+    """Bootstrap confidence interval; groups are resampled with replacement, each with all of its items.
 
-    Replicates in which the number is undefined are left out, as when a rare class is not drawn.
+    Replicates in which the statistic is undefined are excluded, for example if a rare class was not drawn.
 
     Args:
-        statistic (`Statistic`): The number.
-        num_items (`int`): Number of items it is over.
-        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; without it items are drawn.
+        statistic (`Statistic`): Statistic of interest.
+        num_items (`int`): Number of items.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; without it, items are resampled.
         resampling (`Resampling`, *optional*): Level, method, seed.
 
     Returns:
-        `Interval`: Without ends where there are fewer than two groups or the number is undefined.
+        `Interval`: With NaN bounds if there are fewer than two groups or the statistic is undefined.
 
     Example:
         >>> bootstrap_interval(weighted_mean(np.array([0.5, 0.7, 0.9])), 3, resampling=Resampling(method="percentile"))
@@ -198,11 +199,11 @@ def bootstrap_intervals(
     clusters: Sequence[Hashable] | None = None,
     resampling: Resampling | None = None,
 ) -> list[Interval]:
-    """As `bootstrap_interval`, for several numbers over the same items and from the same draws.
+    """`bootstrap_interval` for several statistics over the same items, using the same resamples.
 
     Args:
-        statistics (sequence of `Statistic`): The numbers.
-        num_items (`int`): Number of items they are over.
+        statistics (sequence of `Statistic`): Statistics of interest.
+        num_items (`int`): Number of items.
         clusters (sequence of `num_items` hashables, *optional*): Patient of each item.
         resampling (`Resampling`, *optional*): Level, method, seed.
 
@@ -214,9 +215,9 @@ def bootstrap_intervals(
     values = [statistic.value(num_items) if num_items else float("nan") for statistic in statistics]
     if not num_items or groups.max() < 1:
         return [Interval(value, float("nan"), float("nan")) for value in values]
-    replicates = _computed(statistics, _resamples(groups, resampling))
+    replicates = _replicates_of(statistics, _resamples(groups, resampling))
     is_bca = resampling.method == "bca"
-    without = _computed(statistics, _leaving_one_out(groups)) if is_bca else [np.empty(0)] * len(values)
+    without = _replicates_of(statistics, _leaving_one_out(groups)) if is_bca else [np.empty(0)] * len(values)
     parts = zip(values, replicates, without, strict=True)
     return [_interval(value, _known(found), _known(left), resampling.level) for value, found, left in parts]
 
@@ -224,12 +225,12 @@ def bootstrap_intervals(
 def _interval(value: float, replicates: np.ndarray, without: np.ndarray, level: float) -> Interval:
     if np.isnan(value) or not len(replicates):
         return Interval(value, float("nan"), float("nan"))
-    shares = _corrected_shares(((1 - level) / 2, (1 + level) / 2), value, replicates, without)
-    low, high = np.quantile(replicates, shares)
+    quantiles = _corrected_quantiles(((1 - level) / 2, (1 + level) / 2), value, replicates, without)
+    low, high = np.quantile(replicates, quantiles)
     return Interval(value, float(low), float(high))
 
 
-def _computed(statistics: Sequence[Statistic], blocks: Iterator[np.ndarray]) -> list[np.ndarray]:
+def _replicates_of(statistics: Sequence[Statistic], blocks: Iterator[np.ndarray]) -> list[np.ndarray]:
     found: list[list[np.ndarray]] = [[] for _ in statistics]
     for weights in blocks:
         for values, statistic in zip(found, statistics, strict=True):
@@ -258,40 +259,40 @@ def _blocks(rows: int, columns: int) -> Iterator[int]:
 
 
 def _leaving_one_out(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of weights (R, N) without each group in turn."""
+    """Blocks of weights (R, N), each row without one of the groups."""
     start = 0
     for rows in _blocks(int(groups.max()) + 1, len(groups)):
         yield (groups[None] != np.arange(start, start + rows)[:, None]).astype(np.float64)
         start += rows
 
 
-def _corrected_shares(
-    shares: tuple[float, float], value: float, replicates: np.ndarray, without: np.ndarray
+def _corrected_quantiles(
+    quantiles: tuple[float, float], value: float, replicates: np.ndarray, without: np.ndarray
 ) -> tuple[float, float]:
-    """Which quantiles of the replicates BCa takes (Efron and Tibshirani, 1993, section 14.3)."""
+    """Quantiles of the replicates used by BCa (Efron and Tibshirani, 1993, section 14.3)."""
     normal = NormalDist()
     below = ((replicates < value).mean() + (replicates <= value).mean()) / 2
     if not 0 < below < 1 or not len(without):
-        return shares
+        return quantiles
     bias = normal.inv_cdf(float(below))
     away = without.mean() - without
-    # what remains of rounding, where all are the same
+    # rounding errors if all are equal
     spread = float((away**2).sum()) if not np.allclose(away, 0, atol=1e-12) else 0.0
     acceleration = float((away**3).sum()) / (6 * spread**1.5) if spread else 0.0
-    moved = [bias + normal.inv_cdf(share) for share in shares]
+    moved = [bias + normal.inv_cdf(share) for share in quantiles]
     low, high = (normal.cdf(bias + z / (1 - acceleration * z)) for z in moved)
     return low, high
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same number of two models on the same items.
+    """A statistic of two models on the same items.
 
     Args:
         first (`Statistic`): Of the first model.
-        second (`Statistic`): Of the second.
-        exchanged (`Callable`): From weights of the items of both models, shape `(num_replicates, 2 * num_items)`, to the
-            number, shape `(num_replicates,)`.
+        second (`Statistic`): Of the second model.
+        exchanged (`Callable`): Statistic from weights for the items of both models: from shape
+            `(num_replicates, 2 * num_items)` to `(num_replicates,)`.
         num_items (`int`): Number of items.
         clusters (sequence of `num_items` hashables, *optional*): Patient of each item.
     """
@@ -312,20 +313,20 @@ class Pair:
 
 
 def paired_test(pair: Pair, resampling: Resampling | None = None) -> PairedTest:
-    """Difference of two models on the same items.
+    """Test the difference between two models on the same items.
 
-    The interval is that of the paired bootstrap: both models on the same drawn items. The p-value is that of a paired
-    permutation test, two-sided: if the models were alike, the results of a group might as well be exchanged between
-    them; it is the share of exchanges whose difference is at least as large as the one found. All exchanges are taken
-    where they are few, and the one found is counted among random ones (Phipson and Smyth, 2010), so that p is never 0.
-    For means this is the sign-flip test.
+    The interval comes from a paired bootstrap, which uses the same resampled items for both models. The p-value comes
+    from a two-sided paired permutation test: under the null hypothesis the results of a group can be exchanged between
+    the models, and p is the fraction of exchanges with a difference at least as large as the observed one. All
+    exchanges are enumerated if they are few; otherwise the observed one is added to the random ones (Phipson and
+    Smyth, 2010), so p is never 0. For means this is the sign-flip test.
 
     Args:
-        pair (`Pair`): The number of both.
+        pair (`Pair`): The statistic of both models.
         resampling (`Resampling`, *optional*): Level, method, seed.
 
     Returns:
-        `PairedTest`: NaN for p where the difference is undefined.
+        `PairedTest`: p is NaN if the difference is undefined.
     """
     resampling = resampling or Resampling()
     first, second = pair.first.value(pair.num_items), pair.second.value(pair.num_items)
@@ -338,7 +339,7 @@ def _permutation_p(pair: Pair, found: float, resampling: Resampling) -> float:
     groups = groups_of(pair.clusters, pair.num_items)
     extreme, total = 0, 0
     is_exact = 2 ** (int(groups.max()) + 1) <= resampling.num_permutations
-    # a difference that only rounding makes smaller counts as one that is as large
+    # tolerance for rounding
     bound = abs(found) - 1e-9 * max(abs(found), 1e-3)
     for exchange in _exchanges(groups, is_exact, resampling):
         stay = 1.0 - exchange
@@ -351,7 +352,7 @@ def _permutation_p(pair: Pair, found: float, resampling: Resampling) -> float:
 
 
 def _exchanges(groups: np.ndarray, is_exact: bool, resampling: Resampling) -> Iterator[np.ndarray]:
-    """Blocks of (R, N), 1 where the item's group is exchanged."""
+    """Blocks of (R, N), 1 if the group of the item is exchanged."""
     num_groups = int(groups.max()) + 1
     rng = np.random.default_rng(resampling.seed)
     start = 0
@@ -363,16 +364,16 @@ def _exchanges(groups: np.ndarray, is_exact: bool, resampling: Resampling) -> It
 
 
 def wilcoxon_p(first: np.ndarray, second: np.ndarray, clusters: Sequence[Hashable] | None = None) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test, as a check of the permutation test. Needs the extra `eval`.
+    """Two-sided p-value of Wilcoxon's signed-rank test, to check the permutation test. Needs the extra `eval`.
 
     Args:
         first (`np.ndarray` of shape `(num_items,)`): float; NaN for items without a value.
         second (`np.ndarray` of shape `(num_items,)`): float.
-        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; the mean difference of each is
-            ranked.
+        clusters (sequence of `num_items` hashables, *optional*): Patient of each item; the mean differences per patient
+            are ranked.
 
     Returns:
-        `float`: 1 where no difference is left, NaN where no item has both values.
+        `float`: 1 if there are no nonzero differences, NaN if no item has both values.
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     known = ~np.isnan(difference)

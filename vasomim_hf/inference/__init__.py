@@ -1,4 +1,4 @@
-"""From a model and normalised frames to probabilities, boxes and classes at the requested size."""
+"""Inference: from a model and normalised frames to probabilities, boxes and classes at the requested size."""
 
 from typing import TYPE_CHECKING
 

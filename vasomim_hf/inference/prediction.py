@@ -1,4 +1,4 @@
-"""Probabilities of masks, boxes and classes from a model, over the views of test-time augmentation."""
+"""Predictions of masks, boxes and classes, with test-time augmentation."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -19,15 +19,15 @@ PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a model is asked.
+    """Options of inference.
 
     Args:
-        views (`tuple[View, ...]`): Of test-time augmentation; the frame as it is alone by default.
-        window (`SlidingWindow`, *optional*): For segmentation: how frames are cut; `None` shows them whole.
+        views (`tuple[View, ...]`): Views of test-time augmentation; by default only the original frame.
+        window (`SlidingWindow`, *optional*): Sliding window for segmentation; `None` predicts whole frames.
         mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
 
     Raises:
-        ValueError: If there is no view or the precision is unknown.
+        ValueError: If there are no views or the precision is unknown.
     """
 
     views: tuple[View, ...] = (IDENTITY,)
@@ -36,26 +36,26 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         if not self.views:
-            raise ValueError("`views` must name at least one view. Leave it out for the frame as it is.")
+            raise ValueError("`views` must have at least one view. Omit it to use only the original frame.")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(
                 f"`mixed_precision` must be one of {', '.join(PRECISIONS)}, got {self.mixed_precision!r}."
             )
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        """Context in which the model runs."""
+        """Autocast context for the model."""
         dtype = PRECISIONS[self.mixed_precision]
         return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is worth its rounding: on any accelerator, and on processors with instructions for it.
+    """Whether bf16 is fast: on any accelerator, and on CPUs with instructions for it.
 
     Args:
-        device (`torch.device`): Where the model runs.
+        device (`torch.device`): Device of the model.
 
     Returns:
-        `bool`: `True` too where torch does not tell what the processor has, other than on x86.
+        `bool`: Also `True` on non-x86 CPUs, for which torch does not report capabilities.
     """
     if device.type != "cpu":
         return True
@@ -70,24 +70,24 @@ def predict_masks(
     target_sizes: Sequence[tuple[int, int]],
     options: InferenceOptions | None = None,
 ) -> list[torch.Tensor]:
-    """Probability of each class at each pixel, mean over the views.
+    """Class probabilities of each pixel, averaged over the views.
 
-    Logits are brought to the size of the frame bilinearly before they become probabilities, as
-    `post_process_semantic_segmentation` does; `argmax` over the classes is its answer where there is one view.
+    Logits are resized bilinearly to the frame before the softmax, as in `post_process_semantic_segmentation`; with one
+    view, `argmax` over the classes gives the same result.
 
     Args:
-        model (`nn.Module`): Gives `logits` of shape `(batch_size, num_labels, height, width)`; one label alone is the
-            foreground against the background.
+        model (`nn.Module`): Returns `logits` of shape `(batch_size, num_labels, height, width)`; a single label is
+            foreground against background.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
-        target_sizes (sequence of `tuple[int, int]`): Height and width of each frame as it was.
-        options (`InferenceOptions`, *optional*): How the model is asked.
+        target_sizes (sequence of `tuple[int, int]`): Original height and width of each frame.
+        options (`InferenceOptions`, *optional*): Options of inference.
 
     Returns:
         `list[torch.Tensor]`, each of shape `(num_labels, height, width)`: float32, summing to 1 over the labels; at least
         two labels.
 
     Raises:
-        ValueError: If the model gives numbers that are not finite.
+        ValueError: If the model returns non-finite values.
     """
     options = options or InferenceOptions()
     totals: list[Any] = [0] * len(pixel_values)
@@ -101,24 +101,25 @@ def predict_masks(
 def predict_boxes(
     model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions | None = None
 ) -> ModelOutput:
-    """Boxes of all views together, from which `post_process_object_detection` takes the surest of those that overlap.
+    """Boxes of all views, to be merged by `post_process_object_detection`, which keeps the highest-scoring of
+    overlapping ones.
 
     Args:
-        model (`nn.Module`): Gives `logits` of shape `(batch_size, num_queries, num_labels)` and `pred_boxes` of shape
+        model (`nn.Module`): Returns `logits` of shape `(batch_size, num_queries, num_labels)` and `pred_boxes` of shape
             `(batch_size, num_queries, 4)`.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
-        options (`InferenceOptions`, *optional*): How the model is asked.
+        options (`InferenceOptions`, *optional*): Options of inference.
 
     Returns:
         `ModelOutput`: `logits` and `pred_boxes` of shapes `(batch_size, num_views * num_queries, ...)`, float32.
 
     Raises:
-        ValueError: If the model gives numbers that are not finite.
+        ValueError: If the model returns non-finite values.
     """
     options = options or InferenceOptions()
     logits, boxes = [], []
     for view in options.views:
-        output = _ask(model, view_frames(pixel_values, view), options)
+        output = _run_model(model, view_frames(pixel_values, view), options)
         logits.append(output.logits.float())
         boxes.append(undo_on_boxes(output.pred_boxes.float(), view))
     return ModelOutput(logits=torch.cat(logits, dim=1), pred_boxes=torch.cat(boxes, dim=1))
@@ -127,44 +128,44 @@ def predict_boxes(
 def predict_classes(
     model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions | None = None
 ) -> torch.Tensor:
-    """Probability of each class of a frame, mean over the views.
+    """Class probabilities of each frame, averaged over the views.
 
     Args:
-        model (`nn.Module`): Gives `logits` of shape `(batch_size, num_labels)`.
+        model (`nn.Module`): Returns `logits` of shape `(batch_size, num_labels)`.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
-        options (`InferenceOptions`, *optional*): How the model is asked.
+        options (`InferenceOptions`, *optional*): Options of inference.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_labels)`: float32, summing to 1.
 
     Raises:
-        ValueError: If the model gives numbers that are not finite.
+        ValueError: If the model returns non-finite values.
     """
     options = options or InferenceOptions()
-    found = [_ask(model, view_frames(pixel_values, view), options).logits for view in options.views]
+    found = [_run_model(model, view_frames(pixel_values, view), options).logits for view in options.views]
     return torch.stack([logits.float().softmax(dim=1) for logits in found]).mean(dim=0)
 
 
-def _ask(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> Any:
+def _run_model(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> Any:
     with torch.inference_mode(), options.autocast(pixel_values.device):
         output = model(pixel_values=pixel_values)
     if not output.logits.isfinite().all():
         raise ValueError(
-            "The model gives numbers that are not finite (NaN or infinity). Its weights are broken, or too large for "
-            f"`mixed_precision` {options.mixed_precision!r}: try 'no'."
+            "The model returned values that are not finite (NaN or infinity). Its weights are invalid, or too large "
+            f"for `mixed_precision` {options.mixed_precision!r}: try 'no'."
         )
     return output
 
 
 def _mask_logits(model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
     if options.window is None:
-        return _ask(model, pixel_values, options).logits.float()
+        return _run_model(model, pixel_values, options).logits.float()
     return sliding_window_logits(lambda windows: _window_logits(model, windows, options), pixel_values, options.window)
 
 
 def _window_logits(model: nn.Module, windows: torch.Tensor, options: InferenceOptions) -> torch.Tensor:
-    """At the size of the windows, which many models do not give."""
-    logits = _ask(model, windows, options).logits.float()
+    """Logits resized to the windows; many models return a lower resolution."""
+    logits = _run_model(model, windows, options).logits.float()
     if logits.shape[-2:] == windows.shape[-2:]:
         return logits
     return torch.nn.functional.interpolate(logits, size=windows.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,6 +1,6 @@
-"""Sliding windows: frames larger than what a model was trained on are looked at piece by piece, and the pieces blended.
+"""Sliding-window inference for frames larger than the training size, with blending of overlaps.
 
-Windows and weights are those of MONAI's `sliding_window_inference` with `mode="gaussian"`.
+Windows and weights match MONAI's `sliding_window_inference` with `mode="gaussian"`.
 """
 
 import math
@@ -11,23 +11,23 @@ from itertools import product
 import torch
 
 
-# Standard deviation of the weights as a share of the window's side
+# standard deviation of the Gaussian weights relative to the window size
 SIGMA = 0.125
-# So that the corners of the frame, which one window alone sees, are not lost to rounding
+# keeps the corners of the frame, which only one window covers, from vanishing numerically
 LEAST_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How windows lie on a frame.
+    """Options of sliding windows.
 
     Args:
-        size (`int`): Side in pixels; a shorter side of a frame is taken whole.
-        overlap (`float`): Share of a window that the next one sees again, in [0, 1).
-        batch_size (`int`): Windows that the model sees at once.
+        size (`int`): Side length in pixels; shorter frames are covered by one window.
+        overlap (`float`): Fraction of a window that overlaps with the next one, in [0, 1).
+        batch_size (`int`): Number of windows per forward pass.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a value is out of range.
     """
 
     size: int
@@ -43,15 +43,15 @@ class SlidingWindow:
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
-    """First pixels of the windows along one side; the last window ends with the side.
+    """First pixel of each window along one side; the last window ends at the edge.
 
     Args:
-        side (`int`): Of the frame, in pixels, at least `window`.
-        window (`int`): Of the windows, in pixels.
-        overlap (`float`): Share of a window that the next one sees again, in [0, 1).
+        side (`int`): Length of the side in pixels, at least `window`.
+        window (`int`): Window size in pixels.
+        overlap (`float`): Fraction of a window that overlaps with the next one, in [0, 1).
 
     Returns:
-        `list[int]`: Rising.
+        `list[int]`: In ascending order.
 
     Example:
         >>> window_starts(side=100, window=64, overlap=0.5)
@@ -63,7 +63,7 @@ def window_starts(side: int, window: int, overlap: float) -> list[int]:
 
 
 def blending_weights(height: int, width: int) -> torch.Tensor:
-    """Weight of each pixel of a window: a Gaussian around its middle, since a model knows least at the edges.
+    """Weight of each pixel of a window: a centred Gaussian, because predictions are least reliable at the edges.
 
     Args:
         height (`int`): In pixels.
@@ -83,20 +83,20 @@ def blending_weights(height: int, width: int) -> torch.Tensor:
 def sliding_window_logits(
     predict: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
 ) -> torch.Tensor:
-    """Logits of whole frames from those of overlapping windows.
+    """Compute logits of whole frames from overlapping windows.
 
     Args:
         predict (`Callable`): From windows of shape `(num_windows, num_channels, height, width)` to logits of shape
             `(num_windows, num_labels, height, width)`.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
-        window (`SlidingWindow`): How the windows lie.
+        window (`SlidingWindow`): Options.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_labels, height, width)`: float32, mean of the windows by
+        `torch.Tensor` of shape `(batch_size, num_labels, height, width)`: float32, average of the windows weighted by
         [`blending_weights`].
 
     Raises:
-        ValueError: If `predict` gives logits of another size than its windows.
+        ValueError: If `predict` returns logits of a different size than its windows.
 
     Example:
         >>> frames = torch.rand(1, 1, 96, 80)
@@ -119,8 +119,8 @@ def sliding_window_logits(
         logits = predict(torch.stack([pixel_values[i, :, y : y + height, x : x + width] for i, y, x in chosen]))
         if logits.shape[-2:] != (height, width):
             raise ValueError(
-                f"Windows of {height}×{width} pixels gave logits of {logits.shape[-2]}×{logits.shape[-1]}. Bring logits to "
-                "the size of the window."
+                f"Windows of {height}×{width} pixels gave logits of {logits.shape[-2]}×{logits.shape[-1]}. Resize "
+                "the logits to the size of the window."
             )
         if total is None:
             total = logits.new_zeros(

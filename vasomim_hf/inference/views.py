@@ -1,21 +1,21 @@
-"""Test-time augmentation: the same frame flipped or at another scale, and the way back."""
+"""Test-time augmentation: flipped and rescaled views of a frame, and how to undo them."""
 
 from typing import NamedTuple
 
 import torch
 
 
-# Sides of a frame at another scale are multiples of this, so that no patch is padded
+# sides of rescaled frames are multiples of this, so no patch is padded
 _MULTIPLE = 16
 
 
 class View(NamedTuple):
-    """A changed frame.
+    """A view of a frame.
 
     Args:
-        flip_horizontal (`bool`): Left and right exchanged.
-        flip_vertical (`bool`): Top and bottom exchanged.
-        scale (`float`): Factor of both sides.
+        flip_horizontal (`bool`): Whether left and right are swapped.
+        flip_vertical (`bool`): Whether top and bottom are swapped.
+        scale (`float`): Scale factor of both sides.
     """
 
     flip_horizontal: bool = False
@@ -24,12 +24,12 @@ class View(NamedTuple):
 
     @property
     def axes(self) -> list[int]:
-        """Axes that are turned round."""
+        """Flipped axes."""
         return [-1] * self.flip_horizontal + [-2] * self.flip_vertical
 
 
 IDENTITY = View()
-# Mirrored hearts do not occur: flips are for tasks whose labels do not hang on left and right
+# anatomy is not mirror-symmetric: flips are only for tasks whose labels do not depend on left and right
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (IDENTITY,),
     "flips": (IDENTITY, View(flip_horizontal=True), View(flip_vertical=True), View(True, True)),
@@ -38,15 +38,15 @@ VIEWS: dict[str, tuple[View, ...]] = {
 
 
 def view_frames(pixel_values: torch.Tensor, view: View) -> torch.Tensor:
-    """Frames as a view has them.
+    """Transform frames to a view.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
-        view (`View`): Which one.
+        view (`View`): View to create.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_channels, new_height, new_width)`: sides are multiples of 16 pixels
-        where the scale is not 1.
+        if the scale is not 1.
     """
     if view.axes:
         pixel_values = pixel_values.flip(view.axes)
@@ -59,11 +59,11 @@ def view_frames(pixel_values: torch.Tensor, view: View) -> torch.Tensor:
 
 
 def undo_on_maps(maps: torch.Tensor, view: View) -> torch.Tensor:
-    """Maps of a view turned back; their scale stays, since they are brought to the size of the frame anyhow.
+    """Undo the flips of a view on maps; their scale is kept, because they are resized to the frame later.
 
     Args:
-        maps (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Of the changed frames.
-        view (`View`): How they were changed.
+        maps (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Maps of the transformed frames.
+        view (`View`): View they belong to.
 
     Returns:
         `torch.Tensor` of the same shape.
@@ -72,15 +72,15 @@ def undo_on_maps(maps: torch.Tensor, view: View) -> torch.Tensor:
 
 
 def undo_on_boxes(boxes: torch.Tensor, view: View) -> torch.Tensor:
-    """Boxes of a view turned back.
+    """Undo the flips of a view on boxes.
 
     Args:
-        boxes (`torch.Tensor` of shape `(batch_size, num_boxes, 4)`): Centre x, centre y, width and height as shares of the
-            changed frames.
-        view (`View`): How they were changed.
+        boxes (`torch.Tensor` of shape `(batch_size, num_boxes, 4)`): Centre x, centre y, width and height relative to the
+            transformed frames.
+        view (`View`): View they belong to.
 
     Returns:
-        `torch.Tensor` of the same shape: shares of the frames as they were.
+        `torch.Tensor` of the same shape: relative to the original frames.
 
     Example:
         >>> undo_on_boxes(torch.tensor([[[0.25, 0.5, 0.125, 0.25]]]), View(flip_horizontal=True))
