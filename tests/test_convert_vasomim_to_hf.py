@@ -280,12 +280,12 @@ def test_a_given_segmentor_takes_the_place_of_the_one_in_the_checkpoint(original
 def test_a_segmentor_that_the_settings_do_not_need_is_left_out(original, tmp_path, caplog):
     path = saved(tmp_path / "m.pth", original)
     model = load_original(path, num_attention_heads=2, filter_weight=1, consistency_loss_weight=0)
-    assert model.segmentor is None and "left out" in caplog.text
+    assert model.segmentor is None and "segmentor" in caplog.text
 
 
 def test_an_encoder_takes_no_segmentor(original, tmp_path):
     path = saved(tmp_path / "e.pth", encoder_of(original))
-    with pytest.raises(ValueError, match="no pre-training checkpoint"):
+    with pytest.raises(ValueError, match="pre-training checkpoint"):
         load_original(path, segmentor=tmp_path, num_attention_heads=2)
 
 
@@ -332,17 +332,17 @@ def test_training_arguments_in_the_checkpoint_give_the_objective_and_overrides_w
 def test_a_grid_that_is_no_square_needs_the_image_size(tmp_path):
     weights = original_state_dict(tiny_pretraining_model(image_size=(32, 48)))
     path = saved(tmp_path / "m.pth", weights)
-    with pytest.raises(ValueError, match="6 patches, which is no square"):
+    with pytest.raises(ValueError, match="6 patches"):
         load_original(path, num_attention_heads=2)
     assert load_original(path, num_attention_heads=2, image_size=(32, 48)).config.patch_grid == (2, 3)
-    with pytest.raises(ValueError, match="has 4 patches of 16 pixels, but pos_embed has 6"):
+    with pytest.raises(ValueError, match="4 patches of 16 pixels, but pos_embed has 6"):
         load_original(path, num_attention_heads=2, image_size=32)
 
 
 @pytest.mark.parametrize(
     "override, message",
     [
-        ({"hidden_size": 32}, "`hidden_size=32` contradicts the checkpoint, whose shapes say 16"),
+        ({"hidden_size": 32}, "`hidden_size=32` contradicts .* 16"),
         ({"hiden_size": 32}, "VasoMIMConfig has no hiden_size"),
         ({"mask_ratio": 1.5}, "`mask_ratio` must be in"),
     ],
@@ -367,8 +367,8 @@ def test_unexpected_tensors_are_named_and_left_out_or_refused(original, tmp_path
     weights = encoder_of(original) | {"head.weight": torch.zeros(2, 16), "head.bias": torch.zeros(2)}
     path = saved(tmp_path / "m.pth", weights)
     load_original(path, num_attention_heads=2)
-    assert "no place for 2 tensors: head.bias, head.weight" in caplog.text
-    with pytest.raises(ValueError, match="no place for 2 tensors: head.bias, head.weight"):
+    assert "2 tensors: head.bias, head.weight" in caplog.text
+    with pytest.raises(ValueError, match="2 tensors: head.bias, head.weight"):
         load_original(path, num_attention_heads=2, strict=True)
 
 
@@ -385,7 +385,7 @@ def test_a_norm_after_pooling_is_not_taken_for_the_norm_of_the_patches(original,
 )
 def test_a_missing_tensor_is_named(original, tmp_path, gone):
     del original[gone]
-    with pytest.raises(ValueError, match=f"lacks .*{gone}"):
+    with pytest.raises(ValueError, match=gone):
         load_original(saved(tmp_path / "m.pth", original), num_attention_heads=2)
 
 
@@ -393,7 +393,7 @@ def test_a_segmentor_of_two_logits_is_refused(original, tmp_path):
     doubled = {name: original[f"seg_model.final.{name}"].repeat_interleave(2, dim=0) for name in ("weight", "bias")}
     weights = original | {f"seg_model.final.{name}": value for name, value in doubled.items()}
     save_file(weights, tmp_path / "checkpoint.safetensors")
-    with pytest.raises(ValueError, match="two logits for each pixel; expected one"):
+    with pytest.raises(ValueError, match="two logits"):
         load_original(tmp_path / "checkpoint.safetensors", num_attention_heads=2)
 
 
@@ -405,9 +405,9 @@ def test_a_tensor_of_another_shape_is_named(original, tmp_path):
 
 def test_a_checkpoint_of_something_else_is_refused_with_its_names(tmp_path):
     path = saved(tmp_path / "m.pth", {"conv1.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="it holds conv1.weight. Expected patch_embed"):
+    with pytest.raises(ValueError, match="conv1.weight. Expected patch_embed"):
         load_original(path)
-    with pytest.raises(ValueError, match="holds no tensors by name, got a list"):
+    with pytest.raises(ValueError, match="got a list"):
         load_original(saved(tmp_path / "l.pth", [1, 2]))
 
 
@@ -423,7 +423,7 @@ class Unsafe:
 
 def test_a_file_that_would_run_code_is_refused_and_nothing_runs(original, tmp_path):
     path = saved(tmp_path / "m.pth", {"model": original, "extra": Unsafe(tmp_path / "ran")})
-    with pytest.raises(ValueError, match="(?s)could run code while they are read.*convert weights.pth") as error:
+    with pytest.raises(ValueError, match="weights.pth") as error:
         convert(path, tmp_path / "model", num_attention_heads=2)
     assert "weights_only=False" in str(error.value)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "model").exists()
@@ -447,7 +447,7 @@ def test_other_files_are_refused_by_name(tmp_path):
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({}))
     with pytest.raises(ValueError, match=r"must end in .pth"):
         load_original(tmp_path / "m.pkl")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="absent.pth"):
         load_original(tmp_path / "absent.pth")
 
 
@@ -459,7 +459,7 @@ def test_a_folder_with_files_is_not_touched_and_a_model_folder_only_when_asked(o
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="has files in it"):
+        with pytest.raises(FileExistsError, match="overwrite=True"):
             convert(path, folder, num_attention_heads=2, overwrite=overwrite)
     assert [item.name for item in folder.iterdir()] == ["notes.txt"]
     (folder / "config.json").write_text("{}")
@@ -484,7 +484,7 @@ def test_a_checkpoint_inside_the_folder_to_replace_is_not_lost(original, tmp_pat
     folder = tmp_path / "model"
     convert(saved(tmp_path / "m.pth", original), folder, num_attention_heads=2)
     path = saved(folder / "m.pth", original)
-    with pytest.raises(ValueError, match="the checkpoint in it lost"):
+    with pytest.raises(ValueError, match="model contains the checkpoint"):
         convert(path, folder, num_attention_heads=2, overwrite=True)
     assert path.is_file()
 

@@ -42,7 +42,7 @@ def test_demo_replaces_an_earlier_one_and_leaves_other_files_alone(result):
 def test_demo_refuses_a_folder_with_frames_that_are_not_its_own(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "patient.png").touch()
-    with pytest.raises(FileExistsError, match=f"{name} is there already and not from a demonstration"):
+    with pytest.raises(FileExistsError, match=f"{name} .*demonstration"):
         run_demo(tmp_path)
     assert (tmp_path / name / "patient.png").exists()
 

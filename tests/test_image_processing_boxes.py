@@ -107,7 +107,7 @@ def test_boxes_without_an_area_or_outside_are_left_out_with_a_warning(caplog):
     boxes = [(10, 10, 0, 5), (10, 10, 5, -3), (200, 10, 5, 5), (10, 10, 8, 8), (10, 10, 0.2, 8)]
     (label,) = process(frame_with((10, 10, 8, 8)), annotation(*boxes), do_resize=False)["labels"]
     assert len(label["boxes"]) == len(label["class_labels"]) == 1
-    (record,) = [record for record in caplog.records if "left out" in record.message]
+    (record,) = [record for record in caplog.records if "zero area" in record.message]
     assert "[10.0, 10.0, 0.0, 5.0] of frame 0" in record.message and record.message.count("of frame 0") == 4
 
 
@@ -116,7 +116,7 @@ def test_boxes_that_a_crop_takes_away_are_left_out_silently(caplog):
     crop = {"do_resize": False, "do_center_crop": True, "crop_size": {"height": 20, "width": 40}}
     (label,) = process(frame_with((45, 25, 10, 10)), boxes, **crop)["labels"]
     assert torch.allclose(label["boxes"], torch.tensor([[20 / 40, 10 / 20, 10 / 40, 10 / 20]]))
-    assert not [record for record in caplog.records if "left out" in record.message]
+    assert not [record for record in caplog.records if "zero area" in record.message]
 
 
 def test_crowds_are_left_out():
@@ -137,13 +137,13 @@ def test_padding_of_a_batch_scales_the_boxes_of_the_smaller_frame():
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        ([annotation(), annotation()], "one annotation for each frame, got 2 for 1 frames"),
+        ([annotation(), annotation()], "frame, got 2 for 1 frames"),
         ([{"boxes": [[1, 2, 3, 4]]}], 'Annotation 0 must be {"image_id"'),
         ([[1, 2, 3, 4]], "Annotation 0 must be"),
         (annotation((1, 2, 3)), "`bbox` must be four finite numbers"),
         (annotation((1, 2, float("nan"), 4)), "`bbox` must be four finite numbers.*frame 0"),
-        (annotation((1, 2, 3, 4), category_id=-1), "`category_id` must be a whole number from 0 on, got -1"),
-        ({"annotations": [{"bbox": [1, 2, 3, 4]}]}, "`category_id` must be a whole number from 0 on, got None"),
+        (annotation((1, 2, 3, 4), category_id=-1), "`category_id` must be .* -1"),
+        ({"annotations": [{"bbox": [1, 2, 3, 4]}]}, "`category_id` must be .* None"),
     ],
 )
 def test_annotations_that_cannot_be_read_are_refused(annotations, message):
@@ -245,8 +245,8 @@ def test_boxes_without_an_area_and_weak_ones_do_not_come_out():
     [
         ({"threshold": 1.5}, "`threshold` must be in"),
         ({"nms_threshold": -0.1}, "`nms_threshold` must be in"),
-        ({"top_k": 0}, "`top_k` must be in 1..500"),
-        ({"target_sizes": [(1, 1), (2, 2)]}, "one target size for each image, got 2 for 1"),
+        ({"top_k": 0}, "`top_k` must be .*500, got 0"),
+        ({"target_sizes": [(1, 1), (2, 2)]}, "image, got 2 for 1"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(arguments, message):

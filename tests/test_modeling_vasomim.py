@@ -139,15 +139,13 @@ def test_visible_patches_are_in_reading_order():
 
 def test_different_numbers_of_hidden_patches_are_refused():
     hidden = torch.tensor([[True, False, False], [True, True, False]])
-    with pytest.raises(ValueError, match="same number of patches, got between 1 and 2"):
+    with pytest.raises(ValueError, match="patches, got between 1 and 2"):
         visible_patches(hidden)
 
 
 @pytest.mark.parametrize("num_flags", [8, 32])
 def test_wrong_number_of_flags_is_refused(model, num_flags):
-    with pytest.raises(
-        ValueError, match=rf"shape \(1, 16\), one flag for each patch of 4 × 4, got \(1, {num_flags}\)"
-    ):
+    with pytest.raises(ValueError, match=rf"shape \(1, 16\), .* got \(1, {num_flags}\)"):
         model(torch.rand(1, 3, 64, 64), bool_masked_pos=torch.zeros(1, num_flags, dtype=torch.bool))
 
 

@@ -191,7 +191,7 @@ def test_ids_of_no_class_are_refused(model, bad):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2), ()])
 def test_labels_of_another_shape_are_refused(model, shape):
-    with pytest.raises(ValueError, match=r"`labels` must have shape \(2,\), or \(2, 2\) where a frame has several"):
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(2,\), or \(2, 2\)"):
         model(torch.rand(2, 3, 32, 32), labels=torch.zeros(shape, dtype=torch.long))
 
 

@@ -289,7 +289,7 @@ def test_sides_that_the_patch_does_not_divide_are_refused(model):
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
 def test_progress_outside_0_and_1_is_refused(model, batch, progress):
-    with pytest.raises(ValueError, match="`progress` is the share of the training done"):
+    with pytest.raises(ValueError, match="`progress` is the"):
         model(**batch, progress=progress)
 
 
@@ -310,7 +310,7 @@ def test_vesselness_outside_0_and_1_is_refused(model, batch, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_pixels_that_are_not_finite_are_refused_by_name(model, batch, value):
     batch["pixel_values"][1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match="`pixel_values` holds values that are not finite"):
+    with pytest.raises(ValueError, match="`pixel_values`"):
         model(**batch)
 
 

@@ -428,7 +428,7 @@ def test_masks_of_another_size_are_refused(model, shape):
 
 
 def test_masks_of_floats_are_refused(model):
-    with pytest.raises(ValueError, match="integers or bool, got torch.float32. Pass ids"):
+    with pytest.raises(ValueError, match="integers or bool, got torch.float32. Pass"):
         model(torch.rand(1, 3, 32, 32), labels=torch.zeros(1, 32, 32))
 
 

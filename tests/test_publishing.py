@@ -176,7 +176,7 @@ def test_a_whole_folder_verifies_and_what_the_hub_adds_does_not_matter(folder):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "modeling_vasomim.py"])
 def test_one_flipped_byte_is_found(folder, name):
     flip_a_byte(folder / name)
-    with pytest.raises(ValueError, match=f"{name} is changed. Download it again"):
+    with pytest.raises(ValueError, match=f"{name} .*Download it again"):
         publishing.verify(folder)
 
 
@@ -217,6 +217,6 @@ def test_push_uploads_a_whole_folder_and_no_damaged_one(folder, monkeypatch):
     assert calls == [("token", "secret"), ("create", "me/model", True, True), ("upload", "me/model", folder)]
     flip_a_byte(folder / "model.safetensors")
     calls.clear()
-    with pytest.raises(ValueError, match="model.safetensors is changed"):
+    with pytest.raises(ValueError, match="model.safetensors"):
         publishing.push_to_hub(folder, "me/model")
     assert calls == []

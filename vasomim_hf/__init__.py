@@ -1,6 +1,6 @@
 """VasoMIM, a foundation model for X-ray angiograms, for the Hugging Face stack.
 
-Importing this package makes the Auto classes of transformers know its models.
+Importing this package registers its models with the Auto classes of transformers.
 """
 
 from transformers import (

@@ -1,4 +1,4 @@
-"""Configuration of VasoMIM: every number that belongs to a checkpoint, none that belongs to a run."""
+"""Configuration of VasoMIM: everything a checkpoint defines, and nothing about the training run."""
 
 import difflib
 import math
@@ -13,86 +13,88 @@ from .configuration_unext import UNeXtConfig
 
 @strict
 class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""Sizes and objective of VasoMIM (arXiv:2602.11536); the defaults are VasoMIM-B/16 and the paper's recipe.
+    r"""Architecture and training objective of VasoMIM (arXiv:2602.11536). Defaults: VasoMIM-B/16 as in the paper.
 
     Args:
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`):
-            Encoder: width, depth, heads and width of the MLP.
+            Width, depth, attention heads and MLP width of the encoder.
         hidden_act (`str`, defaults to `"gelu"`):
-            Activation of the MLP.
+            Activation function of the MLP.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
-            Dropout, in [0, 1).
+            Dropout probabilities, in [0, 1).
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of the class token and the mask token at the start.
+            Standard deviation with which the class token and the mask token are initialised.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the layer norms.
         image_size (`int` or pair of `int`, defaults to 224):
-            Height and width in pixels of the grid of positions; other sizes are interpolated.
+            Height and width in pixels of the input that the position embeddings are built for; they are interpolated
+            for other sizes.
         patch_size (`int`, defaults to 16):
-            Side of a patch in pixels.
+            Side length of a patch in pixels.
         num_channels (`int`, defaults to 3):
-            Channels of `pixel_values`. Grey frames are repeated by the image processor.
+            Channels of `pixel_values`. The image processor repeats grey frames.
         qkv_bias (`bool`, defaults to `True`):
-            Whether query, key and value have a bias.
+            Whether the query, key and value projections have a bias.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`):
-            Decoder of the pre-training model.
+            Width, depth, attention heads and MLP width of the pre-training decoder.
         mask_ratio (`float`, defaults to 0.5):
-            Share of patches hidden in pre-training, in (0, 1).
+            Fraction of patches masked in pre-training, in (0, 1).
         guidance_ratio_start, guidance_ratio_end (`float`, default to 0 and 0.5):
-            Share of the hidden patches that is drawn where vessels are, at the first and the last step of training,
-            in [0, 1]; linear in between (the paper's beta_0 and beta_E).
+            Fraction of the masked patches that is sampled by vesselness at the first and the last training step, in
+            [0, 1]; linear in between (beta_0 and beta_E in the paper).
         filter_weight (`float`, defaults to 0.5):
-            Weight of the filter's vesselness in the guidance map, in [0, 1]; the segmentor has the rest (the paper's
-            eta). 1 is the first version of the method.
+            Weight of the filter's vesselness in the guidance map, in [0, 1]; the segmentor's prediction has weight `1
+            - filter_weight` (eta in the paper). 1 gives the first version of the method.
         consistency_loss_weight (`float`, defaults to 1):
-            Weight of the anatomical consistency loss beside the reconstruction loss, >= 0. With 0 and
+            Weight of the anatomical consistency loss relative to the reconstruction loss, >= 0. With 0 and
             `filter_weight=1` the model has no segmentor.
         norm_pix_loss (`bool`, defaults to `True`):
-            Whether the reconstruction target is normalised by the mean and standard deviation of each patch.
+            Whether reconstruction targets are normalised by the mean and standard deviation of each patch.
         segmentor_config (`UNeXtConfig` or `dict`, *optional*):
-            Sizes of the frozen vessel segmentor. Defaults to UNeXt-S.
+            Architecture of the frozen vessel segmentor. Defaults to UNeXt-S.
         detection_scale_factors (`list[float]`, defaults to 2, 1 and 0.5):
-            Levels of the pyramid of `VasoMIMForObjectDetection`, each a power of two, from fine to coarse: how many
-            times finer than the grid of patches. 2, 1 and 0.5 look for boxes every 8, 16 and 32 pixels with patches of 16.
+            Pyramid levels of `VasoMIMForObjectDetection`, from fine to coarse: resolution relative to the patch grid,
+            each a power of two. With 16-pixel patches, 2, 1 and 0.5 are strides of 8, 16 and 32 pixels.
         detection_channels, detection_num_convs (`int`, default to 128 and 2):
-            Width of the pyramid and of the head, and the convolutions in each of the head's two branches.
+            Channels of the pyramid and the head, and number of convolutions in each of the two branches of the head.
         detection_detail_stem_channels (`int`, defaults to 0):
-            Width of the convolutions that bring detail of the image into the pyramid; 0 leaves them out.
+            Channels of the convolutional stem that adds image detail to the pyramid; 0 disables it.
         detection_assigned_locations (`int`, defaults to 10):
-            Places that learn a box, at most: those with the highest score ** `detection_score_exponent` x IoU **
-            `detection_iou_exponent`.
+            Maximum number of positive locations per box: those with the highest score ** `detection_score_exponent` x
+            IoU ** `detection_iou_exponent`.
         detection_score_exponent, detection_iou_exponent (`float`, default to 1 and 6):
-            What the two count in that choice, >= 0 (alpha and beta of TOOD, arXiv:2108.07755).
+            Exponents of this alignment metric, >= 0 (alpha and beta of TOOD, arXiv:2108.07755).
         detection_box_loss_weight (`float`, defaults to 2):
-            Weight of the GIoU loss beside the classification loss, >= 0.
+            Weight of the GIoU loss relative to the classification loss, >= 0.
         drop_path_rate (`float`, defaults to 0):
-            Stochastic depth in training: probability in [0, 1) that the last encoder layer's two branches are left out
-            for an image, each by itself; linear over depth, from 0 at the first layer.
+            Stochastic depth rate of the last encoder layer, in [0, 1): probability of dropping each of its two
+            residual branches for an image. Increases linearly from 0 at the first layer.
         freeze_encoder (`bool`, defaults to `False`):
-            Whether the encoder of a model with a head stays as it is in training, without gradients and in evaluation
-            mode. Kept in the file, so that a model for a linear probe comes back as one.
+            Whether the encoder of a model with a head is frozen: no gradients, and evaluation mode during training.
+            Saved with the configuration, so a linear probe is still one after loading.
         classifier_pooling (`str`, defaults to `"mean"`):
-            What a frame is classified by: `"mean"`, the mean of its patches after the last norm, or `"cls"`, the class
-            token.
+            Features used for classification: `"mean"`, the mean of the patch tokens after the final layer norm, or
+            `"cls"`, the class token.
         segmentation_layers (`list` of 4 `int`, *optional*):
-            Encoder layers, counted from 1, that the segmentation head looks at, from the finest to the coarsest level.
-            Defaults to four evenly spread over the depth, the last included.
+            Encoder layers used by the segmentation head, counted from 1, from the finest to the coarsest level.
+            Defaults to four layers evenly spaced over the depth, including the last.
         segmentation_hidden_size (`int`, defaults to 64):
-            Channels of the segmentation head at strides 4 and more, divisible by 16.
+            Channels of the segmentation head at strides of 4 and above, divisible by 16.
         segmentation_use_encoder (`bool`, defaults to `True`):
-            Whether the segmentation model has an encoder. Without one it is the detail stem and the decoder alone: the
-            control that tells what the encoder adds.
+            Whether the segmentation model has an encoder. Without one it consists of the detail stem and the decoder
+            only, a baseline that shows what the encoder adds.
         detail_stem_channels (`int`, defaults to 24):
-            Channels at stride 1 of the convolutional branch on the grey image, divisible by 8; 0 leaves it out.
+            Channels at stride 1 of the detail stem, a convolutional branch on the grey image; divisible by 8. 0
+            disables it.
         dice_weight, cl_dice_weight (`float`, default to 1 and 0):
-            Weights of the soft Dice loss and of the soft clDice loss beside the cross entropy, >= 0.
+            Weights of the soft Dice and soft clDice losses relative to the cross entropy, >= 0.
         cl_dice_iterations (`int`, defaults to 5):
-            Erosions for the soft skeleton of clDice; half the width in pixels of the widest vessel.
+            Number of erosions in the soft skeleton of clDice; half the width in pixels of the widest vessel.
         out_features, out_indices (`list`, *optional*):
             Layers whose feature maps `VasoMIMBackbone` returns: `"stem"`, `"stage1"`, ... or their indices.
 
     Raises:
-        ValueError: If the numbers do not fit together; the message says what came, what was expected, what to do.
+        ValueError: If values are invalid or inconsistent.
 
     Example:
         >>> config = VasoMIMConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
@@ -102,7 +104,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "vasomim"
     sub_configs_defaults = {"segmentor_config": UNeXtConfig}
-    # what Trainer must not take for predictions
+    # outputs that Trainer must not collect as predictions
     keys_to_ignore_at_inference = [
         "hidden_states",
         "attentions",
@@ -158,7 +160,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self._refuse_misspelt(kwargs)
+        self._reject_misspelt_names(kwargs)
         if self.segmentor_config is None:
             self.segmentor_config = UNeXtConfig(num_channels=self.num_channels)
         elif isinstance(self.segmentor_config, dict):
@@ -169,8 +171,8 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
 
-    def _refuse_misspelt(self, kwargs: dict) -> None:
-        # transformers keeps any unknown keyword as an attribute, so that a slip in a run file would go unnoticed
+    def _reject_misspelt_names(self, kwargs: dict) -> None:
+        # transformers stores unknown keywords as attributes, so a typo would otherwise go unnoticed
         names = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
         for key in kwargs:
             close = [] if hasattr(type(self), key) else difflib.get_close_matches(key, names, n=1, cutoff=0.88)
@@ -179,19 +181,19 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def image_height_width(self) -> tuple[int, int]:
-        """Height and width in pixels of the grid of positions."""
+        """Height and width in pixels that the position embeddings are built for."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches at `image_size`."""
+        """Rows and columns of the patch grid at `image_size`."""
         height, width = self.image_height_width
         return height // self.patch_size, width // self.patch_size
 
     @property
     def has_segmentor(self) -> bool:
-        """Whether the pre-training model needs the segmentor: for the guidance or for the consistency loss."""
+        """Whether the pre-training model needs the segmentor, for guidance or for the consistency loss."""
         return self.filter_weight < 1 or self.consistency_loss_weight > 0
 
     @property
@@ -199,11 +201,11 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         """The four encoder layers of the segmentation head, counted from 1."""
         if self.segmentation_layers is not None:
             return list(self.segmentation_layers)
-        # rounded up, so that encoders of fewer than four layers give some of theirs more than once
+        # rounding up repeats layers in encoders with fewer than four
         return [-(-self.num_hidden_layers * level // 4) for level in range(1, 5)]
 
     def validate_architecture(self):
-        """Refuse combinations that cannot be built or trained."""
+        """Reject combinations that cannot be built or trained."""
         self._validate_sizes()
         self._validate_objective()
         self._validate_heads()
@@ -214,8 +216,8 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if heads < 1 or size < 4 or size % heads or size % 4:
                 raise ValueError(
-                    f"`{prefix}hidden_size` must be divisible by `{prefix}num_attention_heads` and by 4 (the sine-cosine "
-                    f"positions take four equal parts), got {size} with {heads} heads. Change one of the two."
+                    f"`{prefix}hidden_size` must be divisible by `{prefix}num_attention_heads` and by 4 (for the "
+                    f"sine-cosine position embeddings), got {size} with {heads} heads. Change one of the two."
                 )
         counts = ("patch_size", "num_channels", "num_hidden_layers", "intermediate_size")
         for name in (*counts, "decoder_num_hidden_layers", "decoder_intermediate_size"):
@@ -232,33 +234,33 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}.")
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
-            raise ValueError(f"`image_size` must be a number or (height, width), got {self.image_size}.")
+            raise ValueError(f"`image_size` must be an integer or (height, width), got {self.image_size}.")
         height, width = self.image_height_width
         if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"`image_size` must be divisible by patch_size={self.patch_size}, got {self.image_size}. Nearest size: "
-                f"{max(1, round(height / self.patch_size)) * self.patch_size}."
+                f"`image_size` must be divisible by patch_size={self.patch_size}, got {self.image_size}. Nearest "
+                f"size: {max(1, round(height / self.patch_size)) * self.patch_size}."
             )
 
     def _validate_objective(self):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
-                f"`mask_ratio` must be in (0, 1), got {self.mask_ratio}: with 0 nothing is left to reconstruct, with 1 "
+                f"`mask_ratio` must be in (0, 1), got {self.mask_ratio}: 0 leaves nothing to reconstruct and 1 "
                 "nothing to reconstruct it from. The paper uses 0.5."
             )
         for name in ("guidance_ratio_start", "guidance_ratio_end", "filter_weight"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a share and must be in [0, 1], got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` is a fraction and must be in [0, 1], got {getattr(self, name)}.")
         if not 0 <= self.consistency_loss_weight < float("inf"):
             raise ValueError(
                 f"`consistency_loss_weight` must be a finite number >= 0, got {self.consistency_loss_weight}. "
-                "Use 0 to leave the consistency loss out."
+                "Use 0 to disable the consistency loss."
             )
         segmentor = self.segmentor_config
         if self.has_segmentor and (segmentor.num_channels != self.num_channels or segmentor.num_logits != 1):
             raise ValueError(
-                f"The segmentor must take the {self.num_channels} channels of the frames and give one logit for each pixel, "
-                f"got num_channels={segmentor.num_channels} and num_logits={segmentor.num_logits} in `segmentor_config`."
+                f"The segmentor must accept {self.num_channels} channels and return one logit per pixel, got "
+                f"num_channels={segmentor.num_channels} and num_logits={segmentor.num_logits} in `segmentor_config`."
             )
         if self.norm_pix_loss and self.patch_size**2 * self.num_channels < 2:
             raise ValueError(
@@ -271,21 +273,22 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         layers = self.segmentation_layer_numbers
         if len(layers) != 4 or layers != sorted(layers) or not 1 <= layers[0] <= layers[-1] <= self.num_hidden_layers:
             raise ValueError(
-                f"`segmentation_layers` must be four layers from 1 to {self.num_hidden_layers} in rising order, got {layers}."
+                f"`segmentation_layers` must be four layers from 1 to {self.num_hidden_layers} in ascending order, "
+                f"got {layers}."
             )
         if self.segmentation_hidden_size < 16 or self.segmentation_hidden_size % 16:
             raise ValueError(
-                "`segmentation_hidden_size` must be a multiple of 16 (it is halved twice, and normalised in groups), got "
+                "`segmentation_hidden_size` must be a multiple of 16 (it is halved twice and group-normalised), got "
                 f"{self.segmentation_hidden_size}."
             )
         if self.detail_stem_channels < 0 or self.detail_stem_channels % 8:
             raise ValueError(
-                "`detail_stem_channels` must be a multiple of 8, or 0 for a head without the stem, got "
+                "`detail_stem_channels` must be a multiple of 8, or 0 to disable the stem, got "
                 f"{self.detail_stem_channels}."
             )
         if not self.segmentation_use_encoder and not self.detail_stem_channels:
             raise ValueError(
-                "A segmentation model needs the encoder, the detail stem or both: set `segmentation_use_encoder` to True "
+                "A segmentation model needs an encoder, a detail stem or both: set `segmentation_use_encoder` to True "
                 "or `detail_stem_channels` above 0."
             )
         for name in ("dice_weight", "cl_dice_weight"):
@@ -302,12 +305,13 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
             or any(not _is_power_of_two(f) for f in factors)
         ):
             raise ValueError(
-                f"`detection_scale_factors` must be different powers of two from large to small, got {factors}. "
+                f"`detection_scale_factors` must be distinct powers of two in descending order, got {factors}. "
                 "Use [2, 1, 0.5], or [4, 2, 1, 0.5] for smaller boxes."
             )
         if self.detection_channels < 8 or self.detection_channels % 8:
             raise ValueError(
-                f"`detection_channels` must be a multiple of 8 (it is normalised in 8 groups), got {self.detection_channels}."
+                "`detection_channels` must be a multiple of 8 (its group norms have 8 groups), got "
+                f"{self.detection_channels}."
             )
         for name, least in (
             ("detection_num_convs", 0),

@@ -1,7 +1,7 @@
-"""Conversion of checkpoints of the original VasoMIM code, and of MAE checkpoints of the same layout, to a model folder.
+"""Convert checkpoints of the original VasoMIM code, and MAE checkpoints of the same layout, to model folders.
 
-The original names are known only here: every tensor of a model of ours is looked up under its original name. Nothing is
-registered with transformers, since it would then write the original names too.
+Original tensor names appear only here: every tensor of our models is looked up under its original name. Nothing is
+registered with transformers, because it would then also save models under the original names.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Settings = dict[str, Any]
 
 SEGMENTOR_PREFIX = "seg_model."
 
-# (start of our name, start of the original one with {} for the number, what to add to the number)
+# (prefix in our names, original prefix with {} for the index, offset of the index)
 _ORIGINAL_NAMES = [
     (r"embeddings\.cls_token", "cls_token", 0),
     (r"(?:embeddings\.)?position_embeddings", "pos_embed", 0),
@@ -74,35 +74,35 @@ def convert(
     overwrite: bool = False,
     **config_overrides: object,
 ) -> PreTrainedModel:
-    """Write a checkpoint of the original code as a folder that `from_pretrained` loads.
+    """Convert a checkpoint of the original code to a folder that `from_pretrained` loads.
 
     Args:
         checkpoint (`str` or `Path`):
-            A `.pth`, `.pt`, `.bin` or `.safetensors` file, see [`load_original`] for what it may hold.
+            A `.pth`, `.pt`, `.bin` or `.safetensors` file, see [`load_original`] for supported contents.
         output_dir (`str` or `Path`):
-            Folder for `config.json`, `model.safetensors` and `preprocessor_config.json`. It appears when all is written.
+            Folder for `config.json`, `model.safetensors` and `preprocessor_config.json`; written atomically.
         segmentor (`UNeXtForVesselSegmentation`, `str` or `Path`, *optional*):
-            Segmentor to put into the pre-training model, as in [`load_original`].
+            Segmentor to use in the pre-training model, as in [`load_original`].
         strict (`bool`, defaults to `False`):
-            Whether tensors that the model has no place for, such as the head of a fine-tuned model, are an error. By
-            default a warning names them, as `from_pretrained` does, and they are left out.
+            Whether unexpected tensors, such as the head of a fine-tuned model, are an error. By default they are
+            skipped with a warning, as in `from_pretrained`.
         overwrite (`bool`, defaults to `False`):
-            Whether a model folder that is there already is replaced.
+            Whether an existing model folder is replaced.
         config_overrides:
-            Values of the configuration, for what weights cannot tell, such as `num_attention_heads=4`.
+            Configuration values that cannot be inferred from the weights, such as `num_attention_heads=4`.
 
     Returns:
-        `PreTrainedModel`: The model that was written, in evaluation mode: [`VasoMIMForPreTraining`], [`VasoMIMModel`] or
+        `PreTrainedModel`: The converted model, in evaluation mode: [`VasoMIMForPreTraining`], [`VasoMIMModel`] or
         [`UNeXtForVesselSegmentation`].
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        FileExistsError: If `output_dir` has files in it that may not be replaced.
-        ValueError: As [`load_original`].
+        FileNotFoundError: If the checkpoint does not exist.
+        FileExistsError: If `output_dir` is not empty and must not be replaced.
+        ValueError: As for [`load_original`].
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if overwrite and output_dir.resolve() in checkpoint.resolve().parents:
-        raise ValueError(f"{output_dir} would be replaced, and the checkpoint in it lost. Name another folder.")
+        raise ValueError(f"{output_dir} contains the checkpoint and would be replaced. Choose another folder.")
     with new_folder(output_dir, overwrite) as folder:
         model = load_original(checkpoint, segmentor=segmentor, strict=strict, **config_overrides)
         model.save_pretrained(folder)
@@ -117,23 +117,23 @@ def load_original(
     strict: bool = False,
     **config_overrides: object,
 ) -> PreTrainedModel:
-    """Read a checkpoint of the original code.
+    """Load a checkpoint of the original code.
 
-    The names and shapes of the tensors tell what it is: a pre-training checkpoint (encoder and decoder, with or without
-    the segmentor), an encoder, or the segmentor; and its sizes. They do not tell the number of attention heads. Where no
-    override does, the presets do, by the width of the encoder and of the decoder (16 heads at width 512); a decoder of
-    another width is taken to have as many heads as its encoder. `mask_ratio` and `norm_pix_loss` are read from the
-    checkpoint's training arguments, if it has them.
+    The kind of model (pre-training model with or without segmentor, encoder, or segmentor) and its sizes are inferred
+    from the names and shapes of the tensors. The number of attention heads cannot be inferred: it is taken from the
+    overrides, otherwise from the preset with the same width (16 heads for a decoder of width 512), and for a decoder
+    of any other width from the encoder. `mask_ratio` and `norm_pix_loss` are read from the training arguments in the
+    checkpoint, if present.
 
-    Without a segmentor the model is configured to need none: `filter_weight=1` and `consistency_loss_weight=0`.
+    A model without a segmentor is configured with `filter_weight=1` and `consistency_loss_weight=0`.
 
     Args:
         checkpoint (`str` or `Path`):
             As in [`convert`].
         segmentor (`UNeXtForVesselSegmentation`, `str` or `Path`, *optional*):
-            Replaces the segmentor of a pre-training checkpoint, or adds one: a model, its folder, or a checkpoint of the
-            original code. That code draws part of its segmentor anew when it builds the model, so that the one inside a
-            pre-training checkpoint is not the one that was trained.
+            Replaces the segmentor of a pre-training checkpoint, or adds one: a model, its folder, or a checkpoint of
+            the original code. The original code re-initialises part of its segmentor when it builds the model, so the
+            segmentor inside a pre-training checkpoint is not the trained one.
         strict (`bool`, defaults to `False`):
             As in [`convert`].
         config_overrides:
@@ -143,9 +143,9 @@ def load_original(
         `PreTrainedModel`: In evaluation mode, float32.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read without running code in it, holds something else, lacks a tensor or has one
-            too many, or an override contradicts its shapes.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read without executing code, is something else, has missing or unexpected
+        tensors, or an override contradicts the shapes.
     """
     weights, settings = read_checkpoint(checkpoint)
     build = _recognise(weights, checkpoint)
@@ -154,7 +154,7 @@ def load_original(
         model, weights = _pretraining_model(weights, {**settings, **config_overrides})
     else:
         if segmentor is not None:
-            raise ValueError(f"{checkpoint} is no pre-training checkpoint, so that `segmentor` has no place in it.")
+            raise ValueError(f"{checkpoint} is not a pre-training checkpoint; `segmentor` does not apply.")
         model, weights = build(weights, config_overrides)
     _fill(model, weights, strict)
     _report_positions(model)
@@ -162,13 +162,14 @@ def load_original(
 
 
 def original_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights of a model under the names of the original code, for comparison with it.
+    """State dict of a model under the original names, for comparison with the original code.
 
     Args:
         model (`PreTrainedModel`): [`VasoMIMForPreTraining`], [`VasoMIMModel`] or [`UNeXtForVesselSegmentation`].
 
     Returns:
-        `dict[str, torch.Tensor]`: query, key and value are joined, as the original code has them.
+        `dict[str, torch.Tensor]`: Tensors by original name; query, key and value are concatenated as in the original
+        code.
     """
     state: Weights = {}
     parts: dict[str, dict[int, torch.Tensor]] = {}
@@ -182,14 +183,14 @@ def original_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def original_name(name: str) -> tuple[str, int | None]:
-    """Name of one of our tensors in the original code.
+    """Original name of one of our tensors.
 
     Args:
-        name (`str`): Key of the state dict of a model of ours.
+        name (`str`): Key in the state dict of one of our models.
 
     Returns:
-        `tuple[str, int | None]`: the original key, and which third of that tensor it is: 0 query, 1 key, 2 value, `None`
-        for a whole tensor.
+        `tuple[str, int | None]`: The original key, and the third of that tensor: 0 query, 1 key, 2 value, `None` for
+        the whole tensor.
 
     Example:
         >>> original_name("vasomim.layers.0.attention.k_proj.bias")
@@ -218,7 +219,7 @@ def _renamed(name: str) -> str:
 
 
 def image_processor_for(model: PreTrainedModel) -> VasoMIMImageProcessor:
-    """The image processor that fits a model: frames of the size of its grid of positions, if it has one."""
+    """Create the image processor for a model, with the image size of the model if it has one."""
     if not hasattr(model.config, "image_height_width"):
         return VasoMIMImageProcessor()
     height, width = model.config.image_height_width
@@ -226,30 +227,30 @@ def image_processor_for(model: PreTrainedModel) -> VasoMIMImageProcessor:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], Settings]:
-    """Read the tensors of a checkpoint without running code in it.
+    """Load the tensors of a checkpoint without executing code in it.
 
     Args:
         path (`str` or `Path`): A `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
     Returns:
-        `tuple[dict, dict]`: tensors by name, on the CPU, taken out of `"model"` or `"state_dict"` and without the
-        `module.` that DataParallel puts before every name; and the settings of the training arguments that belong to a
-        checkpoint, `mask_ratio` and `norm_pix_loss`, as far as they are there.
+        `tuple[dict, dict]`: Tensors by name, on the CPU, taken from `"model"` or `"state_dict"`, without
+        DataParallel's `module.` prefix; and the model settings found in the training arguments (`mask_ratio`,
+        `norm_pix_loss`).
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}. Name a .pth, .pt, .bin or .safetensors file.")
+        raise FileNotFoundError(f"Checkpoint {path} does not exist. Pass a .pth, .pt, .bin or .safetensors file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     settings = _settings(content)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no tensors by name, got {_summary(content)}. Expected a state dict.")
+        raise ValueError(f"{path} does not contain named tensors, got {_summary(content)}. Expected a state dict.")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content, settings
@@ -266,7 +267,7 @@ def _read_torch(path: Path) -> object:
     if path.suffix not in (".pth", ".pt", ".bin"):
         raise ValueError(f"{path} must end in .pth, .pt, .bin or .safetensors.")
     try:
-        # the original code keeps its command line beside the weights, as a Namespace, which holds values and no code
+        # the original code saves its command line as a Namespace, which contains only plain values
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
@@ -279,8 +280,9 @@ def _read_torch(path: Path) -> object:
 
 def _unsafe_message(path: Path, found: list[str]) -> str:
     return (
-        f"{path} holds Python objects ({', '.join(found)}) that could run code while they are read; only tensors, plain "
-        "values and argparse.Namespace are accepted. If you trust the file's origin, write its weights alone once:\n"
+        f"{path} contains Python objects ({', '.join(found)}) that could execute code when loaded; only tensors, "
+        "plain values and argparse.Namespace are accepted. If you trust the source of the file, save its weights "
+        "separately:\n"
         f'    content = torch.load("{path.name}", map_location="cpu", weights_only=False)\n'
         '    torch.save({"model": content["model"]}, "weights.pth")\n'
         "and convert weights.pth."
@@ -292,7 +294,7 @@ def _settings(content: object) -> dict[str, object]:
     if not isinstance(arguments, argparse.Namespace):
         return {}
     found = {key: getattr(arguments, key) for key in ("mask_ratio", "norm_pix_loss") if hasattr(arguments, key)}
-    logger.info("Taken from the training arguments in the checkpoint: %s", found)
+    logger.info("Using settings from the training arguments in the checkpoint: %s", found)
     return found
 
 
@@ -313,7 +315,7 @@ def _recognise(
     if "encoder1.weight" in weights and "final.weight" in weights:
         return _segmentor
     raise ValueError(
-        f"{checkpoint} is not a checkpoint of VasoMIM, MAE or UNeXt under their original names: it holds "
+        f"{checkpoint} is not a checkpoint of VasoMIM, MAE or UNeXt with original tensor names: it contains "
         f"{_summary(weights)}. Expected patch_embed.proj.weight and blocks.0.norm1.weight, or encoder1.weight and "
         "final.weight."
     )
@@ -323,10 +325,10 @@ def _encoder(weights: Weights, overrides: Settings) -> tuple[VasoMIMModel, Weigh
     sizes = _encoder_sizes(weights, overrides)
     config = _configure(VasoMIMConfig, sizes, overrides)
     if "norm.weight" not in weights and "fc_norm.weight" in weights:
-        # fc_norm follows the mean over the patches and cannot stand in for the norm of each patch
+        # fc_norm is applied after mean pooling and cannot replace the norm of the patch tokens
         raise ValueError(
-            "The checkpoint was fine-tuned with mean pooling: it has fc_norm, after the mean, and no norm of the patches. "
-            "Convert the checkpoint that it was fine-tuned from."
+            "The checkpoint was fine-tuned with mean pooling: it has fc_norm, applied after pooling, but no norm "
+            "for the patch tokens. Convert the checkpoint that it was fine-tuned from."
         )
     return _build(VasoMIMModel, config), weights
 
@@ -339,17 +341,20 @@ def _pretraining_model(weights: Weights, overrides: Settings) -> tuple[VasoMIMFo
         overrides = {"segmentor_config": _segmentor_sizes(segmentor_weights), **overrides}
     else:
         logger.warning(
-            "The checkpoint has no segmentor (%s*). The model is written without one, with filter_weight=1 and "
-            "consistency_loss_weight=0, unless you set them. To add one, pass `segmentor`.",
+            "The checkpoint has no segmentor (%s*). The model is written without one (filter_weight=1 and "
+            "consistency_loss_weight=0) unless you set these. To add one, pass `segmentor`.",
             SEGMENTOR_PREFIX,
         )
         overrides = {"filter_weight": 1.0, "consistency_loss_weight": 0.0, **overrides}
     config = _configure(VasoMIMConfig, sizes, overrides)
     if config.has_segmentor and not segmentor_weights:
-        logger.warning("Your settings ask for a segmentor. It is written with random weights: train it or replace it.")
+        logger.warning(
+            "Your settings require a segmentor, but the checkpoint has none. It has random weights: train or "
+            "replace it."
+        )
         weights = _with_segmentor(weights, UNeXtForVesselSegmentation(config.segmentor_config))
     elif segmentor_weights and not config.has_segmentor:
-        logger.warning("Your settings need no segmentor. The one in the checkpoint is left out.")
+        logger.warning("Your settings do not use a segmentor. The one in the checkpoint is skipped.")
         weights = {name: value for name, value in weights.items() if not name.startswith(SEGMENTOR_PREFIX)}
     return _build(VasoMIMForPreTraining, config), weights
 
@@ -369,7 +374,7 @@ def _with_segmentor(weights: Weights, segmentor: UNeXtForVesselSegmentation | st
     if not isinstance(segmentor, UNeXtForVesselSegmentation):
         raise ValueError(f"`segmentor` must be a UNeXtForVesselSegmentation, got a {type(segmentor).__name__}.")
     kept = {name: value for name, value in weights.items() if not name.startswith(SEGMENTOR_PREFIX)}
-    # copies, so that the model does not change with a segmentor that is trained on
+    # cloned, so later training of the segmentor does not change this model
     added = {SEGMENTOR_PREFIX + name: value.clone() for name, value in original_state_dict(segmentor).items()}
     return kept | added
 
@@ -383,10 +388,10 @@ def _segmentor_sizes(weights: Weights) -> Settings:
     names = ("encoder1", "encoder2", "encoder3", "patch_embed3.proj", "patch_embed4.proj", "final")
     missing = [name for name in names if f"{name}.weight" not in weights]
     if missing:
-        raise ValueError(f"The segmentor lacks {', '.join(missing)}. Is the file complete?")
+        raise ValueError(f"The segmentor has no {', '.join(missing)}. Is the file complete?")
     sizes = [weights[f"{name}.weight"].shape[0] for name in names]
     if sizes[5] == 2:
-        raise ValueError("The segmentor has two logits for each pixel; expected one, vessel against background.")
+        raise ValueError("The segmentor has two logits per pixel; expected one.")
     config = {
         "num_channels": weights["encoder1.weight"].shape[1],
         "conv_hidden_sizes": tuple(sizes[:3]),
@@ -414,7 +419,7 @@ def _transformer_sizes(weights: Weights, prefix: str) -> dict[str, int]:
     depth = len({match[1] for name in weights if (match := re.match(rf"{prefix}blocks\.(\d+)\.", name))})
     width = weights.get(f"{prefix}blocks.0.mlp.fc1.weight")
     if width is None:
-        raise ValueError(f"The checkpoint lacks {prefix}blocks.0.mlp.fc1.weight. Is the file complete?")
+        raise ValueError(f"The checkpoint has no {prefix}blocks.0.mlp.fc1.weight. Is the file complete?")
     return {
         f"{prefix}hidden_size": width.shape[1],
         f"{prefix}num_hidden_layers": depth,
@@ -424,21 +429,22 @@ def _transformer_sizes(weights: Weights, prefix: str) -> dict[str, int]:
 
 def _image_size(weights: Weights, patch_size: int, overrides: Settings) -> Settings:
     if "pos_embed" not in weights:
-        raise ValueError("The checkpoint lacks pos_embed, the table of positions. Is the file complete?")
+        raise ValueError("The checkpoint has no pos_embed (position embeddings). Is the file complete?")
     num_patches = weights["pos_embed"].shape[1] - 1
     size = overrides.get("image_size")
     if size is None:
         side = round(num_patches**0.5)
         if side**2 != num_patches:
             raise ValueError(
-                f"pos_embed has {num_patches} patches, which is no square: pass `image_size=(height, width)` in pixels."
+                f"pos_embed has {num_patches} patches, which is not a square grid: pass `image_size=(height, width)` "
+                "in pixels."
             )
         return {"image_size": side * patch_size}
     height, width = (size, size) if isinstance(size, int) else size
     if (height // patch_size) * (width // patch_size) != num_patches:
         raise ValueError(
-            f"image_size={size} has {(height // patch_size) * (width // patch_size)} patches of {patch_size} pixels, but "
-            f"pos_embed has {num_patches}. Leave it out: other sizes are interpolated by the model."
+            f"image_size={size} gives {(height // patch_size) * (width // patch_size)} patches of {patch_size} "
+            f"pixels, but pos_embed has {num_patches}. Omit it: the model interpolates to other sizes."
         )
     return {"image_size": size}
 
@@ -453,10 +459,10 @@ def _num_heads(prefix: str, hidden_size: int, overrides: Settings, otherwise: in
         return {key: known[hidden_size]}
     if otherwise is None or hidden_size % otherwise:
         raise ValueError(
-            f"The weights do not tell the number of attention heads, and no preset has {prefix}hidden_size={hidden_size}. "
-            f"Pass `{key}`; on the command line --config {key}=N."
+            "The number of attention heads cannot be inferred from the weights, and no preset has "
+            f"{prefix}hidden_size={hidden_size}. Pass `{key}`; on the command line --config {key}=N."
         )
-    logger.warning("Taking %s=%d, as in the encoder: the weights do not tell it.", key, otherwise)
+    logger.warning("Using %s=%d, as in the encoder: it cannot be inferred from the weights.", key, otherwise)
     return {key: otherwise}
 
 
@@ -469,12 +475,14 @@ def _configure(
         raise ValueError(f"{config_class.__name__} has no {', '.join(unknown)}.")
     for key, value in sizes.items():
         if overrides.get(key, value) != value:
-            raise ValueError(f"`{key}={overrides[key]}` contradicts the checkpoint, whose shapes say {value}.")
+            raise ValueError(
+                f"`{key}={overrides[key]}` contradicts the tensor shapes in the checkpoint, which give {value}."
+            )
     return config_class(**{**sizes, **overrides})
 
 
 def _build(model_class: type[PreTrainedModel], config: VasoMIMConfig | UNeXtConfig) -> PreTrainedModel:
-    # every tensor is about to be replaced, so that none is drawn
+    # no initialisation: every tensor is replaced
     with torch.device("meta"):
         return model_class(config)
 
@@ -491,12 +499,12 @@ def _fill(model: PreTrainedModel, weights: Weights, strict: bool) -> None:
         state[name] = _third(value, part) if part is not None else value
         if state[name].shape != wanted.shape:
             raise ValueError(
-                f"{original} has shape {tuple(value.shape)}, which does not give {name} its {tuple(wanted.shape)}. "
-                "Do the other tensors of the checkpoint have the same sizes?"
+                f"{original} has shape {tuple(value.shape)}, but {name} needs {tuple(wanted.shape)}. "
+                "Check that all tensors of the checkpoint belong to the same model."
             )
     if missing:
-        raise ValueError(f"The checkpoint lacks {_all_names(missing)}. Is the file complete?")
-    _name_unexpected(sorted(set(weights) - used), strict)
+        raise ValueError(f"The checkpoint is missing {_all_names(missing)}. Is the file complete?")
+    _report_unexpected(sorted(set(weights) - used), strict)
     float32 = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     model.load_state_dict(float32, assign=True)
 
@@ -506,13 +514,13 @@ def _third(value: torch.Tensor, part: int) -> torch.Tensor:
     return value[part * size : (part + 1) * size]
 
 
-def _name_unexpected(unexpected: list[str], strict: bool) -> None:
+def _report_unexpected(unexpected: list[str], strict: bool) -> None:
     if not unexpected:
         return
-    message = f"The model has no place for {_all_names(unexpected)}."
+    message = f"Unexpected {_all_names(unexpected)}."
     if strict:
-        raise ValueError(f"{message} Without strict=True they are left out.")
-    logger.warning("%s They are left out.", message)
+        raise ValueError(f"{message} They are skipped without strict=True.")
+    logger.warning("%s They are skipped.", message)
 
 
 def _all_names(names: list[str]) -> str:
@@ -527,7 +535,8 @@ def _report_positions(model: PreTrainedModel) -> None:
             difference = (table - fixed).abs().max().item()
             if not difference < 1e-4:
                 logger.warning(
-                    "%s differs from the fixed sine-cosine positions by up to %.2g: kept as in the checkpoint.",
+                    "%s differs from the fixed sine-cosine position embeddings by up to %.2g; the checkpoint's "
+                    "values are kept.",
                     original_name(name)[0],
                     difference,
                 )

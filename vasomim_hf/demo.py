@@ -1,4 +1,4 @@
-"""The main job from end to end on synthetic angiograms: segmentor, pre-training, a folder that loads, a picture."""
+"""End-to-end demonstration on synthetic angiograms: segmentor, pre-training, export, loading, and a picture."""
 
 import logging
 import shutil
@@ -24,19 +24,19 @@ from .publishing import export
 logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 4
-# Only a folder that holds this file is a demonstration's, whose parts may be replaced
+# identifies folders written by the demonstration, which may be replaced
 MARKER = ".vasomim-demo"
 PARTS = ("frames", "runs", "model")
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the demonstration's results are.
+    """Paths of the results of the demonstration.
 
     Args:
-        model (`Path`): Folder that `AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained` load.
-        picture (`Path`): PNG with frame, vesselness, visible patches, reconstruction and the vessels that the segmentor sees in it.
-        num_features (`int`): Length of the feature vector that the loaded model gave for a frame.
+        model (`Path`): Folder for `AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained`.
+        picture (`Path`): PNG with frame, vesselness, visible patches, reconstruction and vessels segmented in it.
+        num_features (`int`): Length of the feature vector of a frame.
     """
 
     model: Path
@@ -51,34 +51,34 @@ def run_demo(
     epochs: tuple[int, int] = (20, 54),
     preset: str = "tiny",
 ) -> DemoResult:
-    """Draw angiograms, train a segmentor on their vesselness, pre-train VasoMIM on them, load and show the result.
+    """Generate angiograms, train a segmentor on their vesselness, pre-train VasoMIM, and load and show the result.
 
     Args:
         output (`str` or `Path`):
-            Folder for everything. What an earlier demonstration left in it is replaced, nothing else is touched.
+            Output folder. Results of an earlier demonstration are replaced; nothing else is changed.
         num_frames (`int`, defaults to 96):
             Number of synthetic angiograms.
         size (`int`, defaults to 512):
-            Their side in pixels.
+            Side length of the frames in pixels.
         epochs (`tuple[int, int]`, defaults to `(20, 54)`):
-            Length of the segmentor's training and of the pre-training.
+            Epochs of segmentor training and of pre-training.
         preset (`str`, defaults to `"tiny"`):
-            Size of the model.
+            Model size.
 
     Returns:
         [`DemoResult`]
 
     Raises:
         ImportError: If the extras `data` and `training` are not installed.
-        FileExistsError: If `output` has a folder of the same name as one of the demonstration's, and it is not its.
+        FileExistsError: If `output` contains a folder of the same name that was not written by a demonstration.
         ValueError: If a number is out of range.
     """
     output = Path(output)
     frames, runs, model_folder = _clear(output)
-    logger.info("drawing %d synthetic angiograms", num_frames)
+    logger.info("generating %d synthetic angiograms", num_frames)
     paths = write_folder(frames, num_frames, size=size)
     shared = {"data": str(frames), "cache_dir": str(runs / "cache"), "num_workers": 0, "tensorboard": False}
-    # fp32 runs well on every processor, bf16 on some; and one process can have one precision
+    # a process can only have one precision; fp32 is fast on every processor, bf16 only on some
     shared["mixed_precision"] = "no"
     segmentor = _train_segmentor(shared, runs / "segmentor", epochs[0])
     trained = _pretrain(shared, runs / "pretraining", epochs[1], segmentor, preset)
@@ -87,12 +87,12 @@ def run_demo(
 
 
 def _clear(output: Path) -> list[Path]:
-    """Remove what an earlier demonstration left; the folders to write."""
+    """Remove the results of an earlier demonstration and return the folders to write."""
     parts = [output / name for name in PARTS]
     for folder in parts:
         if folder.exists() and not (output / MARKER).is_file():
             raise FileExistsError(
-                f"{folder} is there already and not from a demonstration. Name another output folder."
+                f"{folder} exists and was not written by a demonstration. Choose another output folder."
             )
         shutil.rmtree(folder, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def _pretrain(shared: dict[str, object], folder: Path, epochs: int, segmentor: P
         "epochs": epochs,
         "warmup_epochs": epochs / 20,
         "batch_size": 16,
-        "base_learning_rate": 16e-3,  # absolute peak rate 1e-3
+        "base_learning_rate": 16e-3,  # absolute peak learning rate 1e-3
         "save_every_epochs": epochs,
         "picture_every_epochs": 0,
     }
@@ -128,7 +128,7 @@ def _export(trained: Path, folder: Path, num_frames: int, epochs: int) -> None:
         data=[TrainingData(name="synthetic angiograms", num_images=num_frames, licence="apache-2.0")],
         recipe={"epochs": epochs},
         command="vasomim demo",
-        note="A demonstration on synthetic frames; of no use on real ones.",
+        note="Demonstration on synthetic frames; not useful on real ones.",
     )
     card = model_card(model, training=record)
     export(model, AutoImageProcessor.from_pretrained(trained), folder, card=card)
@@ -136,7 +136,7 @@ def _export(trained: Path, folder: Path, num_frames: int, epochs: int) -> None:
 
 @torch.no_grad()
 def _show(folder: Path, paths: list[Path], picture: Path) -> DemoResult:
-    """Load the folder as a user would, get features, and draw what the model sees."""
+    """Load the folder as a user would, compute features, and draw inputs and predictions."""
     image_processor = AutoImageProcessor.from_pretrained(folder)
     frames = [read_frame(path) for path in paths]
     masks = [vessel_mask(frame).astype(np.uint8) * 255 for frame in frames]
@@ -153,5 +153,7 @@ def _show(folder: Path, paths: list[Path], picture: Path) -> DemoResult:
     seen = model.segment(output.reconstruction).sigmoid()
     columns = [grey, inputs["vesselness"], visible, reconstruction, seen]
     with atomic_file(picture) as temporary:
-        picture_grid(columns, ("frame", "vesselness", "visible", "reconstruction", "vessels in it")).save(temporary)
+        picture_grid(columns, ("frame", "vesselness", "visible", "reconstruction", "segmented vessels")).save(
+            temporary
+        )
     return DemoResult(model=folder, picture=picture, num_features=features.shape[1])

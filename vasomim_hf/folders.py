@@ -1,4 +1,4 @@
-"""Writing a folder or a file as a whole: under its name it is complete, or it is not there."""
+"""Atomic writing of folders and files: they are either complete or absent."""
 
 import os
 import shutil
@@ -11,19 +11,19 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(folder: str | Path, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
-    """Fill a hidden folder beside `folder`, and give it its name when the block ends without an error.
+    """Write to a hidden folder next to `folder` and rename it to `folder` when the block ends without an error.
 
     Args:
-        folder (`str` or `Path`): The folder to write. Parents are made.
-        overwrite (`bool`): Whether a folder of the same kind that is there already is replaced as a whole.
-        marker (`str`, defaults to `"config.json"`): The file by which a folder of that kind is known.
+        folder (`str` or `Path`): Folder to write. Parent folders are created.
+        overwrite (`bool`): Whether an existing folder of the same kind is replaced as a whole.
+        marker (`str`, defaults to `"config.json"`): File that identifies folders of this kind.
 
     Yields:
-        `Path`: Where to write.
+        `Path`: Temporary folder to write to.
 
     Raises:
-        FileExistsError: If `folder` is a file, or a folder with files that may not be replaced: without `overwrite`, or
-            without `marker` in it, since such a folder holds something else.
+        FileExistsError: If `folder` is a file, or contains files and must not be replaced: `overwrite` is `False`, or
+        it does not contain `marker` and is therefore something else.
 
     Example:
         >>> import tempfile
@@ -34,35 +34,35 @@ def new_folder(folder: str | Path, overwrite: bool = False, marker: str = "confi
         ['config.json']
     """
     folder = Path(folder).resolve()
-    _refuse_occupied(folder, overwrite, marker)
+    _check_replaceable(folder, overwrite, marker)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(folder)
+    temporary = _temporary_path(folder)
     temporary.mkdir()
     try:
         yield temporary
         _flush(temporary)
-        _put(temporary, folder)
+        _move_into_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Fill a hidden file beside `path`, and give it its name when the block ends without an error.
+    """Write to a hidden file next to `path` and rename it to `path` when the block ends without an error.
 
     Args:
-        path (`str` or `Path`): The file to write; one that is there is replaced.
+        path (`str` or `Path`): File to write; an existing one is replaced.
 
     Yields:
-        `Path`: Where to write; it has the ending of `path`.
+        `Path`: Temporary file to write to, with the suffix of `path`.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
         >>> with atomic_file(target) as path:
-        ...     _ = path.write_text("all of it")
+        ...     _ = path.write_text("complete")
         >>> target.read_text()
-        'all of it'
+        'complete'
     """
     path = Path(path)
     temporary = path.parent / f".{uuid.uuid4().hex[:8]}.{path.name}"
@@ -75,47 +75,47 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a file that could not be written, before the work that fills it. Its folder is made.
+    """Raise an error if a file cannot be written, before starting work on its content. Creates its folder.
 
     Args:
-        path (`str` or `Path`): A file that [`atomic_file`] will write.
+        path (`str` or `Path`): File that [`atomic_file`] will write.
 
     Raises:
-        OSError: If it is a folder, or its folder cannot be made or written to.
+        OSError: If it is a folder, or its folder cannot be created or is not writable.
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Name a file to write.")
+        raise IsADirectoryError(f"{path} is a folder. Choose a file to write.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise OSError(
-            f"Nothing can be written to {path.parent} ({error.strerror}). Name another folder, or free this one."
+            f"Cannot write to {path.parent} ({error.strerror}). Choose another folder, or change its permissions."
         ) from error
 
 
-def _beside(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
 
-def _refuse_occupied(folder: Path, overwrite: bool, marker: str) -> None:
+def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
     if folder.is_file():
-        raise FileExistsError(f"{folder} is a file. Name a folder to write.")
+        raise FileExistsError(f"{folder} is a file. Choose a folder.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
-        raise FileExistsError(f"{folder} has files in it. Name another folder, or pass overwrite=True to replace it.")
+        raise FileExistsError(f"{folder} is not empty. Choose another folder, or pass overwrite=True to replace it.")
     if not (folder / marker).is_file():
         raise FileExistsError(
-            f"{folder} has files in it but no {marker}, so that it is something else and is not replaced, although "
-            "overwrite=True. Name another folder."
+            f"{folder} contains files but no {marker}, so it is something else and is not replaced despite "
+            "overwrite=True. Choose another folder."
         )
 
 
 def _flush(folder: Path) -> None:
-    # Otherwise the new name may reach the disk before the content
+    # otherwise the rename may reach the disk before the content
     for path in folder.rglob("*"):
         if path.is_file():
             _flush_file(path)
@@ -126,11 +126,11 @@ def _flush_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _put(temporary: Path, folder: Path) -> None:
+def _move_into_place(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(temporary, folder)
         return
-    old = _beside(folder)
+    old = _temporary_path(folder)
     os.replace(folder, old)
     try:
         os.replace(temporary, folder)

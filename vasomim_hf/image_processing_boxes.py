@@ -1,6 +1,6 @@
-"""Boxes that go with frames: from COCO annotations to what a detector learns, and from what it says to boxes.
+"""Bounding boxes: COCO annotations to detection labels, and detector outputs to boxes.
 
-The file travels to the Hub beside the image processor. Corners are left, top, right and bottom.
+Copied to the Hub together with the image processor. Corners are left, top, right and bottom.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Keeps the quotient of two boxes without an area at zero.
+# avoids 0 / 0 in the IoU of boxes with zero area
 EPSILON = 1e-9
-SHORTEST_SIDE = 1.0  # of a box, in pixels that the model sees
-# Boxes of an image that compete in the suppression; the weaker ones cannot be among the best hundred of a sane detector.
+SHORTEST_SIDE = 1.0  # minimum side of a box, in pixels after resizing
+# maximum number of boxes per image that enter non-maximum suppression; far more than the 100 boxes returned by default
 MAX_CANDIDATES = 500
 
 Annotation = Mapping[str, Any]
@@ -27,12 +27,12 @@ Annotation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """What happened to a frame on its way to the model; all pairs are (height, width) or (top, left) in pixels.
+    """Geometric transformation of a frame by the image processor; pairs are (height, width) or (top, left) in pixels.
 
     Args:
-        original (`tuple[int, int]`): Size as read.
+        original (`tuple[int, int]`): Original size.
         resized (`tuple[int, int]`): Size after resizing.
-        shift (`tuple[int, int]`): Down and to the right, by a center crop; negative where the crop cuts.
+        shift (`tuple[int, int]`): Offset down and to the right by the center crop; negative where it cuts.
         cropped (`tuple[int, int]`): Size after the crop.
         output (`tuple[int, int]`): Size after padding at the bottom and right.
     """
@@ -45,22 +45,22 @@ class FrameGeometry:
 
 
 def list_annotations(annotations: Annotation | Sequence[Annotation], num_frames: int) -> list[Annotation]:
-    """One annotation in COCO form for each frame.
+    """Normalise annotations to a list with one COCO annotation per frame.
 
     Args:
         annotations (`dict` or sequence of `dict`): `{"image_id": ..., "annotations": [{"bbox": [x, y, width, height],
-            "category_id": ...}]}`, the box in pixels of the frame as it is passed.
+            "category_id": ...}]}`, boxes in pixels of the original frame.
         num_frames (`int`): Number of frames.
 
     Returns:
-        `list[dict]`: As many as frames.
+        `list[dict]`: One per frame.
 
     Raises:
-        ValueError: If the number or the form does not fit.
+        ValueError: If the number or the format is wrong.
     """
     listed = [annotations] if isinstance(annotations, Mapping) else list(annotations)
     if len(listed) != num_frames:
-        raise ValueError(f"Expected one annotation for each frame, got {len(listed)} for {num_frames} frames.")
+        raise ValueError(f"Expected one annotation per frame, got {len(listed)} for {num_frames} frames.")
     for number, annotation in enumerate(listed):
         if not isinstance(annotation, Mapping) or "annotations" not in annotation:
             raise ValueError(
@@ -71,23 +71,23 @@ def list_annotations(annotations: Annotation | Sequence[Annotation], num_frames:
 
 
 def labels_of_frames(annotations: Sequence[Annotation], geometries: Sequence[FrameGeometry]) -> list[dict[str, Any]]:
-    """What a detector learns from each frame, where boxes went the way of their frames.
+    """Convert annotations to detection labels in the coordinates of the processed frames.
 
-    Boxes are cut at the edges of the frame. Those without an area, outside the frame or shorter than a pixel after
-    resizing are left out with a warning; those that a center crop cuts to less than a pixel, and crowds (`iscrowd`),
-    without one.
+    Boxes are clipped to the frame. Boxes that have zero area, lie outside the frame or are shorter than a pixel after
+    resizing are skipped with a warning; boxes that a center crop cuts to less than a pixel, and crowds (`iscrowd`),
+    are skipped silently.
 
     Args:
         annotations (sequence of `dict`): From [`list_annotations`].
-        geometries (sequence of `FrameGeometry`): Of the frames.
+        geometries (sequence of `FrameGeometry`): One per frame.
 
     Returns:
-        `list[dict]`: For each frame `class_labels` of shape `(n,)`, int64; `boxes` of shape `(n, 4)`, float32, centre x,
-        centre y, width and height as shares of the frame that the model sees, padding included; `orig_size` and `size`,
-        height and width before and after; and `image_id`, where it is a whole number.
+        `list[dict]`: For each frame `class_labels` of shape `(n,)`, int64; `boxes` of shape `(n, 4)`, float32, centre
+        x, centre y, width and height relative to the processed frame, padding included; `orig_size` and `size`, height
+        and width before and after processing; and `image_id`, if it is an integer.
 
     Raises:
-        ValueError: If a box is not four finite numbers, or a category not a whole number >= 0.
+        ValueError: If a box is not four finite numbers, or a category is not an integer >= 0.
     """
     labels, left_out = [], []
     for number, (annotation, geometry) in enumerate(zip(annotations, geometries, strict=True)):
@@ -97,13 +97,16 @@ def labels_of_frames(annotations: Sequence[Annotation], geometries: Sequence[Fra
         resized, is_box = _resize_boxes(boxes, geometry)
         left_out += [f"{_rounded(box)} of frame {number}" for box in boxes[~is_box]]
         corners, is_seen = _crop_boxes(resized[is_box], geometry)
-        label = {"class_labels": categories[is_box][is_seen], "boxes": _shares(corners[is_seen], geometry.output)}
-        labels.append(label | _about(annotation, geometry))
+        label = {
+            "class_labels": categories[is_box][is_seen],
+            "boxes": _relative_boxes(corners[is_seen], geometry.output),
+        }
+        labels.append(label | _sizes_and_id(annotation, geometry))
     if left_out:
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         logger.warning(
-            f"Boxes left out, since they have no area, lie outside their frame or are shorter than {SHORTEST_SIDE:g} pixel "
-            f"after resizing: {', '.join(left_out[:5])}{more}."
+            f"Skipped boxes with zero area, outside their frame or shorter than {SHORTEST_SIDE:g} pixel after "
+            f"resizing: {', '.join(left_out[:5])}{more}."
         )
     return labels
 
@@ -113,8 +116,8 @@ def _bounding_box(number: int, annotation: Annotation) -> list[float]:
     values = np.asarray([] if box is None else box, dtype=np.float64)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise ValueError(
-            f"`bbox` must be four finite numbers, left, top, width and height in pixels, got {_short(box)} in the annotation "
-            f"of frame {number}. Correct it or leave it out."
+            f"`bbox` must be four finite numbers, left, top, width and height in pixels, got {_short(box)} in the "
+            f"annotation of frame {number}. Correct or remove it."
         )
     return values.tolist()
 
@@ -123,14 +126,14 @@ def _category(number: int, annotation: Annotation) -> int:
     category = annotation.get("category_id")
     if not isinstance(category, Integral) or int(category) < 0:
         raise ValueError(
-            f"`category_id` must be a whole number from 0 on, got {_short(category)} in the annotation of frame {number}. "
+            f"`category_id` must be an integer >= 0, got {_short(category)} in the annotation of frame {number}. "
             "Number the classes as in the model's `id2label`."
         )
     return int(category)
 
 
 def _resize_boxes(boxes: np.ndarray, geometry: FrameGeometry) -> tuple[np.ndarray, np.ndarray]:
-    """Corners after resizing, cut at the edges, and which of them are still boxes."""
+    """Corners after resizing, clipped to the frame, and whether each box is still valid."""
     height, width = geometry.original
     frame = np.array([width, height, width, height], dtype=np.float64)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).clip(0, frame)
@@ -147,16 +150,16 @@ def _crop_boxes(corners: np.ndarray, geometry: FrameGeometry) -> tuple[np.ndarra
 
 
 def _has_sides(corners: np.ndarray) -> np.ndarray:
-    # a hair less, so that rounding does not decide over a box of exactly that size
+    # tolerance for boxes of exactly the minimum size
     return (corners[:, 2:] - corners[:, :2] >= SHORTEST_SIDE - 1e-6).all(axis=1)
 
 
-def _shares(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _relative_boxes(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     centres, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     return (np.concatenate([centres, sides], axis=1) / np.array([size[1], size[0]] * 2)).astype(np.float32)
 
 
-def _about(annotation: Annotation, geometry: FrameGeometry) -> dict[str, np.ndarray]:
+def _sizes_and_id(annotation: Annotation, geometry: FrameGeometry) -> dict[str, np.ndarray]:
     about = {"orig_size": np.array(geometry.original), "size": np.array(geometry.output)}
     image_id = annotation.get("image_id")
     return about | ({"image_id": np.array([image_id])} if isinstance(image_id, Integral) else {})
@@ -172,14 +175,14 @@ def _short(value: object) -> str:
 
 
 def pairwise_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of every box with every other one.
+    """Pairwise intersection over union.
 
     Args:
         boxes (`torch.Tensor` of shape `(..., num_boxes, 4)`): Corners, in any unit.
         others (`torch.Tensor` of shape `(..., num_others, 4)`): Corners, in the same unit.
 
     Returns:
-        `torch.Tensor` of shape `(..., num_boxes, num_others)`: In [0, 1]; 0 where both are without an area.
+        `torch.Tensor` of shape `(..., num_boxes, num_others)`: In [0, 1]; 0 if both have zero area.
 
     Example:
         >>> pairwise_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).item()
@@ -192,20 +195,20 @@ def pairwise_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def box_areas(corners: torch.Tensor) -> torch.Tensor:
-    """Areas, of shape `(...)`, of boxes given by their corners, of shape `(..., 4)`; 0 where a side is negative."""
+    """Areas, of shape `(...)`, of boxes given as corners of shape `(..., 4)`; 0 if a side is negative."""
     return (corners[..., 2:] - corners[..., :2]).clamp(min=0).prod(dim=-1)
 
 
 def suppress_overlaps(corners: torch.Tensor, labels: torch.Tensor, nms_threshold: float) -> torch.Tensor:
-    """Greedy non-maximum suppression: of boxes of a class that overlap, the surest stays.
+    """Greedy non-maximum suppression: of overlapping boxes of a class, the highest-scoring is kept.
 
     Args:
-        corners (`torch.Tensor` of shape `(..., num_boxes, 4)`): Surest first, in any unit.
-        labels (`torch.Tensor` of shape `(..., num_boxes)`): Classes; boxes of different ones do not compete.
-        nms_threshold (`float`): IoU above which two boxes are one, in [0, 1].
+        corners (`torch.Tensor` of shape `(..., num_boxes, 4)`): Sorted by descending score, in any unit.
+        labels (`torch.Tensor` of shape `(..., num_boxes)`): Class ids; suppression is per class.
+        nms_threshold (`float`): IoU above which the lower-scoring box is removed, in [0, 1].
 
     Returns:
-        `torch.BoolTensor` of shape `(..., num_boxes)`: Which boxes stay.
+        `torch.BoolTensor` of shape `(..., num_boxes)`: `True` for boxes to keep.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9], [5.0, 5.0, 6.0, 6.0]])
@@ -213,11 +216,11 @@ def suppress_overlaps(corners: torch.Tensor, labels: torch.Tensor, nms_threshold
         tensor([ True, False,  True])
     """
     same = labels[..., :, None] == labels[..., None, :]
-    # [..., i, j]: i is surer than j and overlaps it
+    # [..., i, j]: i scores higher than j and overlaps it
     beats = ((pairwise_iou(corners, corners) > nms_threshold) & same).triu(diagonal=1)
     stays = torch.ones_like(labels, dtype=torch.bool)
-    # Each round settles at least the next box down the list, commonly all at once: when nothing changes, this is
-    # what the loop over boxes would have kept.
+    # Each iteration settles at least the next box in the list, usually all of them. Once nothing changes, the result
+    # equals that of the sequential loop over boxes.
     for _ in range(labels.shape[-1]):
         still = ~(beats & stays[..., :, None]).any(dim=-2)
         if torch.equal(still, stays):
@@ -228,15 +231,15 @@ def suppress_overlaps(corners: torch.Tensor, labels: torch.Tensor, nms_threshold
 
 @dataclass(frozen=True)
 class BoxSelection:
-    """Which of a detector's boxes are given out.
+    """Criteria for the boxes that a detector returns.
 
     Args:
-        threshold (`float`, defaults to 0.5): Score above which a box counts, in [0, 1].
-        nms_threshold (`float`, defaults to 0.5): IoU above which two boxes of a class are one, in [0, 1].
-        top_k (`int`, defaults to 100): Most boxes of an image.
+        threshold (`float`, defaults to 0.5): Minimum score, exclusive, in [0, 1].
+        nms_threshold (`float`, defaults to 0.5): IoU above which two boxes of a class are duplicates, in [0, 1].
+        top_k (`int`, defaults to 100): Maximum number of boxes per image.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a value is out of range.
     """
 
     threshold: float = 0.5
@@ -248,19 +251,19 @@ class BoxSelection:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
         if not 1 <= self.top_k <= MAX_CANDIDATES:
-            raise ValueError(f"`top_k` must be in 1..{MAX_CANDIDATES}, got {self.top_k}.")
+            raise ValueError(f"`top_k` must be between 1 and {MAX_CANDIDATES}, got {self.top_k}.")
 
 
 def select_boxes(
     logits: torch.Tensor, pred_boxes: torch.Tensor, frames: torch.Tensor, selection: BoxSelection
 ) -> list[dict[str, torch.Tensor]]:
-    """Boxes of each image, surest first.
+    """Select the boxes of each image, sorted by descending score.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels)`): Of the classes, without a background.
-        pred_boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): Centre and size, as shares of the image.
-        frames (`torch.Tensor` of shape `(batch_size, 2)`): Height and width of each image in the unit that is wanted.
-        selection (`BoxSelection`): Which ones.
+        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels)`): Without a background class.
+        pred_boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): Centre and size, relative to the image.
+        frames (`torch.Tensor` of shape `(batch_size, 2)`): Height and width of each image in the unit of the result.
+        selection (`BoxSelection`): Criteria.
 
     Returns:
         `list[dict]`: `scores` of shape `(n,)`, `labels` of shape `(n,)`, int64, and `boxes` of shape `(n, 4)`, corners.
@@ -268,7 +271,7 @@ def select_boxes(
     num_labels = logits.shape[-1]
     corners = center_to_corners_format(pred_boxes.float())
     scores = logits.float().sigmoid()
-    # what the edge of the frame cut to nothing is no box
+    # boxes that clipping reduced to zero area are not returned
     scores = torch.where((box_areas(corners) > 0).unsqueeze(-1), scores, -1.0).flatten(1)
     best = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)
     labels, queries = best.indices % num_labels, best.indices // num_labels
@@ -286,30 +289,31 @@ def select_boxes(
 def post_process_boxes(
     outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None, selection: BoxSelection
 ) -> list[dict[str, torch.Tensor]]:
-    """Boxes of each image in the pixels of its original.
+    """Select boxes and scale them to the pixels of the original images.
 
     Args:
         outputs (output with `logits` and `pred_boxes`): As for [`select_boxes`].
         target_sizes (sequence of pairs or `torch.Tensor` of shape `(batch_size, 2)`, *optional*): Height and width of
-            each image; `None` gives shares of the image.
-        selection (`BoxSelection`): Which boxes.
+            each image; with `None`, boxes are relative to the image.
+        selection (`BoxSelection`): Criteria.
 
     Returns:
         `list[dict]`: As from [`select_boxes`].
 
     Raises:
-        ValueError: If the output is not a detector's, or `target_sizes` does not fit.
+        ValueError: If the output is not that of a detector, or `target_sizes` does not match.
     """
     logits, pred_boxes = getattr(outputs, "logits", None), getattr(outputs, "pred_boxes", None)
     if logits is None or pred_boxes is None or logits.ndim != 3 or pred_boxes.shape != (*logits.shape[:2], 4):
         raise ValueError(
-            "Expected an output with `logits` of shape (batch_size, num_queries, num_labels) and `pred_boxes` of shape "
-            f"(batch_size, num_queries, 4), got {type(outputs).__name__}. Pass the output of a detection model."
+            "Expected an output with `logits` of shape (batch_size, num_queries, num_labels) and `pred_boxes` of "
+            f"shape (batch_size, num_queries, 4), got {type(outputs).__name__}. Pass the output of a detection "
+            "model."
         )
     if target_sizes is None:
         frames = torch.ones(len(logits), 2)
     elif len(target_sizes) != len(logits):
-        raise ValueError(f"Expected one target size for each image, got {len(target_sizes)} for {len(logits)} images.")
+        raise ValueError(f"Expected one target size per image, got {len(target_sizes)} for {len(logits)} images.")
     else:
         frames = torch.as_tensor(target_sizes, dtype=torch.float32)
     return select_boxes(logits, pred_boxes, frames, selection)

@@ -1,4 +1,4 @@
-"""Anatomy-guided masking: which patches to hide, drawn for the whole batch at once.
+"""Anatomy-guided masking: samples the patches to mask for a whole batch at once.
 
 Shapes: B batch size, N number of patches.
 """
@@ -8,16 +8,16 @@ from torch import nn
 
 
 def patch_scores(guidance_map: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Sum of a guidance map in each patch (the numerator of the paper's patch distribution).
+    """Sum a guidance map over each patch (the numerator of the paper's patch distribution).
 
     Args:
         guidance_map (`torch.Tensor` of shape `(batch_size, 1, height, width)`):
-            Vessel evidence of each pixel, float in [0, 1]; height and width divisible by `patch_size`.
+            Vessel evidence per pixel, float in [0, 1]; height and width divisible by `patch_size`.
         patch_size (`int`):
-            Side of a patch in pixels.
+            Side length of a patch in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`: float in [0, patch_size**2], patches row by row.
+        `torch.Tensor` of shape `(batch_size, num_patches)`: float in [0, patch_size**2], patches in row-major order.
 
     Example:
         >>> patch_scores(torch.ones(1, 1, 4, 8), patch_size=4)
@@ -34,32 +34,33 @@ def guided_mask(
     noise: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Choose which patches to hide, drawing part of them where vessels are.
+    """Choose the patches to mask, sampling some of them where vessels are.
 
-    Of the hidden patches, a share `guidance_ratio` is drawn without replacement with probability proportional
-    to `patch_scores`; the rest uniformly over what is left. Every image hides the same number of patches, also one
-    without vessels.
+    A fraction `guidance_ratio` of the masked patches is sampled without replacement with probability proportional to
+    `patch_scores`, the others uniformly from the remaining patches. Every image has the same number of masked patches,
+    even if it has no vessels.
 
     Args:
         patch_scores (`torch.Tensor` of shape `(batch_size, num_patches)`):
-            Sum of vesselness in each patch; float, >= 0, any scale. A row of zeros means "no vessel found".
+            Sum of vesselness over each patch; float, >= 0, any scale. A row of zeros means "no vessel found".
         mask_ratio (`float`):
-            Share of patches to hide, in (0, 1). Rounded as in MAE: `num_patches - int(num_patches * (1 - mask_ratio))`.
+            Fraction of patches to mask, in (0, 1). Rounded as in MAE: `num_patches - int(num_patches * (1 -
+            mask_ratio))`.
         guidance_ratio (`float` or scalar `torch.Tensor`):
-            Share of the hidden patches drawn by score, in [0, 1]; rounded down to whole patches. 0 is plain MAE. A
-            tensor on the device of `patch_scores` keeps a compiled graph valid while the share changes.
+            Fraction of the masked patches sampled by score, in [0, 1]; rounded down to whole patches. 0 is plain MAE.
+            Pass a tensor on the device of `patch_scores` to change the value without recompiling.
         noise (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
-            Uniform in [0, 1), float32: the only source of randomness. With `guidance_ratio=0` the visible patches are
-            those of smallest noise, as in transformers' ViTMAE.
+            Uniform in [0, 1), float32, the only source of randomness. With `guidance_ratio=0` the patches with the
+            smallest noise stay visible, as in transformers' ViTMAE.
         generator (`torch.Generator`, *optional*):
             Source of `noise` where none is given, on the device of `patch_scores`. `None` uses the global one.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches)`: `bool`, `True` where the patch is hidden.
+        `torch.Tensor` of shape `(batch_size, num_patches)`: `bool`, `True` for masked patches.
 
     Raises:
-        ValueError: If a ratio is out of range, a shape does not fit, or a score is negative or not a number. Scores on
-            an accelerator are not looked at, since that would wait for it; there, negative ones count as zero.
+        ValueError: If a ratio is out of range, a shape does not match, or a score is negative or NaN. Scores on an
+        accelerator are not checked, because that would force a synchronisation; negative ones count as zero.
 
     Example:
         >>> scores = torch.tensor([[0.0, 0.9, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]])
@@ -78,23 +79,24 @@ def guided_order(
     noise: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """Order the patches from the first that stays visible to the last that is hidden.
+    """Order the patches so that the visible ones come first.
 
-    Takes the arguments of [`guided_mask`], which is this order cut after `num_visible` patches.
+    Takes the arguments of [`guided_mask`], which splits this order after `num_visible` patches.
 
-    The draw is a race: patch i with probability p_i arrives at time E_i / p_i, with E_i = -log(noise_i) exponential.
-    The first to arrive are a sample without replacement, proportional to p (Efraimidis and Spirakis, 2006). When the
-    last guided patch has arrived, at time t, the others still have E_i - p_i * t to go, which is again exponential and
-    independent of what was drawn, since waiting has no memory: so the same noise serves the uniform draw among them.
-    As noise_i * exp(p_i * t), this is >= 1 for the guided patches, uniform in [0, 1) for the others, and the noise
-    itself without guidance: the largest are hidden.
+    The sampling is an exponential race: patch i with probability p_i arrives at time E_i / p_i, where
+    E_i = -log(noise_i). The first arrivals are a sample without replacement with probabilities proportional to p
+    (Efraimidis and Spirakis, 2006). When the last guided patch arrives, at time t, the remaining times E_i - p_i * t
+    of the other patches are again exponential and independent of the sample (the exponential distribution is
+    memoryless), so the same noise serves the uniform draw among them. The key noise_i * exp(p_i * t) is >= 1 for
+    guided patches, uniform in [0, 1) for the others, and equal to the noise without guidance. Patches with the
+    largest keys are masked.
 
     Returns:
-        `tuple[torch.Tensor, int]`: patch indices of shape `(batch_size, num_patches)`, int64, and the number of those
-        that stay visible.
+        `tuple[torch.Tensor, int]`: patch indices of shape `(batch_size, num_patches)`, int64, and the number of
+        visible patches.
 
     Raises:
-        ValueError: As [`guided_mask`].
+        ValueError: As for [`guided_mask`].
     """
     _check_ratio("mask_ratio", mask_ratio, 0 < mask_ratio < 1, "in (0, 1)")
     _check_scores(patch_scores)
@@ -103,7 +105,7 @@ def guided_order(
     num_guided = _num_guided(num_patches - num_visible, guidance_ratio, patch_scores.device)
     noise = _prepare_noise(noise, generator, patch_scores)
 
-    # 1e-30 (not 0) keeps rows of zeros finite, and the largest finite time lets patches of score 0 wait forever
+    # 1e-30 instead of 0 keeps rows of zeros finite; patches with score 0 get the largest finite arrival time
     scores = patch_scores.to(noise.dtype).clamp(min=0)
     probability = scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-30)
     arrival = (-noise.log() / probability).clamp(max=1e30).sort(dim=1).values
@@ -121,7 +123,7 @@ def _check_scores(patch_scores: torch.Tensor) -> None:
     if patch_scores.ndim != 2:
         raise ValueError(
             f"`patch_scores` must have shape (batch_size, num_patches), got {tuple(patch_scores.shape)}. "
-            "Sum the vesselness map over each patch first, see `patch_scores()`."
+            "Sum the vesselness map over each patch first, with `patch_scores()`."
         )
     if patch_scores.device.type != "cpu" or torch.compiler.is_compiling() or patch_scores.numel() == 0:
         return
@@ -149,7 +151,7 @@ def _prepare_noise(
     elif noise.shape != shape:
         raise ValueError(
             f"`noise` must have the shape of `patch_scores`, {tuple(shape)}, got {tuple(noise.shape)}. "
-            "One uniform number in [0, 1) for each patch."
+            "Pass one uniform number in [0, 1) per patch."
         )
-    # log(0) would make a patch wait forever
+    # log(0) would give an infinite arrival time
     return noise.to(device=device, dtype=torch.float32).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,6 +1,6 @@
-"""The model card: README.md with its front matter, from the model and from what is known of its training and results.
+"""The model card: a README.md with front matter, written from the model, its training record and its results.
 
-Nothing is filled in that was not given: a section without facts says so.
+Only facts that were passed are stated; sections without facts say so.
 """
 
 import math
@@ -15,10 +15,10 @@ from .evaluation.results import EvaluationResults, SummaryValue, format_interval
 
 
 PAPER = "https://arxiv.org/abs/2602.11536"
-# In the example of a card that was not told where the model is
+# model id in the example code if none is given
 _PLACEHOLDER = "path-or-repo-id"
 
-# licences of data sets by lower-case name: Hub id, and what is known
+# known data sets by lower-case name: Hub id and licence
 _KNOWN_DATA = {
     "xa-170k": ("waha2000huang/XA-170K", "CC BY-NC 4.0 (second-hand: reported by others, not read at the source)"),
     "arcade": (None, "CC0 1.0 (second-hand: reported by others, not read at the source)"),
@@ -26,43 +26,43 @@ _KNOWN_DATA = {
     "coronarydominance": ("BearSubj13/CoronaryDominance", "CC0 1.0 (its card; older revisions say MIT)"),
 }
 
-# what follows "For" in the class name: the Hub's task, the Auto class, and what the model is
-_KINDS = {
+# by class-name suffix after "For": Hub task, Auto class, description
+_MODEL_KINDS = {
     "": ("image-feature-extraction", "AutoModel", "the encoder: features of X-ray angiograms"),
     "PreTraining": (
         "image-feature-extraction",
         "AutoModel",
-        "the pre-training model: the encoder, and the decoder and vessel segmentor it was trained with",
+        "the pre-training model: encoder, decoder and vessel segmentor",
     ),
     "SemanticSegmentation": (
         "image-segmentation",
         "AutoModelForSemanticSegmentation",
-        "a segmentation model on the encoder: a class for each pixel",
+        "a segmentation model on the encoder: one class per pixel",
     ),
     "ObjectDetection": (
         "object-detection",
         "AutoModelForObjectDetection",
-        "a detector on the encoder: boxes with their classes",
+        "a detector on the encoder: boxes with classes",
     ),
     "ImageClassification": (
         "image-classification",
         "AutoModelForImageClassification",
-        "a classifier on the encoder: labels of whole frames",
+        "a classifier on the encoder: labels for whole frames",
     ),
     "VesselSegmentation": (
         "image-segmentation",
         "AutoModelForSemanticSegmentation",
-        "UNeXt, the small vessel segmentor that guides the pre-training of VasoMIM",
+        "UNeXt, the small vessel segmentor used in pre-training VasoMIM",
     ),
 }
 
-# what the example's output holds, by the Hub's task
+# description of the example's output, by Hub task
 _MEANINGS = {
-    "image-feature-extraction": "`output.last_hidden_state` holds one vector for the frame (first) and one for each patch.",
+    "image-feature-extraction": "`output.last_hidden_state` has one vector for the frame (first) and one per patch.",
     "image-segmentation": "`output.logits` has {channels}, at the size of the input.",
-    "object-detection": "`output.logits` has a score for each place and class, `output.pred_boxes` the box of each place; "
-    "`image_processor.post_process_object_detection(output, target_sizes=[(height, width)])` gives boxes in pixels.",
-    "image-classification": "`output.logits` has one number for each label of `model.config.id2label`.",
+    "object-detection": "`output.logits` has a score per location and class, `output.pred_boxes` one box per location; "
+    "`image_processor.post_process_object_detection(output, target_sizes=[(height, width)])` returns boxes in pixels.",
+    "image-classification": "`output.logits` has one logit per label in `model.config.id2label`.",
 }
 
 _CITATION = """```bibtex
@@ -73,7 +73,7 @@ _CITATION = """```bibtex
 }
 ```"""
 
-_USE = """With the package (`pip install -e .` in a checkout of it), whose import makes the Auto classes know the model:
+_USE = """With the package (`pip install -e .` in a checkout of it), which registers the model with the Auto classes:
 
 ```python
 import vasomim_hf
@@ -85,7 +85,7 @@ model = {auto_class}.from_pretrained("{repo_id}")
 output = model(**image_processor(Image.open("frame.png"), return_tensors="pt"))
 ```
 
-Without the package, by the code in this repository; read it first:
+Without the package, with the code in this repository (read it first):
 
 ```python
 from PIL import Image
@@ -98,21 +98,21 @@ output = model(**image_processor(Image.open("frame.png"), return_tensors="pt"))
 
 {meaning}"""
 
-_LIMITS = """- For research. This is not a medical device; it was not tested for, and must not be used in, the care of patients.
-- It was not shown how well it works on other scanners, hospitals, patient groups and views than those of its data.
-- The image processor expects single grey frames with dark vessels, as they are stored; it warns about others."""
+_LIMITS = """- For research only. This is not a medical device: it has not been tested for patient care and must not be used in it.
+- Its performance on other scanners, hospitals, patient groups and views than those in its data is unknown.
+- The image processor expects single grey frames with dark vessels, as stored; it warns about others."""
 
 
 @dataclass(kw_only=True)
 class TrainingData:
-    """A data set that a model was trained on.
+    """A data set used in training.
 
     Args:
         name (`str`): Name of the data set.
         num_images (`int`, *optional*): Number of frames used.
-        licence (`str`, *optional*): Its licence. Left out, what is known of the data set of that name, or "not stated".
+        licence (`str`, *optional*): Its licence. Defaults to the known licence of the data set, or "not stated".
         hub_id (`str`, *optional*): Its id on the Hub.
-        note (`str`, *optional*): Anything a reader must know, such as which frames were left out.
+        note (`str`, *optional*): Other information, such as which frames were excluded.
     """
 
     name: str
@@ -129,14 +129,14 @@ class TrainingData:
 
 @dataclass(kw_only=True)
 class TrainingRecord:
-    """What is known of a model's training.
+    """How a model was trained.
 
     Args:
-        data (`list` of [`TrainingData`] or `dict`): The data sets, in order.
-        recipe (`dict[str, object]`): Names and values of the settings, such as `{"epochs": 800}`.
-        command (`str`, *optional*): The command of the run.
-        hardware (`str`, *optional*): What it ran on, and how long.
-        note (`str`, *optional*): Anything else, such as "Converted from the authors' checkpoint".
+        data (`list` of [`TrainingData`] or `dict`): Data sets, in order.
+        recipe (`dict[str, object]`): Settings by name, such as `{"epochs": 800}`.
+        command (`str`, *optional*): Command line of the training run.
+        hardware (`str`, *optional*): Hardware and duration.
+        note (`str`, *optional*): Other information, such as "Converted from the authors' checkpoint".
     """
 
     data: Sequence[TrainingData | Mapping[str, object]] = ()
@@ -151,18 +151,18 @@ class TrainingRecord:
 
 @dataclass(kw_only=True)
 class Result:
-    """One measured number.
+    """One result.
 
     Args:
-        task (`str`): Such as "vessel segmentation".
+        task (`str`): Task, such as "vessel segmentation".
         dataset (`str`): Name of the data set.
         metric (`str`): Name of the metric.
-        value (`float`): The number, in the unit that `metric` names.
-        method (`str`): How it was obtained: what was trained and on what, what was scored at which size, how it was
-            averaged, how many seeds. A number without this is of no use.
-        interval (`str`, *optional*): Its uncertainty, such as "95 % interval 0.79 to 0.81, by patient".
-        split (`str`, *optional*): Such as "test".
-        dataset_id (`str`, *optional*): The data set's id on the Hub.
+        value (`float`): Value, in the unit that `metric` implies.
+        method (`str`): How it was obtained: model and training data, image size, averaging, number of seeds. A result
+            without this is meaningless.
+        interval (`str`, *optional*): Uncertainty, such as "95 % interval 0.79 to 0.81, by patient".
+        split (`str`, *optional*): Split, such as "test".
+        dataset_id (`str`, *optional*): Id of the data set on the Hub.
     """
 
     task: str
@@ -175,7 +175,7 @@ class Result:
     dataset_id: str | None = None
 
     def to_eval_result(self) -> EvalResult:
-        """The same as the Hub's `model-index` has it."""
+        """Convert to an entry of the Hub's `model-index`."""
         return EvalResult(
             task_type=_slug(self.task),
             task_name=self.task,
@@ -189,19 +189,18 @@ class Result:
 
 
 def results_for_card(results: EvaluationResults, measures: Sequence[str]) -> list[Result]:
-    """Numbers of an evaluation as a model card shows them.
+    """Convert results of an evaluation to results for a model card.
 
     Args:
-        results (`EvaluationResults`): From `read_results`, of a file that `vasomim evaluate` wrote.
-        measures (sequence of `str`): Names of the numbers, such as `["dice", "cl_dice"]`.
+        results (`EvaluationResults`): From `read_results`, for a file written by `vasomim evaluate`.
+        measures (sequence of `str`): Names of the metrics, such as `["dice", "cl_dice"]`.
 
     Returns:
-        `list` of [`Result`]: One for each measure, rounded to four digits, with its interval, and the options of the
-        evaluation as the method. Where only the first frames were scored (`max_frames`), the split says so, also in the
-        front matter that the Hub reads.
+        `list` of [`Result`]: One per metric, rounded to four digits, with its interval, and the evaluation options as
+        the method. If only the first frames were scored (`max_frames`), the split says so, also in the front matter.
 
     Raises:
-        ValueError: If a measure is unknown or undefined in the results.
+        ValueError: If a metric is unknown or undefined in the results.
 
     Example:
         >>> dice = SummaryValue(value=0.75, low=0.7, high=0.8, n=200, undefined=0)
@@ -211,15 +210,15 @@ def results_for_card(results: EvaluationResults, measures: Sequence[str]) -> lis
         >>> result.task, result.value, result.interval
         ('vessel segmentation', 0.75, '95 % interval 0.7000 to 0.8000, by frame')
     """
-    return [_measured(results, name) for name in measures]
+    return [_result(results, name) for name in measures]
 
 
-def _measured(results: EvaluationResults, measure: str) -> Result:
+def _result(results: EvaluationResults, measure: str) -> Result:
     if measure not in results.summary:
-        raise ValueError(f"The results have no {measure!r}. They have {', '.join(results.summary)}.")
+        raise ValueError(f"The results have no {measure!r}. Available: {', '.join(results.summary)}.")
     number = results.summary[measure]
     if math.isnan(number.value):
-        raise ValueError(f"{measure!r} is undefined in the results, so that there is nothing to show. Leave it out.")
+        raise ValueError(f"{measure!r} is undefined in the results. Remove it from the list.")
     return Result(
         task=f"{results.task.replace('_', ' ')} {results.kind}",
         dataset=results.data,
@@ -228,23 +227,23 @@ def _measured(results: EvaluationResults, measure: str) -> Result:
         method=_method(results, number),
         interval=_interval(results, number),
         split=_split(results),
-        # as the Hub names data sets; an address may end in a revision
+        # only Hub ids, without a revision
         dataset_id=results.data.partition("@")[0] if "/" in results.data else None,
     )
 
 
 def _split(results: EvaluationResults) -> str:
-    """Of a trial on its first frames, what says so: a number of a part is not one of the split."""
+    """Name of the split; says so if only its first frames were scored."""
     most = results.settings.get("max_frames")
     is_part = most is not None and len(results.rows) >= most
     return f"{results.split}, first {len(results.rows)} frames only" if is_part else results.split
 
 
 def _method(results: EvaluationResults, number: SummaryValue) -> str:
-    frames = f"{number.n} frames" + (f", {number.undefined} more where it is undefined" if number.undefined else "")
+    frames = f"{number.n} frames" + (f", {number.undefined} more with undefined value" if number.undefined else "")
     shown = {name: value for name, value in results.settings.items() if value is not None and name != "resampling"}
     options = ", ".join(f"{name} {value}" for name, value in shown.items())
-    return f"`vasomim evaluate` {results.version}, as docs/metrics.md defines it; {frames}; {options or 'no options'}"
+    return f"`vasomim evaluate` {results.version}, metrics as defined in docs/metrics.md; {frames}; {options or 'no options'}"
 
 
 def _interval(results: EvaluationResults, number: SummaryValue) -> str | None:
@@ -263,24 +262,24 @@ def model_card(
     license: str = "apache-2.0",
     base_model: str | None = None,
 ) -> str:
-    """Text of a model's README.md.
+    """Write the README.md of a model.
 
     Args:
         model (`PreTrainedModel`):
-            The model to describe; its class and configuration are read, not its weights.
+            Model to describe; only its class and configuration are used.
         results (`list` of [`Result`] or `dict`, *optional*):
-            What was measured.
+            Evaluation results.
         training ([`TrainingRecord`] or `dict`, *optional*):
-            What it was trained on, and how.
+            Training data and settings.
         repo_id (`str`, defaults to `"path-or-repo-id"`):
-            Hub id or path for the example; its last part is the name of the model. Without it, the class names the model.
+            Hub id or path used in the example; its last part is the title. By default the title is the class name.
         license (`str`, defaults to `"apache-2.0"`):
-            Licence of the weights, as an identifier of the Hub. The code is Apache-2.0.
+            Licence of the weights, as a Hub identifier. The code is Apache-2.0.
         base_model (`str`, *optional*):
             Hub id of the encoder that this model was fine-tuned from.
 
     Returns:
-        `str`: Markdown, with the front matter that the Hub reads.
+        `str`: Markdown with front matter.
 
     Raises:
         ValueError: If a field of a result or of the training record is unknown or missing.
@@ -308,7 +307,7 @@ def model_card(
 
 
 def _name(model: PreTrainedModel, repo_id: str) -> str:
-    """What the card calls the model: the name of its class where no other is known."""
+    """Title of the card: the last part of the id, otherwise the class name."""
     return type(model).__name__ if repo_id == _PLACEHOLDER else repo_id.rstrip("/").split("/")[-1]
 
 
@@ -340,15 +339,15 @@ def _front_matter(
 
 def _kind(model: PreTrainedModel) -> tuple[str, str, str]:
     _, _, purpose = type(model).__name__.partition("For")
-    return _KINDS.get(purpose, _KINDS[""])
+    return _MODEL_KINDS.get(purpose, _MODEL_KINDS[""])
 
 
 def _introduction(model: PreTrainedModel) -> str:
     _, _, description = _kind(model)
     return (
-        f"This is {description}. VasoMIM is masked image modelling for X-ray angiograms, in which patches with vessels "
-        f"are hidden more often and reconstructions must keep the vessels ([paper]({PAPER})). "
-        "An independent implementation for the Hugging Face stack; not by the paper's authors."
+        f"This is {description}. VasoMIM is masked image modelling for X-ray angiograms: patches with vessels are "
+        f"masked more often, and reconstructions must preserve the vessels ([paper]({PAPER})). Independent "
+        "implementation for the Hugging Face stack, not by the authors of the paper."
     )
 
 
@@ -358,16 +357,16 @@ def _use(model: PreTrainedModel, repo_id: str) -> str:
     if task == "image-segmentation":
         meaning = meaning.format(channels=_channels(model))
     if type(model).__name__.endswith("ForPreTraining"):
-        meaning += " `AutoModelForPreTraining` loads the decoder and the segmentor too, to go on with pre-training."
+        meaning += " `AutoModelForPreTraining` also loads the decoder and the segmentor, to continue pre-training."
     return _USE.format(auto_class=auto_class, repo_id=repo_id, meaning=meaning)
 
 
 def _channels(model: PreTrainedModel) -> str:
-    # the segmentor tells two classes apart with one
+    # the segmentor has one channel for two classes
     count = getattr(model.config, "num_logits", model.config.num_labels)
     if count == 1:
-        return "one channel, which is above 0 where there is vessel"
-    return f"{count} channels, one for each class in the order of `model.config.id2label`"
+        return "one channel, positive for vessels"
+    return f"{count} channels, one per class in the order of `model.config.id2label`"
 
 
 def _model(model: PreTrainedModel) -> str:
@@ -400,7 +399,7 @@ def _training(training: TrainingRecord) -> str:
     if training.command:
         parts.append(f"```bash\n{training.command}\n```")
     if training.hardware:
-        parts.append(f"Ran on: {training.hardware}.")
+        parts.append(f"Hardware: {training.hardware}.")
     return "\n\n".join(parts) or "Not stated."
 
 
@@ -429,8 +428,8 @@ def _licence(training: TrainingRecord, license: str) -> str:
     ]
     if restricted:
         text += (
-            f" The training data {', '.join(restricted)} may not be used commercially. Whether that reaches the weights "
-            "is not settled: ask the owners of the data before a commercial use."
+            f" The training data {', '.join(restricted)} may not be used commercially. Whether this applies to the "
+            "weights is not settled: ask the owners of the data before commercial use."
         )
     return text
 
@@ -459,12 +458,12 @@ def _read(record: type[Record], value: Record | Mapping[str, Any]) -> Record:
     if isinstance(value, record):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"Expected a {record.__name__} or a dictionary, got a {type(value).__name__}.")
+        raise ValueError(f"Expected a {record.__name__} or a dict, got a {type(value).__name__}.")
     known = [item.name for item in fields(record)]
     unknown = sorted(set(value) - set(known))
     if unknown:
-        raise ValueError(f"{record.__name__} has no {', '.join(unknown)}. It has {', '.join(known)}.")
+        raise ValueError(f"{record.__name__} has no {', '.join(unknown)}. Fields: {', '.join(known)}.")
     try:
         return record(**value)
     except TypeError as error:
-        raise ValueError(f"{record.__name__} is incomplete: {error}. It has {', '.join(known)}.") from error
+        raise ValueError(f"{record.__name__} is incomplete: {error}. Fields: {', '.join(known)}.") from error

@@ -1,6 +1,6 @@
-"""UNeXt-S, the small vessel segmentor that guides VasoMIM's masking and judges its reconstructions.
+"""UNeXt-S, the small vessel segmentor used for VasoMIM's masking guidance and consistency loss.
 
-Written from the paper (Valanarasu and Patel, UNeXt: MLP-based rapid medical image segmentation network,
+Implemented from the paper (Valanarasu and Patel, UNeXt: MLP-based rapid medical image segmentation network,
 arXiv:2203.04967). Shapes: B batch size, C channels, H and W height and width of the stage.
 """
 
@@ -18,18 +18,19 @@ from .configuration_unext import UNeXtConfig
 
 
 def check_vesselness(name: str, vesselness: torch.Tensor) -> None:
-    """Refuse a vessel map with values outside [0, 1].
+    """Raise an error if a vesselness map has values outside [0, 1].
 
     Args:
-        name (`str`): What the caller's argument is called.
-        vesselness (`torch.Tensor` of any shape): On an accelerator it is not looked at, since that would wait for it.
+        name (`str`): Name of the argument, for the message.
+        vesselness (`torch.Tensor` of any shape): Not checked on an accelerator, because that would force a
+            synchronisation.
 
     Raises:
-        ValueError: If a value is outside [0, 1] or not a number.
+        ValueError: If a value is outside [0, 1] or NaN.
     """
     if vesselness.device.type != "cpu" or vesselness.numel() == 0 or torch.compiler.is_compiling():
         return
-    # by numpy, so that no operation is added that would wait for a device
+    # numpy keeps this check out of traced and compiled graphs
     values = vesselness.detach().float().numpy()
     if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(
@@ -38,33 +39,33 @@ def check_vesselness(name: str, vesselness: torch.Tensor) -> None:
         )
 
 
-def refuse_unknown_arguments(model: nn.Module, arguments: dict[str, object]) -> None:
-    """Refuse keyword arguments that nothing would read, such as a misspelt one.
+def reject_unknown_arguments(model: nn.Module, arguments: dict[str, object]) -> None:
+    """Reject unknown keyword arguments, for example misspelt ones.
 
     Args:
-        model (`nn.Module`): Whose `forward` got them.
-        arguments (`dict[str, object]`): Those it does not name itself.
+        model (`nn.Module`): Model whose `forward` received them.
+        arguments (`dict[str, object]`): Keyword arguments that `forward` does not name.
 
     Raises:
-        TypeError: If an argument is none that transformers passes through.
+        TypeError: If an argument is not one that transformers passes through.
     """
-    # `use_cache` is passed to models of every kind with activation checkpointing, and means nothing here
+    # transformers passes `use_cache` to every model with activation checkpointing; it has no meaning here
     unknown = sorted(set(arguments) - set(TransformersKwargs.__annotations__) - {"use_cache"})
     if unknown:
         raise TypeError(f"{type(model).__name__}.forward() has no argument {unknown[0]!r}.")
 
 
 def vessel_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Half binary cross entropy, half Dice loss, as the method's segmentor is trained with.
+    """Mean of binary cross entropy and Dice loss, the training loss of the segmentor.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, 1, height, width)`):
-            Any real number; 0 means a vessel probability of one half.
+            Any real numbers; 0 is a vessel probability of one half.
         labels (`torch.Tensor` of shape `(batch_size, 1, height, width)` or `(batch_size, height, width)`):
             Vesselness, bool, integer or float in [0, 1].
 
     Returns:
-        `torch.Tensor`: scalar, float32. The Dice part is taken over the whole batch at once, smoothed by 1e-5.
+        `torch.Tensor`: scalar, float32. The Dice term is computed over the whole batch, smoothed by 1e-5.
 
     Raises:
         ValueError: If the sizes differ, or a label is outside [0, 1].
@@ -84,7 +85,7 @@ def vessel_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 class UNeXtConvStage(nn.Module):
-    """3×3 convolution and, but for the last, a batch norm; the caller changes the resolution."""
+    """3×3 convolution, followed by a batch norm except in the last stage; the caller changes the resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, has_norm: bool = True):
         super().__init__()
@@ -92,19 +93,19 @@ class UNeXtConvStage(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels) if has_norm else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # not folded into the weights: the rounding flips ReLUs, which shows in the gradient of the consistency loss
+        # not folded into the weights: the rounding would flip ReLUs and change the gradient of the consistency loss
         return self.norm(self.conv(hidden_states))
 
 
 class UNeXtLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map of shape (B, C, H, W)."""
+    """Layer norm over the channels of a feature map of shape (B, C, H, W)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class UNeXtDownsample(nn.Module):
-    """Overlapping patches: a 3×3 convolution of stride 2 and a layer norm."""
+    """Overlapping patch embedding: a 3×3 convolution of stride 2 and a layer norm."""
 
     def __init__(self, in_channels: int, out_channels: int, eps: float):
         super().__init__()
@@ -116,13 +117,13 @@ class UNeXtDownsample(nn.Module):
 
 
 def shift_channels(hidden_states: torch.Tensor, shift_size: int, dim: int) -> torch.Tensor:
-    """Move groups of channels by different distances along one spatial axis, filling with zeros.
+    """Shift groups of channels by different distances along one spatial axis, filling with zeros.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
-            Float; the channels are cut into `shift_size` groups.
+            Float; the channels are split into `shift_size` groups.
         shift_size (`int`):
-            Number of groups; group g moves by `g - shift_size // 2` pixels.
+            Number of groups; group g is shifted by `g - shift_size // 2` pixels.
         dim (`int`):
             2 for height, 3 for width.
 
@@ -137,7 +138,7 @@ def shift_channels(hidden_states: torch.Tensor, shift_size: int, dim: int) -> to
 
 
 class UNeXtShiftedMLP(nn.Module):
-    """Linear layer on channels shifted along the height, depth-wise convolution, linear layer along the width."""
+    """Shift along the height, linear layer, depth-wise convolution, shift along the width, linear layer."""
 
     def __init__(self, channels: int, shift_size: int):
         super().__init__()
@@ -158,7 +159,7 @@ class UNeXtShiftedMLP(nn.Module):
 
 
 class UNeXtTokenStage(nn.Module):
-    """One shifted MLP with a residual connection, and the layer norm that ends the stage."""
+    """Shifted MLP with a residual connection, followed by the layer norm of the stage."""
 
     def __init__(self, channels: int, config: UNeXtConfig):
         super().__init__()
@@ -178,7 +179,7 @@ class UNeXtPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = False
     _no_split_modules = ["UNeXtTokenStage"]
-    # there is no attention in it, so that a model that contains it may use any implementation
+    # UNeXt has no attention; a model that contains it may use any implementation
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -197,7 +198,7 @@ class UNeXtPreTrainedModel(PreTrainedModel):
 
 
 class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
-    """UNeXt with one logit for each pixel; stands in for the vesselness filter, which has no gradient.
+    """UNeXt with one logit per pixel, a differentiable substitute for the vesselness filter.
 
     Example:
         >>> model = UNeXtForVesselSegmentation(UNeXtConfig())
@@ -206,7 +207,7 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
     """
 
     accepts_loss_kwargs = False
-    # five halvings of the resolution
+    # the resolution is halved five times
     size_divisor = 32
 
     def __init__(self, config: UNeXtConfig):
@@ -240,19 +241,19 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised frames from the image processor. Sizes that 32 does not divide are padded at the right and
-                bottom by repeating the edge; the logits are cut back.
+                Normalised frames from the image processor. Sides that 32 does not divide are padded at the right and
+                bottom by repeating the edge; the logits are cropped back.
             labels (`torch.Tensor` of shape `(batch_size, 1, height, width)` or `(batch_size, height, width)`, *optional*):
                 Vesselness in [0, 1], see [`vessel_segmentation_loss`].
 
         Returns:
-            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, config.num_logits, height, width)`, and `loss` with
-            labels.
+            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, config.num_logits, height, width)`, and `loss`
+            if `labels` are given.
 
         Raises:
-            ValueError: If the number of channels or the size of the labels does not fit.
+            ValueError: If the number of channels or the size of the labels does not match.
         """
-        refuse_unknown_arguments(self, kwargs)
+        reject_unknown_arguments(self, kwargs)
         height, width = pixel_values.shape[-2:]
         hidden_states = self._pad(pixel_values)
         hidden_states, skips = self._encode(hidden_states)
@@ -295,8 +296,8 @@ class UNeXtForVesselSegmentation(UNeXtPreTrainedModel):
         return nn.functional.interpolate(hidden_states, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-# The pipeline looks for the class in this table alone, not among those registered, and calls any other unsupported. The
-# entry is made here, so that a folder loaded by its own code has it too.
+# The pipeline only looks up this table, not the registered classes, and otherwise warns that the model is unsupported.
+# Done here so that it also works for a checkpoint loaded with remote code.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim_unext"] = "UNeXtForVesselSegmentation"
 
 __all__ = ["UNeXtForVesselSegmentation", "UNeXtPreTrainedModel"]

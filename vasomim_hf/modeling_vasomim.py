@@ -1,4 +1,4 @@
-"""VasoMIM's encoder: a plain Vision Transformer with fixed sine-cosine positions, and the same as a backbone.
+"""VasoMIM's encoder: a plain Vision Transformer with fixed sine-cosine position embeddings, also as a backbone.
 
 Shapes: B batch size, N number of patches, D hidden size, H and W height and width in pixels.
 """
@@ -17,11 +17,11 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vasomim import VasoMIMConfig
-from .modeling_unext import refuse_unknown_arguments
+from .modeling_unext import reject_unknown_arguments
 
 
-# What checkpoints have besides the encoder: of pre-training, and of the heads.
-NOT_OF_THE_ENCODER = [
+# Parameters of pre-training and task checkpoints that are not part of the encoder.
+NON_ENCODER_KEYS = [
     r"^decoder\.",
     r"^segmentor\.",
     r"^decode_head\.",
@@ -32,7 +32,7 @@ NOT_OF_THE_ENCODER = [
 
 
 def sine_cosine_positions(grid: tuple[int, int], hidden_size: int) -> torch.Tensor:
-    """Fixed position embeddings of a class token (zeros) and of a grid of patches.
+    """Fixed sine-cosine position embeddings for a class token (zeros) and a grid of patches.
 
     Args:
         grid (`tuple[int, int]`):
@@ -41,28 +41,28 @@ def sine_cosine_positions(grid: tuple[int, int], hidden_size: int) -> torch.Tens
             Divisible by 4.
 
     Returns:
-        `torch.Tensor` of shape `(1, 1 + rows * columns, hidden_size)`: the default dtype. The columns' half comes before
-        the rows' half: MAE's code swapped the two names, and its weights depend on that order.
+        `torch.Tensor` of shape `(1, 1 + rows * columns, hidden_size)`, in the default dtype. The first half encodes
+        the columns and the second the rows: MAE's code swapped the two, and its weights depend on that order.
     """
     table = build_2d_sinusoidal_position_embedding(*grid, embed_dim=hidden_size, cls_token=True)
     rows, columns = table.chunk(2, dim=-1)
-    # the default dtype, since from_pretrained builds the model under the dtype of the weights
+    # not float32: from_pretrained builds the model with the dtype of the weights as default
     return torch.cat([columns, rows], dim=-1).unsqueeze(0).to(torch.get_default_dtype())
 
 
 def interpolate_positions(positions: torch.Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """Resize position embeddings to another grid of patches (bicubic, as DINO and ViT do).
+    """Resize position embeddings to another patch grid (bicubic, as in DINO and ViT).
 
     Args:
         positions (`torch.Tensor` of shape `(1, 1 + old_rows * old_columns, hidden_size)`):
-            Class token first, then the patches row by row.
+            Class token first, then the patches in row-major order.
         old_grid, grid (`tuple[int, int]`):
-            Rows and columns, of `positions` and wanted.
+            Rows and columns of `positions` and of the result.
 
     Returns:
         `torch.Tensor` of shape `(1, 1 + rows * columns, hidden_size)`.
     """
-    # an exported program must hold for every size, so it always takes the general branch
+    # an exported program must work for every size, so it always interpolates
     if grid == old_grid and not torch.compiler.is_exporting():
         return positions
     class_position, patch_positions = positions[:, :1], positions[:, 1:]
@@ -72,7 +72,7 @@ def interpolate_positions(positions: torch.Tensor, old_grid: tuple[int, int], gr
 
 
 class VasoMIMPatchEmbeddings(nn.Module):
-    """Frames of shape (B, C, H, W) to patch embeddings of shape (B, N, D), row by row; only of some where asked for."""
+    """Embed patches: frames of shape (B, C, H, W) to (B, N, D), row by row; with `ids_keep`, only those patches."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
@@ -81,14 +81,14 @@ class VasoMIMPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
-        # MAE draws this kernel as if it were a linear layer over the flattened patch
+        # MAE initialises this kernel like a linear layer on the flattened patch
         self.projection._init_fan_in_out = (config.num_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
         pixel_values = self._pad(pixel_values).to(self.projection.weight.dtype)
         if ids_keep is None:
             return self.projection(pixel_values).flatten(2).transpose(1, 2)
-        # the same sum as the convolution, without the work for the patches that are hidden
+        # equivalent to the convolution, but computed for the visible patches only
         size = self.patch_size
         patches = pixel_values.unflatten(2, (-1, size)).unflatten(4, (-1, size)).permute(0, 2, 4, 1, 3, 5).flatten(3)
         patches = take_patches(patches.flatten(1, 2), ids_keep)
@@ -113,7 +113,7 @@ class VasoMIMPatchEmbeddings(nn.Module):
 
 
 class VasoMIMEmbeddings(nn.Module):
-    """Patch embeddings with positions and a class token in front; hidden patches are dropped."""
+    """Patch embeddings with a class token and position embeddings; masked patches are dropped."""
 
     position_embeddings: torch.Tensor
 
@@ -122,7 +122,7 @@ class VasoMIMEmbeddings(nn.Module):
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embeddings = VasoMIMPatchEmbeddings(config)
-        # a buffer and not a frozen parameter: from_pretrained makes every floating-point parameter trainable
+        # a buffer rather than a frozen parameter: from_pretrained makes every floating-point parameter trainable
         self.register_buffer("position_embeddings", sine_cosine_positions(config.patch_grid, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -144,51 +144,52 @@ class VasoMIMEmbeddings(nn.Module):
         if not interpolate_pos_encoding and size != self.config.image_height_width:
             height, width = self.config.image_height_width
             raise ValueError(
-                f"`pixel_values` must be {height}×{width} with interpolate_pos_encoding=False, got {size[0]}×{size[1]}."
+                f"`pixel_values` must be {height}×{width} with interpolate_pos_encoding=False, got "
+                f"{size[0]}×{size[1]}."
             )
         grid = grid_of(pixel_values, self.config.patch_size)
         return interpolate_positions(self.position_embeddings, self.config.patch_grid, grid)
 
 
 def grid_of(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches of frames of shape (B, C, H, W), counting those completed by padding."""
+    """Rows and columns of the patch grid of frames of shape (B, C, H, W), including padded patches."""
     height, width = pixel_values.shape[-2:]
     return -(-height // patch_size), -(-width // patch_size)
 
 
 def take_patches(patches: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Some of the patches, of shape (B, N, D), by their indices, of shape (B, M): a tensor of shape (B, M, D)."""
+    """Select patches of shape (B, N, D) by indices of shape (B, M); returns shape (B, M, D)."""
     return patches.gather(1, ids.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
 
 
 def visible_patches(bool_masked_pos: torch.Tensor) -> torch.Tensor:
-    """Indices of the patches that stay visible, in reading order.
+    """Indices of the visible patches in row-major order.
 
     Args:
         bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`):
-            `True` where a patch is hidden; every image hides the same number.
+            `True` for masked patches; the same number in every image.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, num_visible)`.
 
     Raises:
-        ValueError: If images hide different numbers of patches.
+        ValueError: If the number of masked patches differs between images.
     """
     hidden = bool_masked_pos.flatten(1).bool()
     num_hidden = hidden.sum(dim=1)
     if (num_hidden != num_hidden[0]).any():
         raise ValueError(
-            "Every image of a batch must hide the same number of patches, got between "
-            f"{num_hidden.min().item()} and {num_hidden.max().item()}. Draw `bool_masked_pos` with `guided_mask`."
+            "Every image of a batch must have the same number of masked patches, got between "
+            f"{num_hidden.min().item()} and {num_hidden.max().item()}. Create `bool_masked_pos` with `guided_mask`."
         )
     return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : hidden.shape[1] - num_hidden[0].item()]
 
 
 class VasoMIMAttention(ViTAttention):
-    """Attention of transformers' ViT, except where `sdpa` is slow: training in bf16 on a CPU.
+    """Attention of transformers' ViT, with a workaround for slow `sdpa` when training in bf16 on a CPU.
 
-    There the backward pass of `scaled_dot_product_attention` takes three times as long as that of the plain products
-    (`benchmarks/benchmark_model.py` prints the ratio).
+    There the backward pass of `scaled_dot_product_attention` takes three times as long as that of the plain matrix
+    products (measured by `benchmarks/benchmark_model.py`).
     """
 
     def forward(
@@ -210,8 +211,8 @@ class VasoMIMAttention(ViTAttention):
         return dtype == torch.bfloat16 and torch.is_grad_enabled() and not (self.training and self.attention_dropout)
 
 
-class VasoMIMBranchDropout(nn.Module):
-    """Dropout of single values at the end of a branch, then stochastic depth: the branch is left out for some images."""
+class VasoMIMDropPath(nn.Module):
+    """Dropout at the end of a residual branch, followed by drop path (stochastic depth) per image."""
 
     def __init__(self, dropout: float, drop_path_rate: float):
         super().__init__()
@@ -222,7 +223,7 @@ class VasoMIMBranchDropout(nn.Module):
         if not self.training:
             return hidden_states
         hidden_states = nn.functional.dropout(hidden_states, self.dropout)
-        # dropout of one value for each image: what is kept is scaled up by 1 / (1 - rate)
+        # dropout of one value per image; kept branches are scaled by 1 / (1 - rate)
         kept = torch.ones_like(hidden_states[:, :1, :1])
         return (
             hidden_states * nn.functional.dropout(kept, self.drop_path_rate) if self.drop_path_rate else hidden_states
@@ -233,21 +234,21 @@ class VasoMIMBranchDropout(nn.Module):
 
 
 class VasoMIMLayer(ViTLayer):
-    """A layer of transformers' ViT, drawn at the start as in MAE, whose branches may be left out in training."""
+    """Layer of transformers' ViT with MAE's initialisation and stochastic depth."""
 
     def __init__(self, config: VasoMIMConfig, drop_path_rate: float = 0.0):
         super().__init__(config)
         self.attention = VasoMIMAttention(config)
-        # ViTLayer applies this to either branch, just before it is added
-        self.dropout = VasoMIMBranchDropout(config.hidden_dropout_prob, drop_path_rate)
-        # MAE has one matrix for query, key and value, and draws it as a whole
+        # ViTLayer applies this to both branches before the residual addition
+        self.dropout = VasoMIMDropPath(config.hidden_dropout_prob, drop_path_rate)
+        # MAE has a single matrix for query, key and value and initialises it as a whole
         size = config.hidden_size
         for projection in (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj):
             projection._init_fan_in_out = (size, 3 * size)
 
 
 def encoder_layers(config: VasoMIMConfig) -> nn.ModuleList:
-    """The layers of an encoder; the rate of stochastic depth rises from 0 at the first to its full value at the last."""
+    """The encoder layers, with a stochastic depth rate that increases linearly from 0 to `config.drop_path_rate`."""
     last = max(config.num_hidden_layers - 1, 1)
     rates = [config.drop_path_rate * number / last for number in range(config.num_hidden_layers)]
     return nn.ModuleList([VasoMIMLayer(config, rate) for rate in rates])
@@ -269,19 +270,19 @@ class VasoMIMPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
 
     def train(self, mode: bool = True) -> "VasoMIMPreTrainedModel":
-        """Set the training mode; an encoder that `config.freeze_encoder` freezes stays in evaluation mode."""
+        """Set the training mode; an encoder frozen by `config.freeze_encoder` stays in evaluation mode."""
         super().train(mode)
-        # from_pretrained makes every floating-point parameter trainable, and calls this method last
+        # from_pretrained makes every floating-point parameter trainable and calls this method last
         if self.config.freeze_encoder:
             self._freeze_base_model()
         return self
 
     def freeze_encoder(self, frozen: bool = True) -> None:
-        """Freeze the encoder below a head, or set it free, also for when the model is saved and loaded.
+        """Freeze or unfreeze the encoder below a head. The state is saved with the configuration.
 
         Args:
             frozen (`bool`, defaults to `True`):
-                Whether the encoder has no gradients and stays in evaluation mode in training.
+                `True` disables gradients and keeps the encoder in evaluation mode during training.
         """
         self.config.freeze_encoder = frozen
         self.base_model.requires_grad_(not frozen)
@@ -302,7 +303,7 @@ class VasoMIMPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_embeddings, positions)
 
     def _init_xavier_uniform(self, module: nn.Linear | nn.Conv2d) -> None:
-        # written out instead of calling xavier_uniform_ on a view: a view loses the mark of weights already loaded
+        # not xavier_uniform_ on a view: a view loses the flag that marks loaded weights
         fan_in, fan_out = getattr(module, "_init_fan_in_out", module.weight.shape[1::-1])
         bound = (6.0 / (fan_in + fan_out)) ** 0.5
         init.uniform_(module.weight, -bound, bound)
@@ -311,7 +312,7 @@ class VasoMIMPreTrainedModel(PreTrainedModel):
 
 
 class VasoMIMModel(VasoMIMPreTrainedModel):
-    """The encoder.
+    """VasoMIM's encoder: a Vision Transformer without a task head.
 
     Example:
         >>> from vasomim_hf.presets import load_preset
@@ -320,7 +321,7 @@ class VasoMIMModel(VasoMIMPreTrainedModel):
         torch.Size([1, 197, 192])
     """
 
-    _keys_to_ignore_on_load_unexpected = NOT_OF_THE_ENCODER
+    _keys_to_ignore_on_load_unexpected = NON_ENCODER_KEYS
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__(config)
@@ -343,25 +344,26 @@ class VasoMIMModel(VasoMIMPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised frames from the image processor, any height and width of at least one patch. Where
-                `patch_size` does not divide a side, the edge is repeated at the right and bottom.
+                Normalised frames from the image processor; each side at least one patch. Sides that `patch_size` does
+                not divide are padded at the right and bottom by repeating the edge.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
-                `True` where a patch is hidden and left out of the sequence. Every image hides the same number.
-                Finding out that number waits for the device; `ids_keep` does not.
+                `True` for masked patches, which are dropped from the sequence; the same number in every image.
+                Counting them forces a device synchronisation; `ids_keep` does not.
             ids_keep (`torch.LongTensor` of shape `(batch_size, num_visible)`, *optional*):
-                Indices of the patches to encode, in the order of the sequence; instead of `bool_masked_pos`.
+                Indices of the patches to encode, in sequence order; an alternative to `bool_masked_pos`.
             interpolate_pos_encoding (`bool`, defaults to `True`):
                 Whether sizes other than `config.image_size` are accepted.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` of shape `(batch_size, 1 + num_visible, hidden_size)`, after
-            the last layer norm, class token first; `pooler_output` of shape `(batch_size, hidden_size)`, the class token.
+            `BaseModelOutputWithPooling`: `last_hidden_state` of shape `(batch_size, 1 + num_visible, hidden_size)`,
+            after the final layer norm, class token first; `pooler_output` of shape `(batch_size, hidden_size)`, the
+            class token.
 
         Raises:
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not match.
             TypeError: If an argument is unknown.
         """
-        refuse_unknown_arguments(self, kwargs)
+        reject_unknown_arguments(self, kwargs)
         if bool_masked_pos is not None:
             ids_keep = self._visible_patches(pixel_values, bool_masked_pos, ids_keep)
         hidden_states = self.embeddings(pixel_values, ids_keep, interpolate_pos_encoding)
@@ -374,18 +376,18 @@ class VasoMIMModel(VasoMIMPreTrainedModel):
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, ids_keep: torch.Tensor | None
     ) -> torch.Tensor:
         if ids_keep is not None:
-            raise ValueError("Give one of `bool_masked_pos` and `ids_keep`, got both.")
+            raise ValueError("Pass one of `bool_masked_pos` and `ids_keep`, got both.")
         rows, columns = grid_of(pixel_values, self.config.patch_size)
         if bool_masked_pos.flatten(1).shape != (len(pixel_values), rows * columns):
             raise ValueError(
-                f"`bool_masked_pos` must have shape ({len(pixel_values)}, {rows * columns}), one flag for each patch of "
-                f"{rows} × {columns}, got {tuple(bool_masked_pos.shape)}."
+                f"`bool_masked_pos` must have shape ({len(pixel_values)}, {rows * columns}), one flag per patch of "
+                f"{rows}×{columns}, got {tuple(bool_masked_pos.shape)}."
             )
         return visible_patches(bool_masked_pos)
 
 
 class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):
-    """The encoder as a backbone: one feature map for each of `config.out_features`.
+    """The encoder as a backbone: returns one feature map for each of `config.out_features`.
 
     Example:
         >>> from vasomim_hf.presets import load_preset
@@ -394,7 +396,7 @@ class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):
         [(1, 192, 14, 20), (1, 192, 14, 20)]
     """
 
-    _keys_to_ignore_on_load_unexpected = NOT_OF_THE_ENCODER
+    _keys_to_ignore_on_load_unexpected = NON_ENCODER_KEYS
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__(config)
@@ -408,15 +410,15 @@ class VasoMIMBackbone(BackboneMixin, VasoMIMPreTrainedModel):
     @filter_output_hidden_states
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        """Feature maps of frames.
+        """Compute feature maps.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 As for [`VasoMIMModel`].
 
         Returns:
-            `BackboneOutput`: `feature_maps`, a tuple of tensors of shape `(batch_size, hidden_size, rows, columns)`, each
-            after the last layer norm.
+            `BackboneOutput`: `feature_maps`, a tuple of tensors of shape `(batch_size, hidden_size, rows, columns)`,
+            each after the final layer norm.
         """
         hidden_states = self.embeddings(pixel_values)
         stages = [hidden_states]

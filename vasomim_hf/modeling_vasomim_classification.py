@@ -1,4 +1,4 @@
-"""VasoMIM for the classification of frames: the encoder and one linear layer on its pooled features."""
+"""VasoMIM for image classification: the encoder and a linear layer on its pooled features."""
 
 import torch
 from torch import nn
@@ -12,10 +12,10 @@ from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel
 
 
 class VasoMIMForImageClassification(VasoMIMPreTrainedModel):
-    """Labels of whole frames, such as the side of the coronary tree.
+    """Classifies whole frames, for example into left and right coronary artery.
 
-    For a linear probe, freeze the encoder with `freeze_encoder()` or `freeze_encoder=True` in the configuration; the
-    features that the probe sees are those of [`~VasoMIMForImageClassification.pooled_features`].
+    For a linear probe, freeze the encoder with `freeze_encoder()` or `freeze_encoder=True` in the configuration.
+    [`~VasoMIMForImageClassification.pooled_features`] returns the features that the probe is trained on.
 
     Example:
         >>> from vasomim_hf.presets import load_preset
@@ -26,7 +26,7 @@ class VasoMIMForImageClassification(VasoMIMPreTrainedModel):
     """
 
     accepts_loss_kwargs = False
-    # a pre-training checkpoint has these besides the encoder
+    # part of pre-training checkpoints, not of this model
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
 
     def __init__(self, config: VasoMIMConfig):
@@ -52,22 +52,23 @@ class VasoMIMForImageClassification(VasoMIMPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised frames from the image processor, any size of at least one patch.
+                Normalised frames from the image processor; each side at least one patch.
             labels (`torch.Tensor`, *optional*):
-                By `config.problem_type`, which the first labels decide where it is not set, as in all of transformers:
-                `"single_label_classification"`: integer ids of shape `(batch_size,)` in [0, num_labels), mean cross
-                entropy; `"multi_label_classification"`: float 0 or 1 of shape `(batch_size, num_labels)`, binary cross
-                entropy; `"regression"` (also where `num_labels` is 1): float of shape `(batch_size,)` or
+                Depends on `config.problem_type`. If that is not set, the first labels determine it, as elsewhere in
+                transformers. `"single_label_classification"`: integer ids of shape `(batch_size,)` in [0, num_labels), mean
+                cross entropy. `"multi_label_classification"`: float 0 or 1 of shape `(batch_size, num_labels)`, binary cross
+                entropy. `"regression"` (also if `num_labels` is 1): float of shape `(batch_size,)` or
                 `(batch_size, num_labels)`, mean squared error.
             interpolate_pos_encoding (`bool`, defaults to `True`):
                 Whether sizes other than `config.image_size` are accepted.
 
         Returns:
-            `ImageClassifierOutput`: `logits` of shape `(batch_size, num_labels)`, and `loss` with labels, float32.
+            `ImageClassifierOutput`: `logits` of shape `(batch_size, num_labels)`, and `loss` (float32) if `labels` are
+            given.
 
         Raises:
-            ValueError: If a shape does not fit, or an id is out of range. On an accelerator ids are not looked at, since
-                that would wait for it.
+            ValueError: If a shape does not match, or a class id is out of range. Ids on an accelerator are not
+            checked, because that would force a synchronisation.
             TypeError: If an argument is unknown.
         """
         encoded = self.vasomim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -78,15 +79,15 @@ class VasoMIMForImageClassification(VasoMIMPreTrainedModel):
         )
 
     def pooled_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """What the linear layer sees of frames.
+        """Compute the features that the linear layer classifies.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised frames from the image processor.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, hidden_size)`: by `config.classifier_pooling` the mean of the patches or
-            the class token, after the last layer norm.
+            `torch.Tensor` of shape `(batch_size, hidden_size)`: after the final layer norm, the mean of the patch
+            tokens or the class token, see `config.classifier_pooling`.
         """
         return self._pool(self.vasomim(pixel_values, **kwargs).last_hidden_state)
 
@@ -97,8 +98,8 @@ class VasoMIMForImageClassification(VasoMIMPreTrainedModel):
         num_labels = self.config.num_labels
         if labels.shape[:1] != logits.shape[:1] or labels.numel() not in (len(logits), logits.numel()):
             raise ValueError(
-                f"`labels` must have shape ({len(logits)},), or {tuple(logits.shape)} where a frame has several, got "
-                f"{tuple(labels.shape)}."
+                f"`labels` must have shape ({len(logits)},), or {tuple(logits.shape)} for multi-label "
+                f"classification, got {tuple(labels.shape)}."
             )
         integers = not labels.dtype.is_floating_point
         if integers and num_labels > 1 and self.config.problem_type in (None, "single_label_classification"):
@@ -108,10 +109,10 @@ class VasoMIMForImageClassification(VasoMIMPreTrainedModel):
 
 
 def check_class_ids(labels: torch.Tensor, num_labels: int) -> None:
-    """Refuse ids of classes that do not exist.
+    """Raise an error for class ids that do not exist.
 
     Args:
-        labels (`torch.Tensor` of any shape): Integers. On an accelerator they are not looked at.
+        labels (`torch.Tensor` of any shape): Integers. Not checked on an accelerator.
         num_labels (`int`): Number of classes.
 
     Raises:
@@ -119,12 +120,12 @@ def check_class_ids(labels: torch.Tensor, num_labels: int) -> None:
     """
     if labels.device.type != "cpu" or labels.numel() == 0 or torch.compiler.is_compiling():
         return
-    # by numpy, so that no operation is added that would wait for a device
+    # numpy keeps this check out of traced and compiled graphs
     ids = labels.detach().numpy()
     if ids.min() < 0 or ids.max() >= num_labels:
         raise ValueError(
-            f"`labels` must be ids from 0 to {num_labels - 1}, got ids from {ids.min()} to {ids.max()}. Compare the data's "
-            "labels with `config.id2label`."
+            f"`labels` must be ids from 0 to {num_labels - 1}, got ids from {ids.min()} to {ids.max()}. Compare the "
+            "labels of the data set with `config.id2label`."
         )
 
 

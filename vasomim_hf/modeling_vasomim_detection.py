@@ -1,9 +1,9 @@
-"""VasoMIM for detection: a simple feature pyramid on the encoder and a dense anchor-free head.
+"""VasoMIM for object detection: a simple feature pyramid on the encoder and a dense anchor-free head.
 
-The pyramid is ViTDet's (arXiv:2203.16527): every level is made from the encoder's last feature map. The head is shared by
-the levels and gives for each location the classes' scores and the distances to the four sides of the box; what it learns
-is in `modeling_vasomim_detection_loss.py`. Shapes: B batch size, D hidden size, C channels, K classes, L locations of all
-levels together, H and W height and width of the frames in pixels.
+The pyramid follows ViTDet (arXiv:2203.16527): every level is computed from the encoder's last feature map. The head is
+shared between levels and predicts class scores and the distances to the four sides of the box for each location.
+Target assignment and losses are in `modeling_vasomim_detection_loss.py`. Shapes: B batch size, D hidden size, C
+channels, K classes, L locations of all levels, H and W height and width of the frames in pixels.
 """
 
 import math
@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vasomim import VasoMIMConfig
 from .image_processing_boxes import pairwise_iou
-from .modeling_unext import refuse_unknown_arguments
+from .modeling_unext import reject_unknown_arguments
 from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel, grid_of
 from .modeling_vasomim_detection_loss import (
     AssignmentRule,
@@ -35,24 +35,24 @@ from .modeling_vasomim_detection_loss import (
 
 
 GROUPS = 8
-# The share of locations that show an object, as the head guesses at the start (RetinaNet's prior).
+# Initial score of every location (prior probability of RetinaNet).
 PRIOR_PROBABILITY = 0.01
-# Largest distance, in steps between locations, as a natural logarithm: far above any frame, far below overflow.
+# Upper bound of the log distance, in strides: far above any frame, far below overflow.
 MAX_LOG_DISTANCE = 8.0
 
 
 @dataclass
 class VasoMIMForObjectDetectionOutput(ModelOutput):
-    """Output of [`VasoMIMForObjectDetection`]; a query is a location.
+    """Output of [`VasoMIMForObjectDetection`]; each query is a location of the pyramid.
 
     Args:
         loss (`torch.Tensor`, scalar): Classification loss + `config.detection_box_loss_weight` x box loss.
-        loss_dict (`dict[str, torch.Tensor]`): The two by themselves, `class_loss` and `box_loss`, detached.
-        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels)`): One for each class; their sigmoid is the
-            score. There is none for the background.
-        pred_boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): Centre x, centre y, width and height as
-            shares of `pixel_values`, cut at its edges, in [0, 1]; float32.
-        hidden_states, attentions (`tuple[torch.Tensor]`): Of the encoder, where asked for.
+        loss_dict (`dict[str, torch.Tensor]`): The two losses, `class_loss` and `box_loss`, detached.
+        logits (`torch.Tensor` of shape `(batch_size, num_queries, num_labels)`): Sigmoid gives the scores. There is no
+            background class.
+        pred_boxes (`torch.Tensor` of shape `(batch_size, num_queries, 4)`): Centre x, centre y, width and height relative
+            to `pixel_values`, clipped to [0, 1]; float32.
+        hidden_states, attentions (`tuple[torch.Tensor]`): Of the encoder, if requested.
     """
 
     loss: torch.Tensor | None = None
@@ -64,7 +64,7 @@ class VasoMIMForObjectDetectionOutput(ModelOutput):
 
 
 class VasoMIMDetectionConvolution(nn.Conv2d):
-    """Convolution that keeps the size, or divides it by `stride`; drawn by Xavier's rule over its whole kernel."""
+    """Convolution that keeps the size, or divides it by `stride`; Xavier-initialised over its whole kernel."""
 
     _init_fan_in_out: tuple[int, int]
 
@@ -74,7 +74,7 @@ class VasoMIMDetectionConvolution(nn.Conv2d):
 
 
 class VasoMIMDetectionPredictor(nn.Conv2d):
-    """Last convolution of a branch, which starts near a constant."""
+    """Last convolution of a branch, initialised to a nearly constant output."""
 
     initial_bias: float
 
@@ -92,7 +92,7 @@ class VasoMIMDetectionConv(nn.Sequential):
 
 
 class VasoMIMDetectionUpsample(nn.Sequential):
-    """Transposed convolution to twice the resolution, group norm and SiLU."""
+    """Transposed convolution that doubles the resolution, group norm and SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int):
         convolution = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
@@ -100,7 +100,7 @@ class VasoMIMDetectionUpsample(nn.Sequential):
 
 
 class VasoMIMDetectionLevel(nn.Module):
-    """One level of the pyramid: the encoder's map (B, D, rows, columns) at another resolution and C channels."""
+    """One pyramid level: the encoder map (B, D, rows, columns) resampled, with C channels."""
 
     def __init__(self, config: VasoMIMConfig, scale_factor: float):
         super().__init__()
@@ -120,11 +120,11 @@ class VasoMIMDetectionLevel(nn.Module):
 
 
 def pool(feature_map: torch.Tensor, size: int) -> torch.Tensor:
-    """Largest value of each cell of `size` x `size`; those at the right and bottom edge may be cut.
+    """Max-pool with cells of `size` x `size`; cells at the right and bottom edge may be partial.
 
     Args:
         feature_map (`torch.Tensor` of shape `(batch_size, channels, rows, columns)`): Any float.
-        size (`int`): Side of a cell; 1 changes nothing.
+        size (`int`): Side length of a cell; 1 is the identity.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, ceil(rows / size), ceil(columns / size))`.
@@ -133,12 +133,12 @@ def pool(feature_map: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class VasoMIMDetailStem(nn.Module):
-    """Convolutions of stride 2 on the frames (B, channels, H, W), one C-channel map for each level of the pyramid."""
+    """Stride-2 convolutions on frames (B, channels, H, W); returns a map of C channels for each pyramid level."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
         channels, width = config.detection_channels, config.detection_detail_stem_channels
-        # not below the size of a patch, so that one patch is enough for every layer
+        # not coarser than a patch, so a frame of one patch has at least one cell in every layer
         finest = config.patch_size / max(1, config.detection_scale_factors[0])
         halvings = max(1, math.floor(math.log2(finest)))
         widths = [config.num_channels, *(GROUPS * -(-width * 2**i // GROUPS) for i in range(halvings))]
@@ -157,14 +157,14 @@ class VasoMIMDetailStem(nn.Module):
         return details
 
     def _resize(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        # the sizes differ where the side of a patch is no power of two, or the finest level is coarser than the patches
+        # sizes differ if the patch size is not a power of two or the finest level is coarser than the patches
         if feature_map.shape[-2:] == size:
             return feature_map
         return nn.functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
 
 
 class VasoMIMFeaturePyramid(nn.Module):
-    """Maps of C channels at each of `config.detection_scale_factors`, from the encoder's last one and the frames."""
+    """Maps of C channels at each of `config.detection_scale_factors`, from the last encoder map and the frames."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
@@ -175,7 +175,7 @@ class VasoMIMFeaturePyramid(nn.Module):
 
     @property
     def strides(self) -> list[float]:
-        """Pixels from one location of a level to the next."""
+        """Stride of each level in pixels."""
         return [self.patch_size / factor for factor in self.scale_factors]
 
     def forward(self, last_hidden_state: torch.Tensor, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -196,7 +196,7 @@ class VasoMIMFeaturePyramid(nn.Module):
 
 
 class VasoMIMDetectionHead(nn.Module):
-    """Scores and distances of every location, by one set of weights for all levels."""
+    """Predicts scores and distances at every location, with weights shared by all levels."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
@@ -209,29 +209,29 @@ class VasoMIMDetectionHead(nn.Module):
         self.box_regressor = VasoMIMDetectionPredictor(channels, 4, initial_bias=0.0)
 
     def forward(self, pyramid: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predict.
+        """Predict scores and distances.
 
         Args:
             pyramid (sequence of `torch.Tensor` of shape `(batch_size, channels, rows, columns)`): From fine to coarse.
 
         Returns:
-            `tuple`: Logits of shape `(batch_size, num_locations, num_labels)`, and distances to the left, top, right and
-            bottom side, of shape `(batch_size, num_locations, 4)`, float32, > 0, in steps between locations. Level after
-            level, row by row.
+            `tuple`: Logits of shape `(batch_size, num_locations, num_labels)`, and distances to the left, top, right
+            and bottom side, of shape `(batch_size, num_locations, 4)`, float32, > 0, in strides. Levels are
+            concatenated, each in row-major order.
         """
         logits = [self.classifier(self.class_convs(level)).flatten(2) for level in pyramid]
         logarithms = [self.box_regressor(self.box_convs(level)).flatten(2) for level in pyramid]
-        # in float32: bfloat16 has steps of 4 pixels at position 1000
+        # in float32: at position 1000, the resolution of bfloat16 is 4 pixels
         distances = torch.cat(logarithms, dim=2).transpose(1, 2).float().clamp(max=MAX_LOG_DISTANCE).exp()
         return torch.cat(logits, dim=2).transpose(1, 2), distances
 
 
 def locations_of(pyramid: Sequence[torch.Tensor], strides: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the locations of a pyramid are: in the middle of their cells.
+    """Positions of all locations of a pyramid: the centres of their cells.
 
     Args:
         pyramid (sequence of `torch.Tensor` of shape `(batch_size, channels, rows, columns)`): Maps of the levels.
-        strides (sequence of `float`): Pixels from one location to the next, for each level.
+        strides (sequence of `float`): Stride of each level in pixels.
 
     Returns:
         `tuple`: x and y in pixels, of shape `(num_locations, 2)`, and the strides, of shape `(num_locations,)`; float32.
@@ -250,7 +250,7 @@ def locations_of(pyramid: Sequence[torch.Tensor], strides: Sequence[float]) -> t
 
 
 class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
-    """Encoder, feature pyramid and dense head: boxes of `config.num_labels` classes, such as stenoses.
+    """Object detection with the encoder, a feature pyramid and a dense head, for example of stenoses.
 
     Example:
         >>> from vasomim_hf.presets import load_preset
@@ -292,15 +292,15 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
         interpolate_pos_encoding: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VasoMIMForObjectDetectionOutput:
-        """Find boxes.
+        """Detect objects.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised frames from the image processor, any height and width of at least one patch.
+                Normalised frames from the image processor; each side at least one patch.
             labels (sequence of `dict`, *optional*):
-                For each image `class_labels` of shape `(n,)`, integer in [0, num_labels), and `boxes` of shape `(n, 4)`,
-                centre x, centre y, width and height as shares of `pixel_values`; n may be 0. The image processor makes
-                them from `annotations`.
+                One per image: `class_labels` of shape `(n,)`, integer in [0, num_labels), and `boxes` of shape `(n,
+                4)`, centre x, centre y, width and height relative to `pixel_values`; n may be 0. The image processor
+                creates them from `annotations`.
             interpolate_pos_encoding (`bool`, defaults to `True`):
                 Whether sizes other than `config.image_size` are accepted.
 
@@ -308,10 +308,10 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
             `VasoMIMForObjectDetectionOutput`.
 
         Raises:
-            ValueError: If a shape does not fit, or a box or a class of `labels` is not one.
+            ValueError: If a shape does not match, or `labels` contains an invalid box or class.
             TypeError: If an argument is unknown.
         """
-        refuse_unknown_arguments(self, kwargs)
+        reject_unknown_arguments(self, kwargs)
         if labels is not None:
             check_box_labels(labels, len(pixel_values), self.config.num_labels)
         outputs = self.vasomim(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -325,7 +325,7 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
             loss=self.total_loss(losses) if losses else None,
             loss_dict={name: value.detach() for name, value in losses.items()} or None,
             logits=logits,
-            pred_boxes=self.shares_of_frame(corners, size),
+            pred_boxes=self.relative_boxes(corners, size),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -334,8 +334,9 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
         """Left, top, right and bottom, (B, L, 4), from locations (L, 2) and distances (B, L, 4), all in pixels."""
         return torch.cat([locations - distances[..., :2], locations + distances[..., 2:]], dim=-1)
 
-    def shares_of_frame(self, corners: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Corners (B, L, 4) in pixels, cut at the edges of a frame of (height, width), as centre and size in [0, 1]."""
+    def relative_boxes(self, corners: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Convert corners (B, L, 4) in pixels to clipped centre and size relative to a (height, width) frame, in [0,
+        1]."""
         height, width = size
         shares = corners / corners.new_tensor([width, height, width, height])
         return corners_to_center_format(shares.clamp(0, 1))
@@ -348,17 +349,17 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
         labels: Sequence[Mapping[str, torch.Tensor]],
         size: tuple[int, int],
     ) -> dict[str, torch.Tensor]:
-        """Losses of the classes and of the boxes.
+        """Compute the classification and box losses.
 
         Args:
-            logits (`torch.Tensor` of shape `(batch_size, num_locations, num_labels)`): Predicted.
-            corners (`torch.Tensor` of shape `(batch_size, num_locations, 4)`): Predicted, in pixels.
+            logits (`torch.Tensor` of shape `(batch_size, num_locations, num_labels)`): Predicted logits.
+            corners (`torch.Tensor` of shape `(batch_size, num_locations, 4)`): Predicted boxes in pixels.
             locations (`tuple`): Positions of shape `(num_locations, 2)` and strides of shape `(num_locations,)`.
             labels (sequence of `dict`): As for `forward`.
             size (`tuple[int, int]`): Height and width of the frames.
 
         Returns:
-            `dict[str, torch.Tensor]`: `class_loss` and `box_loss`, scalars, float32, without weights.
+            `dict[str, torch.Tensor]`: `class_loss` and `box_loss`, scalars, float32, unweighted.
         """
         targets = pad_box_labels(labels, size, logits.device)
         with torch.no_grad():
@@ -384,8 +385,8 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
         )
 
 
-# The pipeline looks for the class in this table alone, not among those registered, and calls any other unsupported. The
-# entry is made here, so that a folder loaded by its own code has it too.
+# The pipeline only looks up this table, not the registered classes, and otherwise warns that the model is unsupported.
+# Done here so that it also works for a checkpoint loaded with remote code.
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["vasomim"] = "VasoMIMForObjectDetection"
 
 __all__ = ["VasoMIMForObjectDetection", "VasoMIMForObjectDetectionOutput"]

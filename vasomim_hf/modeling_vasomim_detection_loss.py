@@ -1,10 +1,10 @@
-"""Which locations of a dense detector learn which box, and what they learn: task-aligned assignment and its losses.
+"""Target assignment and losses of the dense detector: task-aligned assignment, varifocal loss and GIoU loss.
 
-Written from the papers: TOOD (arXiv:2108.07755) for the assignment, VarifocalNet (arXiv:2008.13367) and generalised IoU
-(arXiv:1902.09630) for the losses. Everything is done for the whole batch at once and waits for no device.
+Implemented from the papers: TOOD (arXiv:2108.07755) for the assignment, VarifocalNet (arXiv:2008.13367) and
+generalised IoU (arXiv:1902.09630) for the losses. Everything is batched and free of device synchronisations.
 
-Shapes: B batch size, N most boxes of an image in the batch, L locations, K classes. Corners are left, top, right and
-bottom in pixels.
+Shapes: B batch size, N maximum number of boxes per image in the batch, L locations, K classes. Corners are left, top,
+right and bottom in pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from .image_processing_boxes import EPSILON, box_areas
 
 @dataclass(frozen=True, eq=False)
 class BoxTargets:
-    """Annotated boxes of a batch, filled up to the image with the most.
+    """Annotated boxes of a batch, padded to the largest number per image.
 
     Args:
-        corners (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`): In pixels, float32; zeros where there is none.
-        class_labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`): In [0, num_labels); 0 where there is none.
-        is_box (`torch.BoolTensor` of shape `(batch_size, max_boxes)`): Where there is one.
+        corners (`torch.Tensor` of shape `(batch_size, max_boxes, 4)`): In pixels, float32; zeros for padding.
+        class_labels (`torch.LongTensor` of shape `(batch_size, max_boxes)`): In [0, num_labels); 0 for padding.
+        is_box (`torch.BoolTensor` of shape `(batch_size, max_boxes)`): `False` for padding.
     """
 
     corners: torch.Tensor
@@ -34,14 +34,14 @@ class BoxTargets:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """What each location learns.
+    """Training target of each location.
 
     Args:
-        is_positive (`torch.BoolTensor` of shape `(batch_size, num_locations)`): Whether it learns a box.
-        box_index (`torch.LongTensor` of shape `(batch_size, num_locations)`): Which one; 0 where it learns none.
+        is_positive (`torch.BoolTensor` of shape `(batch_size, num_locations)`): Whether a box is assigned to it.
+        box_index (`torch.LongTensor` of shape `(batch_size, num_locations)`): Index of that box; 0 for negatives.
         quality (`torch.Tensor` of shape `(batch_size, num_locations)`):
-            The score it should give, in [0, 1]: its alignment, scaled so that the best location of a box gets the
-            highest IoU any of them has. 0 where it learns no box.
+            Target score in [0, 1]: the alignment, scaled so that the maximum per box equals the highest IoU of its
+            locations. 0 for negatives.
     """
 
     is_positive: torch.Tensor
@@ -51,10 +51,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class AssignmentRule:
-    """How locations are chosen.
+    """Parameters of the assignment.
 
     Args:
-        num_locations (`int`): Most locations of a box.
+        num_locations (`int`): Maximum number of positive locations per box.
         score_exponent, iou_exponent (`float`): Alignment is score ** score_exponent * IoU ** iou_exponent.
     """
 
@@ -64,27 +64,25 @@ class AssignmentRule:
 
 
 def check_box_labels(labels: Sequence[Mapping[str, torch.Tensor]], batch_size: int, num_labels: int) -> None:
-    """Refuse labels that a detector cannot learn from.
+    """Raise an error for invalid detection labels.
 
     Args:
-        labels (sequence of `dict`): One for each image, see [`pad_box_labels`]. What lies on an accelerator is not
-            looked at for its values, since that would wait for it.
+        labels (sequence of `dict`): One per image, see [`pad_box_labels`]. Values on an accelerator are not checked,
+            because that would force a synchronisation.
         batch_size (`int`): Number of images.
         num_labels (`int`): Number of classes.
 
     Raises:
-        ValueError: If a number, a shape, a box or a class does not fit.
+        ValueError: If a length, shape, box or class id is invalid.
     """
     if len(labels) != batch_size:
-        raise ValueError(
-            f"`labels` must hold one dictionary for each image, got {len(labels)} for {batch_size} images."
-        )
+        raise ValueError(f"`labels` must hold one dictionary per image, got {len(labels)} for {batch_size} images.")
     for number, label in enumerate(labels):
         missing = {"boxes", "class_labels"} - set(label)
         if missing:
             raise ValueError(
-                f"`labels` of image {number} has no {sorted(missing)[0]!r}. Expected `boxes` and `class_labels`, as the image "
-                "processor makes them from `annotations`."
+                f"`labels` of image {number} has no {sorted(missing)[0]!r}. Expected `boxes` and `class_labels`, as "
+                "created by the image processor from `annotations`."
             )
         boxes, classes = label["boxes"], label["class_labels"]
         if boxes.numel() != 4 * classes.numel() or (boxes.numel() and boxes.shape != (*classes.shape, 4)):
@@ -102,38 +100,38 @@ def _check_values(number: int, boxes: torch.Tensor, classes: torch.Tensor, num_l
     if not sound.all():
         first = boxes[~sound][0].tolist()
         raise ValueError(
-            f"A box of image {number} is degenerate: {[round(value, 4) for value in first]}. Expected centre, width and "
-            "height as shares of the image, in [0, 1], width and height above 0. Pass pixels to the image processor as "
-            "`annotations`; it converts them and leaves out boxes without an area."
+            f"Image {number} has an invalid box: {[round(value, 4) for value in first]}. Expected centre, width and "
+            "height relative to the image, in [0, 1], width and height > 0. Pass boxes in pixels to the image "
+            "processor as `annotations`; it converts them and skips boxes with zero area."
         )
     if classes.min() < 0 or classes.max() >= num_labels:
         raise ValueError(
             f"`class_labels` of image {number} must be in [0, {num_labels}), got {classes.min().item()} to "
-            f"{classes.max().item()}. Number the classes from 0, or set `num_labels` in the configuration."
+            f"{classes.max().item()}. Count classes from 0, or set `num_labels` in the configuration."
         )
 
 
 def pad_box_labels(
     labels: Sequence[Mapping[str, torch.Tensor]], size: tuple[int, int], device: torch.device
 ) -> BoxTargets:
-    """Put the boxes of a batch side by side.
+    """Stack the boxes of a batch into padded tensors.
 
     Args:
         labels (sequence of `dict`):
-            For each image `boxes` of shape `(n, 4)`, centre x, centre y, width and height as shares of the image, and
+            For each image `boxes` of shape `(n, 4)`, centre x, centre y, width and height relative to the image, and
             `class_labels` of shape `(n,)`; n may be 0.
         size (`tuple[int, int]`):
             Height and width of the images in pixels.
         device (`torch.device`):
-            Where the boxes are wanted.
+            Device of the result.
 
     Returns:
-        `BoxTargets`: With at least one place for a box. A box without an area does not count as one.
+        `BoxTargets`: Padded to at least one box. Boxes with zero area are marked as padding.
     """
     height, width = size
-    # one box that is none makes room in a batch without boxes, so that it needs no path of its own
+    # at least one padded box, so batches without boxes need no special case
     most = max(1, *(label["boxes"].numel() // 4 for label in labels))
-    # put together where they are, so that they travel once
+    # assembled on the source device and transferred once
     boxes = torch.zeros(len(labels), most, 4, device=labels[0]["boxes"].device)
     classes = torch.zeros(len(labels), most, dtype=torch.long, device=boxes.device)
     for number, label in enumerate(labels):
@@ -148,7 +146,7 @@ def pad_box_labels(
 
 
 def generalized_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Generalised IoU of boxes, pair by pair: IoU minus the share of the enclosing box that neither covers.
+    """Generalised IoU, element-wise: IoU minus the fraction of the enclosing box that neither box covers.
 
     Args:
         boxes, others (`torch.Tensor` of shape `(..., 4)`): Corners, in the same unit.
@@ -169,13 +167,13 @@ def generalized_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def candidate_locations(locations: torch.Tensor, strides: torch.Tensor, targets: BoxTargets) -> torch.Tensor:
-    """Locations that may learn a box: those inside it, and the one of the finest level whose cell holds its centre.
+    """Candidate locations of each box: those inside it, and the finest-level cell that contains its centre.
 
-    The latter is there for boxes so small that they lie between the locations.
+    The latter covers boxes so small that no location lies inside them.
 
     Args:
         locations (`torch.Tensor` of shape `(num_locations, 2)`): x and y in pixels.
-        strides (`torch.Tensor` of shape `(num_locations,)`): Distance between locations of the level, in pixels.
+        strides (`torch.Tensor` of shape `(num_locations,)`): Stride of the level, in pixels.
         targets (`BoxTargets`): Annotated boxes.
 
     Returns:
@@ -191,32 +189,32 @@ def candidate_locations(locations: torch.Tensor, strides: torch.Tensor, targets:
 def assign_boxes(
     scores: torch.Tensor, ious: torch.Tensor, candidates: torch.Tensor, rule: AssignmentRule
 ) -> Assignment:
-    """Task-aligned assignment: each box goes to the candidates that score it and place it best.
+    """Task-aligned assignment: each box takes the candidates with the best combination of score and IoU.
 
-    A location that several boxes chose learns the one it overlaps most.
+    A location selected by several boxes is assigned to the one it overlaps most.
 
     Args:
         scores (`torch.Tensor` of shape `(batch_size, max_boxes, num_locations)`): For the class of the box, in [0, 1].
-        ious (`torch.Tensor` of shape `(batch_size, max_boxes, num_locations)`): Of the predicted with the true box.
+        ious (`torch.Tensor` of shape `(batch_size, max_boxes, num_locations)`): Between predicted and annotated boxes.
         candidates (`torch.BoolTensor` of shape `(batch_size, max_boxes, num_locations)`): From [`candidate_locations`].
-        rule (`AssignmentRule`): How many, and what counts.
+        rule (`AssignmentRule`): Number of locations and exponents.
 
     Returns:
         `Assignment`.
     """
     alignment = scores**rule.score_exponent * ious**rule.iou_exponent
-    # ranked below every candidate, also below one without overlap
+    # below every candidate, including those without overlap
     ranked = torch.where(candidates, alignment, -1.0)
     best = ranked.topk(min(rule.num_locations, ranked.shape[-1]), dim=-1).indices
     chosen = torch.zeros_like(candidates).scatter_(-1, best, True) & candidates
-    # shift by one: a location without overlap must not fall to a box that did not choose it
+    # + 1 so that a location without overlap is not assigned to a box that did not select it
     wanted = torch.where(chosen, ious + 1, 0.0)
     overlap, box_index = wanted.max(dim=1)
     is_positive = overlap > 0
     kept = chosen & (box_index.unsqueeze(1) == torch.arange(wanted.shape[1], device=chosen.device)[:, None])
     alignment, ious = torch.where(kept, alignment, 0.0), torch.where(kept, ious, 0.0)
     highest_alignment, highest_iou = alignment.amax(dim=-1, keepdim=True), ious.amax(dim=-1, keepdim=True)
-    # tiny alignments are common at the start (IoU ** 6), so nothing may be added to the divisor
+    # early in training alignments are tiny (IoU ** 6), so no epsilon in the denominator
     quality = torch.where(highest_alignment > 0, alignment / highest_alignment, 0.0) * highest_iou
     return Assignment(is_positive, box_index, quality.sum(dim=1))
 
@@ -224,14 +222,14 @@ def assign_boxes(
 def varifocal_loss(
     logits: torch.Tensor, quality: torch.Tensor, is_class: torch.Tensor, alpha: float = 0.75, gamma: float = 2.0
 ) -> torch.Tensor:
-    """Varifocal loss: cross entropy with the quality as target, where wrong scores of the background count by their size.
+    """Varifocal loss: cross entropy with the quality as target; negatives are weighted by their predicted score.
 
     Args:
         logits (`torch.Tensor` of shape `(...)`): Any real number.
-        quality (`torch.Tensor` of shape `(...)`): Wanted score in [0, 1].
-        is_class (`torch.BoolTensor` of shape `(...)`): Where there is an object of the class.
-        alpha (`float`, defaults to 0.75): Weight of the background.
-        gamma (`float`, defaults to 2): Power of the score that weighs the background.
+        quality (`torch.Tensor` of shape `(...)`): Target score in [0, 1].
+        is_class (`torch.BoolTensor` of shape `(...)`): Whether the location has an object of the class.
+        alpha (`float`, defaults to 0.75): Weight of negatives.
+        gamma (`float`, defaults to 2): Exponent of the predicted score in the weight of negatives.
 
     Returns:
         `torch.Tensor` of shape `(...)`: float32, >= 0.
@@ -244,21 +242,21 @@ def varifocal_loss(
 def detection_loss(
     logits: torch.Tensor, assignment: Assignment, targets: BoxTargets, corners: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of classes and of boxes, each divided by the sum of the qualities in the batch (at least 1).
+    """Classification and box losses, each divided by the sum of qualities in the batch (at least 1).
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_locations, num_labels)`): Of the classes.
-        assignment (`Assignment`): What each location learns.
+        logits (`torch.Tensor` of shape `(batch_size, num_locations, num_labels)`): Predicted logits.
+        assignment (`Assignment`): Targets of the locations.
         targets (`BoxTargets`): Annotated boxes.
-        corners (`torch.Tensor` of shape `(batch_size, num_locations, 4)`): Predicted, in pixels, float32.
+        corners (`torch.Tensor` of shape `(batch_size, num_locations, 4)`): Predicted boxes in pixels, float32.
 
     Returns:
-        `tuple` of two scalars, float32: varifocal loss, and `1 - GIoU` weighted by quality; both are finite and have a
-        gradient where no image has a box.
+        `tuple` of two scalars, float32: varifocal loss, and `1 - GIoU` weighted by quality. Both are finite and
+        differentiable for batches without boxes.
     """
     quality, index = assignment.quality, assignment.box_index
     classes = targets.class_labels.gather(1, index)
-    # written out, since `one_hot` looks at its input
+    # not `one_hot`, which inspects its input and synchronises
     is_class = classes.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
     is_class = is_class & assignment.is_positive.unsqueeze(-1)
     class_loss = varifocal_loss(logits, quality.unsqueeze(-1) * is_class, is_class).sum()

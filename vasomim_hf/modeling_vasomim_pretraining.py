@@ -1,6 +1,6 @@
-"""VasoMIM for pre-training: encoder, decoder and the frozen vessel segmentor, with both losses.
+"""VasoMIM for pre-training: encoder, decoder, the frozen vessel segmentor and both losses.
 
-Shapes: B batch size, N number of patches, P values in a patch (`patch_size**2 * num_channels`).
+Shapes: B batch size, N number of patches, P values per patch (`patch_size**2 * num_channels`).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vasomim import VasoMIMConfig
 from .masking_vasomim import guided_order, patch_scores
-from .modeling_unext import UNeXtForVesselSegmentation, check_vesselness, refuse_unknown_arguments
+from .modeling_unext import UNeXtForVesselSegmentation, check_vesselness, reject_unknown_arguments
 from .modeling_vasomim import (
     VasoMIMLayer,
     VasoMIMModel,
@@ -29,26 +29,26 @@ from .modeling_vasomim import (
 
 @dataclass
 class VasoMIMForPreTrainingOutput(ModelOutput):
-    """What a pre-training step gives.
+    """Output of [`VasoMIMForPreTraining`].
 
     Args:
         loss (`torch.Tensor`):
             Scalar: reconstruction loss + `consistency_loss_weight` × consistency loss.
         reconstruction_loss (`torch.Tensor`):
-            Scalar: mean squared error of the hidden patches.
+            Scalar: mean squared error over the masked patches.
         consistency_loss (`torch.Tensor`):
-            Scalar: cross entropy between the vessels that the segmentor sees in the frame and in the reconstruction;
-            zero without a segmentor.
+            Scalar: cross entropy between the segmentor's predictions for the frame and for its reconstruction; zero
+            without a segmentor.
         logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size**2 * num_channels)`):
-            Predicted values of every patch, normalised by patch with `norm_pix_loss`.
+            Predicted values of every patch, normalised per patch with `norm_pix_loss`.
         mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
-            1 where a patch was hidden, 0 where it was visible.
+            1 for masked patches, 0 for visible ones.
         ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
-            Place of each patch in the order from visible to hidden.
+            Rank of each patch in the order from visible to masked.
         reconstruction (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            All predicted patches as a frame, on the scale of `pixel_values`.
+            All predicted patches assembled into a frame, on the scale of `pixel_values`.
         hidden_states, attentions (`tuple[torch.Tensor]`, *optional*):
-            Of the encoder, when asked for.
+            Of the encoder, if requested.
     """
 
     loss: torch.Tensor | None = None
@@ -63,30 +63,30 @@ class VasoMIMForPreTrainingOutput(ModelOutput):
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut frames into patches.
+    """Split frames into flattened patches.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
             Height and width divisible by `patch_size`.
         patch_size (`int`):
-            Side of a patch in pixels.
+            Side length of a patch in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_patches, patch_size**2 * num_channels)`: patches row by row; within a
-        patch rows, then columns, then channels, as in MAE.
+        `torch.Tensor` of shape `(batch_size, num_patches, patch_size**2 * num_channels)`: patches in row-major order,
+        each flattened as rows, columns, channels, as in MAE.
     """
     patches = pixel_values.unflatten(2, (-1, patch_size)).unflatten(4, (-1, patch_size))
     return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(patches: torch.Tensor, patch_size: int, grid: tuple[int, int]) -> torch.Tensor:
-    """Join patches to frames; undoes [`patchify`].
+    """Assemble patches into frames, the inverse of [`patchify`].
 
     Args:
         patches (`torch.Tensor` of shape `(batch_size, rows * columns, patch_size**2 * num_channels)`):
-            Patches row by row.
+            Patches in row-major order.
         patch_size (`int`):
-            Side of a patch in pixels.
+            Side length of a patch in pixels.
         grid (`tuple[int, int]`):
             Rows and columns of patches.
 
@@ -98,9 +98,8 @@ def unpatchify(patches: torch.Tensor, patch_size: int, grid: tuple[int, int]) ->
 
 
 class VasoMIMDecoderLayerConfig:
-    """A model's configuration as a decoder layer sees it: the decoder's sizes, everything else read through.
-
-    Not a copy, so that a change of the attention implementation reaches the decoder too.
+    """View of a model configuration with the decoder's sizes in place of the encoder's.
+    Not a copy: a change of the attention implementation must reach the decoder too.
     """
 
     _renamed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
@@ -109,13 +108,13 @@ class VasoMIMDecoderLayerConfig:
         self._config = config
 
     def __getattr__(self, name: str) -> object:
-        if name == "_config":  # asked for by copy and pickle before it is there
+        if name == "_config":  # copy and pickle look it up before it is set
             raise AttributeError(name)
         return getattr(self._config, f"decoder_{name}" if name in self._renamed else name)
 
 
 class VasoMIMDecoder(nn.Module):
-    """Puts mask tokens where patches were hidden and predicts the values of every patch."""
+    """Inserts mask tokens for the masked patches and predicts the values of every patch."""
 
     position_embeddings: torch.Tensor
 
@@ -142,16 +141,16 @@ class VasoMIMDecoder(nn.Module):
     def _with_mask_tokens(self, hidden_states: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
         cls_token, visible = hidden_states[:, :1], hidden_states[:, 1:]
         num_hidden = ids_restore.shape[1] - visible.shape[1]
-        # autocast may have lowered the embeddings' dtype, not the token's
+        # under autocast the embeddings may have a lower precision than the token
         mask_tokens = self.mask_token.to(visible.dtype).expand(len(visible), num_hidden, -1)
         patches = torch.cat([visible, mask_tokens], dim=1)
         return torch.cat([cls_token, take_patches(patches, ids_restore)], dim=1)
 
 
 class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
-    """Encoder and decoder in training, and the frozen segmentor that guides the masks and judges the reconstruction.
+    """Encoder, decoder and a frozen vessel segmentor, which provides masking guidance and the consistency loss.
 
-    The segmentor starts untrained: give it weights with [`VasoMIMForPreTraining.load_segmentor`].
+    The segmentor starts with random weights: load trained ones with [`VasoMIMForPreTraining.load_segmentor`].
 
     Example:
         >>> from vasomim_hf.presets import load_preset
@@ -181,9 +180,9 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             init.copy_(module.position_embeddings, positions)
 
     def train(self, mode: bool = True) -> "VasoMIMForPreTraining":
-        """Set the training mode of all but the segmentor, which stays frozen and in evaluation mode."""
+        """Set the training mode; the segmentor stays frozen and in evaluation mode."""
         super().train(mode)
-        # from_pretrained makes every floating-point parameter trainable, and calls this method last
+        # from_pretrained makes every floating-point parameter trainable and calls this method last
         self._freeze_segmentor()
         return self
 
@@ -192,18 +191,19 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             self.segmentor.requires_grad_(False).eval()
 
     def load_segmentor(self, segmentor: "UNeXtForVesselSegmentation | str") -> None:
-        """Copy the weights of a trained segmentor into the model.
+        """Copy the weights of a trained segmentor into this model.
 
         Args:
             segmentor (`UNeXtForVesselSegmentation` or `str`):
-                A model, or the folder or Hub id of one.
+                A model, or its local folder or Hub id.
 
         Raises:
-            ValueError: If the configuration has no segmentor, or one of other sizes.
+            ValueError: If this model has no segmentor, or the two architectures differ.
         """
         if self.segmentor is None:
             raise ValueError(
-                "This model has no segmentor, since filter_weight=1 and consistency_loss_weight=0. Change one of them."
+                "This model has no segmentor because filter_weight=1 and consistency_loss_weight=0. Change one of "
+                "them."
             )
         trained = (
             segmentor if isinstance(segmentor, nn.Module) else UNeXtForVesselSegmentation.from_pretrained(segmentor)
@@ -212,7 +212,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             self.segmentor.load_state_dict(trained.state_dict())
         except RuntimeError as error:
             raise ValueError(
-                "The segmentor does not have the sizes in `config.segmentor_config`. Build the model with "
+                "The segmentor does not match `config.segmentor_config`. Build the model with "
                 f"segmentor_config={trained.config.to_diff_dict()}. ({error})"
             ) from error
         self._freeze_segmentor()
@@ -226,28 +226,28 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         noise: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VasoMIMForPreTrainingOutput:
-        """Hide patches, reconstruct them, and compare values and vessels.
+        """Mask patches, reconstruct them, and compute the reconstruction and consistency losses.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised frames from the image processor; sides divisible by `patch_size`.
             vesselness (`torch.Tensor` of shape `(batch_size, 1, height, width)` or `(batch_size, height, width)`, *optional*):
-                Vessel map of the filter, bool, integer or float in [0, 1]. Without it the segmentor guides alone, and
-                without a segmentor too the masks are uniform.
+                Vesselness from the filter, bool, integer or float in [0, 1]. Without it the guidance comes from the
+                segmentor alone; without a segmentor as well, the masks are uniform.
             progress (`float` or scalar `torch.Tensor`, defaults to 0):
-                Share of the training done, in [0, 1]. The guidance ratio is `start + progress * (end - start)`.
+                Fraction of training completed, in [0, 1]. The guidance ratio is `start + progress * (end - start)`.
             noise (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
-                Uniform in [0, 1): decides which patches are hidden, see [`guided_mask`].
+                Uniform in [0, 1); determines which patches are masked, see [`guided_mask`].
 
         Returns:
             [`VasoMIMForPreTrainingOutput`]
 
         Raises:
-            ValueError: If a shape does not fit, `progress` or `vesselness` is out of range, or a pixel is not a finite
-                number. On an accelerator the values of tensors are not looked at, since that would wait for it.
+            ValueError: If a shape does not match, `progress` or `vesselness` is out of range, or a pixel is not
+            finite. Values of tensors on an accelerator are not checked, because that would force a synchronisation.
             TypeError: If an argument is unknown.
         """
-        refuse_unknown_arguments(self, kwargs)
+        reject_unknown_arguments(self, kwargs)
         self._check_inputs(pixel_values, vesselness, progress)
         grid = grid_of(pixel_values, self.config.patch_size)
         vessel_logits = self.segment(pixel_values)
@@ -276,7 +276,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
 
     @torch.no_grad()
     def segment(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """Vessel logits of shape `(batch_size, 1, height, width)` that the segmentor sees; `None` without one."""
+        """Vessel logits of the segmentor, of shape `(batch_size, 1, height, width)`; `None` without a segmentor."""
         if self.segmentor is None:
             return None
         return self.segmentor(pixel_values.contiguous(memory_format=torch.channels_last)).logits
@@ -290,7 +290,8 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         progress: float | torch.Tensor,
         noise: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int]:
-        """Order of the patches from visible to hidden, of shape `(batch_size, num_patches)`, and how many are visible."""
+        """Order of the patches from visible to masked, of shape `(batch_size, num_patches)`, and the number of visible
+        ones."""
         guidance_map = self.guidance_map(pixel_values, vesselness, vessel_logits)
         scores = patch_scores(guidance_map, self.config.patch_size)
         start, end = self.config.guidance_ratio_start, self.config.guidance_ratio_end
@@ -299,7 +300,8 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
     def guidance_map(
         self, pixel_values: torch.Tensor, vesselness: torch.Tensor | None, vessel_logits: torch.Tensor | None
     ) -> torch.Tensor:
-        """Where the vessels are: `filter_weight` × filter + the rest × segmentor (the paper's G = ηB + (1-η)M).
+        """Combine both sources of guidance: `filter_weight` × filter + `1 - filter_weight` × segmentor (G = ηB +
+        (1-η)M).
 
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, height, width)`: float in [0, 1].
@@ -314,9 +316,9 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         return self.config.filter_weight * vesselness + (1 - self.config.filter_weight) * probability
 
     def reconstruction_target(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Values of the patches, of shape (B, N, P), and the mean and deviation, (B, N, 1), that they were normalised by.
+        """Patch values of shape (B, N, P), and the mean and standard deviation, (B, N, 1), used to normalise them.
 
-        The variance is the unbiased one and 1e-6 is added to it, as in MAE.
+        As in MAE, the variance is unbiased and 1e-6 is added to it.
         """
         patches = patchify(pixel_values.float(), self.config.patch_size)
         if not self.config.norm_pix_loss:
@@ -326,13 +328,13 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         return (patches - mean) / std, mean, std
 
     def reconstruction_loss(self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the values of a patch, then over the hidden patches.
+        """Mean squared error per patch, averaged over the masked patches.
 
         Args:
             logits, target (`torch.Tensor` of shape `(batch_size, num_patches, patch_size**2 * num_channels)`):
-                Predicted and true values.
+                Predicted and target values.
             mask (`torch.Tensor` of shape `(batch_size, num_patches)`):
-                1 where a patch was hidden.
+                1 for masked patches.
 
         Returns:
             `torch.Tensor`: scalar, float32.
@@ -341,18 +343,18 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         return (error * mask).sum() / mask.sum()
 
     def consistency_loss(self, reconstruction: torch.Tensor, vessel_logits: torch.Tensor | None) -> torch.Tensor:
-        """Cross entropy between the segmentor's view of the reconstruction and, as soft target, of the frame.
+        """Cross entropy of the segmentor's prediction for the reconstruction, with that for the frame as soft target.
 
-        All patches count, also the visible ones, as in the authors' code: it is all that teaches those.
+        As in the authors' code, all patches count. For the visible ones this is the only training signal.
 
         Args:
             reconstruction (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 On the scale of `pixel_values`.
             vessel_logits (`torch.Tensor` of shape `(batch_size, 1, height, width)`, *optional*):
-                Of the frame.
+                Vessel logits of the frame.
 
         Returns:
-            `torch.Tensor`: scalar, float32; zero where the loss has no weight.
+            `torch.Tensor`: scalar, float32; zero if the loss weight is zero.
         """
         if self.segmentor is None or vessel_logits is None or self.config.consistency_loss_weight == 0:
             return reconstruction.new_zeros(())
@@ -369,26 +371,28 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
                 "Crop or resize the frames."
             )
         if not isinstance(progress, torch.Tensor) and not 0 <= progress <= 1:
-            raise ValueError(f"`progress` is the share of the training done and must be in [0, 1], got {progress}.")
+            raise ValueError(
+                f"`progress` is the fraction of training completed and must be in [0, 1], got {progress}."
+            )
         self._check_finite(pixel_values)
         if vesselness is None:
             return
         num_pixels = len(pixel_values) * height * width
         if vesselness.shape[-2:] != pixel_values.shape[-2:] or vesselness.numel() != num_pixels:
             raise ValueError(
-                f"`vesselness` must have shape ({len(pixel_values)}, 1, {height}, {width}), one map for each frame and of "
-                f"its size, got {tuple(vesselness.shape)}. Crop it together with the frame."
+                f"`vesselness` must have shape ({len(pixel_values)}, 1, {height}, {width}), one map per frame and of "
+                f"its size, got {tuple(vesselness.shape)}. Crop the map together with the frame."
             )
         check_vesselness("vesselness", vesselness)
 
     def _check_finite(self, pixel_values: torch.Tensor) -> None:
         if pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
             return
-        # by numpy, so that no operation is added that would wait for a device
+        # numpy keeps this check out of traced and compiled graphs
         if not np.isfinite(pixel_values.detach().float().numpy().sum(dtype=np.float64)):
             raise ValueError(
-                "`pixel_values` holds values that are not finite numbers. Look for the frame in the data; the image "
-                "processor refuses such frames."
+                "`pixel_values` has values that are not finite. Find the frame in your data; the image "
+                "processor rejects such frames."
             )
 
 

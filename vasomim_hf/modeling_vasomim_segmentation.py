@@ -1,7 +1,7 @@
-"""VasoMIM for segmentation: a top-down pyramid on four encoder layers and a convolutional branch on the image itself.
+"""VasoMIM for semantic segmentation: a top-down pyramid on four encoder layers and a convolutional detail stem.
 
-A patch of 16 pixels holds several vessels, so the encoder says what is where and the branch where exactly. Shapes:
-B batch size, D hidden size, C channels, K classes, H and W height and width in pixels.
+A 16-pixel patch can contain several vessels: the encoder provides semantics, the detail stem precise localisation.
+Shapes: B batch size, D hidden size, C channels, K classes, H and W height and width in pixels.
 """
 
 import math
@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vasomim import VasoMIMConfig
-from .modeling_unext import refuse_unknown_arguments
+from .modeling_unext import reject_unknown_arguments
 from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel, grid_of
 
 
@@ -24,46 +24,46 @@ IGNORED_LABEL = 255
 
 
 def check_segmentation_labels(labels: torch.Tensor, num_labels: int, frames: tuple[int, ...] | None = None) -> None:
-    """Refuse masks that do not belong to their frames or hold ids of classes that do not exist.
+    """Raise an error for masks that do not match their frames or contain class ids that do not exist.
 
     Args:
         labels (`torch.Tensor` of shape `(batch_size, height, width)`):
-            Integer or bool. On an accelerator only the shape is looked at.
+            Integer or bool. Values on an accelerator are not checked.
         num_labels (`int`):
-            Number of classes, the background included.
+            Number of classes, including the background.
         frames (`tuple[int, ...]`, *optional*):
             Shape of `pixel_values`, `(batch_size, num_channels, height, width)`.
 
     Raises:
-        ValueError: If the shape or the type does not fit, or an id is neither in [0, num_labels) nor 255.
+        ValueError: If the shape or dtype is wrong, or an id is neither in [0, num_labels) nor 255.
     """
     expected = (frames[0], *frames[-2:]) if frames is not None else None
     if labels.ndim != 3 or (expected is not None and tuple(labels.shape) != expected):
         raise ValueError(
-            f"`labels` must have shape {expected or '(batch_size, height, width)'}, one class for each pixel of the "
+            f"`labels` must have shape {expected or '(batch_size, height, width)'}, one class per pixel of the "
             f"frames, got {tuple(labels.shape)}. Pass the masks to the image processor together with the frames."
         )
     if labels.dtype.is_floating_point or labels.dtype.is_complex:
-        raise ValueError(f"`labels` must be integers or bool, got {labels.dtype}. Pass ids, not probabilities.")
+        raise ValueError(f"`labels` must be integers or bool, got {labels.dtype}. Pass class ids, not probabilities.")
     if labels.device.type != "cpu" or labels.numel() == 0 or torch.compiler.is_compiling():
         return
-    # by numpy, so that no operation is added that would wait for a device
+    # numpy keeps this check out of traced and compiled graphs
     ids = labels.detach().numpy()
     lowest, highest = int(ids.min()), int(ids.max())
     if highest == IGNORED_LABEL:
         highest = int(ids.max(initial=0, where=ids != IGNORED_LABEL))
     if lowest < 0 or highest >= num_labels:
         raise ValueError(
-            f"`labels` must be ids from 0 to {num_labels - 1}, or {IGNORED_LABEL} for pixels to ignore, got ids from {lowest} "
-            f"to {highest}. Compare the masks with `config.id2label`; pass `mask > 0` for a binary mask."
+            f"`labels` must be ids from 0 to {num_labels - 1}, or {IGNORED_LABEL} for pixels to ignore, got ids from "
+            f"{lowest} to {highest}. Compare the masks with `config.id2label`; pass `mask > 0` for a binary mask."
         )
 
 
 def soft_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """1 - soft Dice coefficient of the batch as a whole, averaged over the classes that occur in it.
+    """1 - soft Dice coefficient over the whole batch, averaged over the classes present in it.
 
-    Taken over the batch, because a single frame may have none of a class; a class that no frame has is left to the cross
-    entropy. The background does not count.
+    Computed over the batch because a single frame may lack a class. Classes absent from the batch are left to the
+    cross entropy. The background is excluded.
 
     Args:
         probabilities (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
@@ -72,7 +72,7 @@ def soft_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
             Integer ids; 255 is ignored.
 
     Returns:
-        `torch.Tensor`: scalar in [0, 1]; 0 where no class occurs.
+        `torch.Tensor`: scalar in [0, 1]; 0 if no class is present.
 
     Example:
         >>> labels = torch.tensor([[[0, 1], [1, 255]]])
@@ -90,13 +90,13 @@ def soft_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 
 def soft_skeleton(image: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Skeleton of a soft mask by repeated erosion and opening (Shit et al., clDice, arXiv:2003.07311, algorithm 1).
+    """Soft skeleton by repeated erosion and opening (Shit et al., clDice, arXiv:2003.07311, algorithm 1).
 
     Args:
         image (`torch.Tensor` of shape `(batch_size, 1, height, width)`):
             Float in [0, 1].
         iterations (`int`):
-            Erosions after the first opening; at least half the width of the widest structure.
+            Number of erosions after the first opening; at least half the width of the widest structure.
 
     Returns:
         `torch.Tensor` of the same shape: float in [0, 1].
@@ -110,7 +110,7 @@ def soft_skeleton(image: torch.Tensor, iterations: int) -> torch.Tensor:
 
 
 def _erode(image: torch.Tensor) -> torch.Tensor:
-    # by a cross and not by a square, as the authors do: diagonal vessels keep their thickness
+    # with a cross rather than a square, as in the authors' code: diagonal vessels keep their thickness
     negative = -image
     columns = nn.functional.max_pool2d(negative, (3, 1), stride=1, padding=(1, 0))
     rows = nn.functional.max_pool2d(negative, (1, 3), stride=1, padding=(0, 1))
@@ -122,10 +122,11 @@ def _dilate(image: torch.Tensor) -> torch.Tensor:
 
 
 def soft_cl_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, iterations: int) -> torch.Tensor:
-    """1 - soft clDice of the vessels as a whole: do the skeletons of prediction and mask lie in the other's mask?
+    """1 - soft clDice of the foreground: how much of each skeleton lies inside the other mask.
 
-    With several classes, all but the background are one tree, since a skeleton that ends where a segment's name changes
-    says nothing. Taken over the batch, smoothed by 1 as in the authors' code (Shit et al., arXiv:2003.07311).
+    All classes except the background are merged into one vessel tree: a skeleton that ends where the segment label
+    changes is not meaningful. Computed over the batch, smoothed by 1 as in the authors' code (Shit et al.,
+    arXiv:2003.07311).
 
     Args:
         probabilities (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
@@ -149,17 +150,17 @@ def soft_cl_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, iterati
 
 @dataclass
 class VasoMIMForSemanticSegmentationOutput(ModelOutput):
-    """What a segmentation gives.
+    """Output of [`VasoMIMForSemanticSegmentation`].
 
     Args:
         loss (`torch.Tensor`):
-            Scalar, with labels: cross entropy + `dice_weight` × Dice loss + `cl_dice_weight` × clDice loss.
+            Scalar, if labels are given: cross entropy + `dice_weight` × Dice loss + `cl_dice_weight` × clDice loss.
         logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
             At the size of the input.
         cross_entropy_loss, dice_loss, cl_dice_loss (`torch.Tensor`):
-            Scalars, the unweighted parts of the loss; a part without weight is not computed and `None`.
+            Scalars, the unweighted terms of the loss; `None` for terms with weight 0.
         hidden_states, attentions (`tuple[torch.Tensor]`):
-            Of the encoder, where asked for.
+            Of the encoder, if requested.
     """
 
     loss: torch.Tensor | None = None
@@ -172,14 +173,14 @@ class VasoMIMForSemanticSegmentationOutput(ModelOutput):
 
 
 class VasoMIMGroupNorm(nn.GroupNorm):
-    """Group norm of up to 8 groups with at least 4 channels each: batches are too small for statistics of their own."""
+    """Group norm with up to 8 groups of at least 4 channels; batches are too small for batch norm."""
 
     def __init__(self, num_channels: int):
         most = max(1, min(8, num_channels // 4))
         super().__init__(next(n for n in range(most, 0, -1) if num_channels % n == 0), num_channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # torch's backward pass in bf16 on a CPU takes eight times as long on channels-last tensors; copying takes less
+        # on a CPU, the bf16 backward pass of torch is eight times slower with channels-last tensors; a copy costs less
         if (
             hidden_states.requires_grad
             and hidden_states.device.type == "cpu"
@@ -190,9 +191,8 @@ class VasoMIMGroupNorm(nn.GroupNorm):
 
 
 class VasoMIMConv2d(nn.Conv2d):
-    """Convolution drawn at the start by the number of values that meet in one, the kernel's area counted.
-
-    `fan_out` is the number of output channels where a pixel shuffle behind it makes pixels of the others.
+    """Convolution with Xavier initialisation that counts the kernel area in the fan.
+    `fan_out` is the number of output channels, given where a pixel shuffle follows.
     """
 
     _init_fan_in_out: tuple[int, int]
@@ -204,7 +204,7 @@ class VasoMIMConv2d(nn.Conv2d):
 
 
 class VasoMIMConvBlock(nn.Module):
-    """Twice: 3×3 convolution, group norm, GELU."""
+    """Two blocks of 3×3 convolution, group norm and GELU."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -215,18 +215,18 @@ class VasoMIMConvBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            # channels last here and not where the result is used, which may be in two places
+            # convert here once: the result may be used in two places
             hidden_states = _channels_last(nn.functional.gelu(norm(conv(_channels_last(hidden_states)))))
         return hidden_states
 
 
 def _channels_last(hidden_states: torch.Tensor) -> torch.Tensor:
-    # convolutions of few channels on large maps are two to four times as fast so
+    # convolutions with few channels on large maps are two to four times faster in this layout
     return hidden_states.contiguous(memory_format=torch.channels_last)
 
 
 class VasoMIMDetailStem(nn.Module):
-    """Grey image of shape (B, 1, H, W) to maps of strides 1, 2 and 4."""
+    """Grey image of shape (B, 1, H, W) to feature maps at strides 1, 2 and 4."""
 
     channels: tuple[int, ...]
 
@@ -244,10 +244,10 @@ class VasoMIMDetailStem(nn.Module):
 
 
 class VasoMIMTopDownPyramid(nn.Module):
-    """Four maps of shape (B, D, rows, columns), one for each encoder layer, to one of stride 4 and fewer channels.
+    """Fuses four encoder maps of shape (B, D, rows, columns) into one map of stride 4 with fewer channels.
 
-    The deepest layers keep the resolution of the patches, the others are scaled up to strides 8 and 4; from the coarsest
-    to the finest, each level is added to what came from above.
+    The two deepest maps keep the patch resolution, the others are upsampled to strides 8 and 4. From coarse to fine,
+    each level is added to the upsampled result of the previous one.
     """
 
     strides = (4, 8, 16, 16)
@@ -255,11 +255,11 @@ class VasoMIMTopDownPyramid(nn.Module):
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
         size = config.segmentation_hidden_size
-        # a power of two for each level: exact for patches of 8, 16, 32, ...; the nearest one for others
+        # powers of two: exact for patch sizes 8, 16, 32, ..., the nearest one otherwise
         self.factors = [2 ** max(0, round(math.log2(config.patch_size / stride))) for stride in self.strides]
         self.projections = nn.ModuleList([nn.Conv2d(config.hidden_size, size, kernel_size=1) for _ in self.strides])
         self.norms = nn.ModuleList([VasoMIMGroupNorm(size) for _ in self.strides])
-        # with a pixel shuffle behind it, a transposed convolution whose steps do not overlap
+        # followed by a pixel shuffle: a transposed convolution whose kernel equals its stride
         self.upscalings = nn.ModuleList([_upscaling(size, factor) for factor in self.factors])
         self.blocks = nn.ModuleList([VasoMIMConvBlock(size, size) for _ in self.strides[:2]])
 
@@ -290,7 +290,7 @@ def _resize(hidden_states: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 class VasoMIMSegmentationHead(nn.Module):
-    """Encoder maps and image to logits of shape (B, K, H, W); sides divisible by 4."""
+    """Encoder maps and image to logits of shape (B, K, H, W); both sides must be divisible by 4."""
 
     def __init__(self, config: VasoMIMConfig):
         super().__init__()
@@ -315,11 +315,11 @@ class VasoMIMSegmentationHead(nn.Module):
 
 
 class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
-    """Vessels (background and vessel), vessel segments (background and 25) or stenoses, one class for each pixel.
+    """Semantic segmentation of vessels (2 classes), vessel segments (background and 25) or stenoses.
 
-    Class 0 is the background, also in the binary task: with two classes the softmax is the binary cross entropy of the
-    difference of the logits, `argmax` is a threshold of one half, and `pipeline("image-segmentation")` finds a name for
-    every id. The loss is cross entropy + `config.dice_weight` × Dice loss + `config.cl_dice_weight` × clDice loss, see
+    Class 0 is the background, also in the binary task: with two classes the softmax equals a sigmoid of the logit
+    difference, `argmax` is a threshold of one half, and `pipeline("image-segmentation")` finds a name for every id.
+    The loss is cross entropy + `config.dice_weight` × Dice loss + `config.cl_dice_weight` × clDice loss, see
     [`soft_dice_loss`] and [`soft_cl_dice_loss`].
 
     Example:
@@ -332,7 +332,7 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
 
     accepts_loss_kwargs = False
     _no_split_modules = ["VasoMIMEmbeddings", "VasoMIMLayer", "VasoMIMSegmentationHead"]
-    # a pre-training checkpoint has these besides the encoder
+    # part of pre-training checkpoints, not of this model
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^segmentor\."]
 
     def __init__(self, config: VasoMIMConfig):
@@ -362,11 +362,11 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised frames from the image processor, any height and width of at least one patch. Sides that
-                `patch_size` (or 4) does not divide are padded at the right and bottom by repeating the edge; the logits
-                are cut back.
+                Normalised frames from the image processor; each side at least one patch. Sides that `patch_size` (or
+                4) does not divide are padded at the right and bottom by repeating the edge; the logits are cropped
+                back.
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-                Class of each pixel, integer or bool: 0 background, below `num_labels`; 255 is ignored.
+                Class id of each pixel, integer or bool: 0 is the background, 255 is ignored.
             interpolate_pos_encoding (`bool`, defaults to `True`):
                 Whether sizes other than `config.image_size` are accepted.
 
@@ -374,11 +374,11 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
             [`VasoMIMForSemanticSegmentationOutput`]
 
         Raises:
-            ValueError: If a shape does not fit, or an id is out of range. On an accelerator ids are not looked at, since
-                that would wait for it: check them with [`check_segmentation_labels`] where the batch is made.
+            ValueError: If a shape does not match, or an id is out of range. Ids on an accelerator are not checked,
+            because that would force a synchronisation: call [`check_segmentation_labels`] when building the batch.
             TypeError: If an argument is unknown.
         """
-        refuse_unknown_arguments(self, kwargs)
+        reject_unknown_arguments(self, kwargs)
         if labels is not None:
             check_segmentation_labels(labels, self.config.num_labels, pixel_values.shape)
         height, width = pixel_values.shape[-2:]
@@ -397,13 +397,13 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
         )
 
     def loss_parts(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The loss and its unweighted parts by name, as the output has them, in float32.
+        """The loss and its unweighted terms by output name, in float32.
 
         Args:
             logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
                 Any real numbers.
             labels (`torch.Tensor` of shape `(batch_size, height, width)`):
-                Integer or bool ids; pixels of 255 count in no part.
+                Integer or bool class ids; 255 is ignored in every term.
         """
         config, labels = self.config, labels.long()
         log_probabilities = nn.functional.log_softmax(logits.float(), dim=1)
@@ -423,7 +423,7 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
     def _encode(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs: Unpack[TransformersKwargs]
     ) -> list[torch.Tensor]:
-        """Maps of shape (B, D, rows, columns) of the four layers, after the last norm of the encoder."""
+        """Maps of shape (B, D, rows, columns) of the four layers, after the encoder's final layer norm."""
         numbers = self.config.segmentation_layer_numbers
         hidden_states = self.vasomim.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         states = [hidden_states]
@@ -444,8 +444,8 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if height < size or width < size:
             raise ValueError(
-                f"A frame must be at least one patch of {size}×{size} pixels, got {height}×{width}. Resize it with the "
-                "image processor."
+                f"A frame must be at least one patch of {size}×{size} pixels, got {height}×{width}. Resize it with "
+                "the image processor."
             )
         divisor = math.lcm(size, 4)
         bottom, right = -height % divisor, -width % divisor
@@ -454,8 +454,8 @@ class VasoMIMForSemanticSegmentation(VasoMIMPreTrainedModel):
         return pixel_values.to(self.decode_head.classifier.weight.dtype)
 
 
-# The pipeline looks for the class in this table alone, not among those registered, and calls any other unsupported. The
-# entry is made here, so that a folder loaded by its own code has it too.
+# The pipeline only looks up this table, not the registered classes, and otherwise warns that the model is unsupported.
+# Done here so that it also works for a checkpoint loaded with remote code.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["vasomim"] = "VasoMIMForSemanticSegmentation"
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Learning rates, parameter groups and the clock of the guidance schedule.
+"""Learning-rate schedules, parameter groups and training progress for the guidance schedule.
 
-Everything here is a function of the step alone, so that a resumed run needs no scheduler state.
+All are functions of the step alone, so a resumed run needs no scheduler state.
 """
 
 import math
@@ -15,17 +15,17 @@ REFERENCE_BATCH_SIZE = 256
 
 
 def absolute_learning_rate(base_learning_rate: float, batch_size: int) -> float:
-    """Scale a base learning rate, which is stated for 256 images, to a batch.
+    """Scale a base learning rate, defined for a batch of 256 images, to another batch size.
 
     Args:
         base_learning_rate (`float`): Rate for 256 images, >= 0.
-        batch_size (`int`): Images in one optimiser step: per process x processes x accumulated steps.
+        batch_size (`int`): Images per optimiser step: per process x processes x accumulated steps.
 
     Returns:
         `float`: `base_learning_rate * batch_size / 256`, the linear rule of MAE (arXiv:2111.06377, appendix A).
 
     Raises:
-        ValueError: If the rate is negative or the batch empty.
+        ValueError: If the rate is negative or the batch is empty.
 
     Example:
         >>> absolute_learning_rate(1.5e-4, batch_size=2048)
@@ -33,7 +33,7 @@ def absolute_learning_rate(base_learning_rate: float, batch_size: int) -> float:
     """
     if base_learning_rate < 0 or batch_size < 1:
         raise ValueError(
-            f"A learning rate >= 0 and a batch of at least one image are needed, got {base_learning_rate} and {batch_size}."
+            f"Expected a learning rate >= 0 and a batch size >= 1, got {base_learning_rate} and {batch_size}."
         )
     return base_learning_rate * batch_size / REFERENCE_BATCH_SIZE
 
@@ -47,18 +47,18 @@ def cosine_learning_rate(
     peak: float,
     minimum: float = 0.0,
 ) -> float:
-    """Learning rate of one optimiser step: linear warm-up, then half a cosine, set anew at every step (as in MAE).
+    """Learning rate of an optimiser step: linear warm-up, then a half cosine, updated every step (as in MAE).
 
     Args:
-        step (`int`): Optimiser steps done since the start of training, >= 0.
-        steps_per_epoch (`int`): Optimiser steps in an epoch.
+        step (`int`): Optimiser steps completed, >= 0.
+        steps_per_epoch (`int`): Optimiser steps per epoch.
         num_epochs (`float`): Length of training.
-        warmup_epochs (`float`): Length of the warm-up, within [0, num_epochs]; 0 leaves it out.
+        warmup_epochs (`float`): Length of the warm-up, in [0, num_epochs]; 0 disables it.
         peak (`float`): Absolute rate at the end of the warm-up.
-        minimum (`float`, defaults to 0): Rate that the cosine ends at. The warm-up starts at 0 in any case.
+        minimum (`float`, defaults to 0): Final rate of the cosine. The warm-up always starts at 0.
 
     Returns:
-        `float`: The rate.
+        `float`: Learning rate.
 
     Raises:
         ValueError: If the warm-up is longer than training.
@@ -72,7 +72,7 @@ def cosine_learning_rate(
             f"The warm-up must lie within training, got warmup_epochs={warmup_epochs} of num_epochs={num_epochs} with "
             f"{steps_per_epoch} steps each. Shorten the warm-up."
         )
-    # The source adds epoch and step / steps_per_epoch, in this order: the reference values hold it to the last digit
+    # Same order of additions as the original code: the reference values match to the last digit.
     epoch = step // steps_per_epoch + (step % steps_per_epoch) / steps_per_epoch
     if epoch < warmup_epochs:
         return peak * epoch / warmup_epochs
@@ -85,17 +85,17 @@ def cosine_learning_rate(
 def polynomial_learning_rate(
     step: int, *, steps_per_epoch: int, num_epochs: int, peak: float, power: float = 0.9
 ) -> float:
-    """Learning rate of the segmentor: `peak * (1 - epoch / num_epochs) ** power`, constant inside an epoch.
+    """Learning rate of the segmentor: `peak * (1 - epoch / num_epochs) ** power`, constant within an epoch.
 
     Args:
-        step (`int`): Optimiser steps done since the start of training, >= 0.
-        steps_per_epoch (`int`): Optimiser steps in an epoch.
+        step (`int`): Optimiser steps completed, >= 0.
+        steps_per_epoch (`int`): Optimiser steps per epoch.
         num_epochs (`int`): Length of training.
         peak (`float`): Rate of the first epoch.
         power (`float`, defaults to 0.9): Exponent, > 0.
 
     Returns:
-        `float`: The rate; 0 after the last epoch.
+        `float`: Learning rate; 0 after the last epoch.
 
     Example:
         >>> round(polynomial_learning_rate(5, steps_per_epoch=5, num_epochs=2, peak=1e-3), 6)
@@ -108,39 +108,40 @@ def polynomial_learning_rate(
 def learning_rate_scheduler(
     optimizer: torch.optim.Optimizer, rate: Callable[[int], float], first_step: int = 0
 ) -> LambdaLR:
-    """Make a scheduler that sets each group's rate to its own `lr` times `rate(step)`.
+    """Create a scheduler that sets the learning rate of each group to its initial `lr` times `rate(step)`.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): Built with the peak rate (layer-wise scales stay in its groups).
-        rate (`Callable[[int], float]`): Step to rate relative to the peak, such as `cosine_learning_rate` with `peak=1`.
-        first_step (`int`, defaults to 0): Step to begin with, where training is resumed.
+        optimizer (`torch.optim.Optimizer`): Built with the peak rate; layer-wise scales stay in its groups.
+        rate (`Callable[[int], float]`): Maps a step to a factor of the peak, e.g. `cosine_learning_rate` with
+        `peak=1`.
+        first_step (`int`, defaults to 0): Step to start from when training is resumed.
 
     Returns:
-        `LambdaLR`: To be stepped once for each optimiser step.
+        `LambdaLR`: Call `step()` once per optimiser step.
     """
     return LambdaLR(optimizer, lambda step: rate(first_step + step))
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies to a parameter: not to biases, norms and other one-dimensional tensors.
+    """Whether weight decay applies to a parameter: not for biases, norms and other one-dimensional tensors.
 
-    As in MAE, `cls_token` and `mask_token` of shape `(1, 1, hidden_size)` have three dimensions and are decayed.
+    As in MAE, `cls_token` and `mask_token` have three dimensions, `(1, 1, hidden_size)`, and are decayed.
     """
     return parameter.ndim > 1 and not name.endswith(".bias") and name != "bias"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the trainable parameters of a model into two groups, without and with weight decay.
+    """Split the trainable parameters of a model into groups without and with weight decay.
 
     Args:
-        model (`nn.Module`): Frozen parameters, such as those of the segmentor, are left out.
-        weight_decay (`float`): Decay of the second group, >= 0.
+        model (`nn.Module`): Frozen parameters, such as those of the segmentor, are skipped.
+        weight_decay (`float`): Weight decay of the second group, >= 0.
 
     Returns:
-        `list[dict]`: Groups for an optimiser, with the keys `params` and `weight_decay`; an empty group is left out.
+        `list[dict]`: Groups for an optimiser, with the keys `params` and `weight_decay`; empty groups are omitted.
 
     Raises:
-        ValueError: If nothing is trainable.
+        ValueError: If no parameter is trainable.
 
     Example:
         >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2), 0.05)]
@@ -148,7 +149,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter: every one has requires_grad=False.")
+        raise ValueError(f"{type(model).__name__} has no trainable parameters: all have requires_grad=False.")
     plain = [parameter for name, parameter in trainable if not decays(name, parameter)]
     decayed = [parameter for name, parameter in trainable if decays(name, parameter)]
     groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
@@ -156,18 +157,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def training_progress(step: int, num_steps: int) -> float:
-    """Share of training done when a step begins: the clock of the guidance schedule.
+    """Fraction of training completed when a step begins, used by the guidance schedule.
 
-    The paper states e / E for epoch e of E, the authors' code uses (e + 1) / E, both constant inside an epoch. Here
-    the share grows with every step, `step / num_steps`: it equals the paper's value at the start of each epoch and
-    does not depend on how long an epoch is.
+    The paper uses e / E for epoch e of E, the authors' code (e + 1) / E, both constant within an epoch. Here it
+    increases with every step, `step / num_steps`: equal to the paper's value at the start of each epoch, and
+    independent of the length of an epoch.
 
     Args:
-        step (`int`): Optimiser steps done, >= 0.
-        num_steps (`int`): Optimiser steps of the whole training, > 0.
+        step (`int`): Optimiser steps completed, >= 0.
+        num_steps (`int`): Total number of optimiser steps, > 0.
 
     Returns:
-        `float`: Share in [0, 1].
+        `float`: Fraction in [0, 1].
 
     Example:
         >>> training_progress(30, num_steps=120)

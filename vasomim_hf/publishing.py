@@ -1,4 +1,4 @@
-"""Folders for the Hub: a model that loads with and without this package, its card, and checksums of all of it."""
+"""Export for the Hub: model folders that load with and without this package, with model card and checksums."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from .model_card import model_card
 
 CHECKSUMS = "checksums.json"
 
-# By model type, what each Auto class loads from a folder: file and class. A new head adds its line here.
+# Auto classes that a folder supports, by model type, with file and class. Add a line here for a new head.
 AUTO_CLASSES = {
     "vasomim": {
         "AutoConfig": "configuration_vasomim.VasoMIMConfig",
@@ -49,32 +49,31 @@ def export(
     card: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write what a repository on the Hub needs for this model.
+    """Write a complete Hub repository for a model.
 
-    The folder loads with every Auto class, in a process that has imported this package and, with
-    `trust_remote_code=True`, in one that has not. To leave the decoder and the segmentor out, export the encoder:
+    The folder loads with every Auto class, in a process that has imported this package or, with
+    `trust_remote_code=True`, in any other. To exclude the decoder and the segmentor, export the encoder:
     `export(model.vasomim, ...)`. [`push_to_hub`] uploads the folder.
 
     Args:
         model (`PreTrainedModel`):
-            A model of this package. Its weights are written as they are, in their dtype.
+            A model of this package. Weights are saved in their dtype.
         processor (`BaseImageProcessor`):
-            The image processor that belongs to it.
+            The image processor of the model.
         folder (`str` or `Path`):
-            Folder to write; it appears when all is written.
+            Folder to write; it appears once complete.
         card (`str`, *optional*):
-            Text of README.md, from [`model_card`]. Left out, a card that names the model and states nothing about its
-            training and results.
+            Text of README.md, from [`model_card`]. Defaults to a card without training data and results.
         overwrite (`bool`, defaults to `False`):
-            Whether a model folder that is there already is replaced.
+            Whether an existing model folder is replaced.
 
     Returns:
-        `Path`: The folder, with `config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md`, the Python
-        files that the models need, and `checksums.json`.
+        `Path`: The folder, with `config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md`, the
+        Python files of the model, and `checksums.json`.
 
     Raises:
-        ValueError: If the model or the processor is not one that this package can publish.
-        FileExistsError: If the folder has files in it that may not be replaced.
+        ValueError: If the model or the processor is not of this package.
+        FileExistsError: If the folder is not empty and must not be replaced.
     """
     auto_map = _auto_map_of(model)
     if not hasattr(processor, "save_pretrained") or not type(processor).__name__.startswith("VasoMIMImageProcessor"):
@@ -92,13 +91,13 @@ def export(
 
 
 def code_files(model_type: str) -> list[Path]:
-    """The Python files that a published model needs: those of its Auto classes and all that these import.
+    """Python files that a published model needs: those of its Auto classes and their imports.
 
     Args:
         model_type (`str`): `"vasomim"` or `"vasomim_unext"`.
 
     Returns:
-        `list[Path]`: Paths in this package, by name.
+        `list[Path]`: Paths in this package, sorted by name.
 
     Example:
         >>> [path.stem for path in code_files("vasomim_unext") if path.stem.startswith("image_processing")]
@@ -107,42 +106,40 @@ def code_files(model_type: str) -> list[Path]:
     references = [*AUTO_CLASSES[model_type].values(), *IMAGE_PROCESSOR_CLASSES["AutoImageProcessor"].values()]
     package = Path(__file__).parent
     entries = {package / f"{reference.split('.')[0]}.py" for reference in references}
-    # found as transformers finds them when it loads the folder
+    # same lookup as in transformers when it loads the folder
     imported = {Path(path) for entry in entries for path in get_relative_import_files(str(entry))}
     return sorted(entries | imported)
 
 
 def write_checksums(folder: str | Path) -> None:
-    """Write `checksums.json`: the SHA-256 of every file of a folder, by its path in it."""
+    """Write `checksums.json`: the SHA-256 of every file in a folder by relative path."""
     folder = Path(folder)
     digests = {str(path.relative_to(folder).as_posix()): _sha256(path) for path in _files(folder)}
     (folder / CHECKSUMS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
 def verify(folder: str | Path) -> None:
-    """Compare a folder with its `checksums.json`.
+    """Check a folder against its `checksums.json`.
 
-    Clients of the Hub do not notice a byte that was changed on the way. This finds damage; it is no protection against
-    somebody who replaces the checksums too.
+    Hub clients do not detect corrupted bytes. This finds damage; it does not protect against someone who also replaces
+    the checksums.
 
     Args:
         folder (`str` or `Path`): A folder written by [`export`], or a download of one.
 
     Raises:
         FileNotFoundError: If the folder has no `checksums.json`.
-        ValueError: If a file is missing or changed, or there is code or a weight file that is not listed.
+        ValueError: If a file is missing or changed, or an unlisted code or weight file is present.
     """
     folder = Path(folder)
     if not (folder / CHECKSUMS).is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {CHECKSUMS}. Write it with `write_checksums` where the files are good."
-        )
+        raise FileNotFoundError(f"{folder} has no {CHECKSUMS}. Create it with `write_checksums` from a good copy.")
     digests = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     problems = [f"{name} is missing" for name in digests if not (folder / name).is_file()]
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if name in digests and _sha256(path) != digests[name]:
-            problems.append(f"{name} is changed")
+            problems.append(f"{name} has changed")
         elif name not in digests and path.suffix in (".py", ".json", ".safetensors"):
             problems.append(f"{name} is not listed")
     if problems:
@@ -150,22 +147,22 @@ def verify(folder: str | Path) -> None:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, token: str | None = None) -> str:
-    """Upload an exported folder, after its checksums were compared.
+    """Upload an exported folder after verifying its checksums.
 
-    `hf upload OWNER/NAME FOLDER` uploads the same files without that; a repository that it creates is public unless
+    `hf upload OWNER/NAME FOLDER` uploads the same files without verification, and creates a public repository unless
     `--private` is given.
 
     Args:
         folder (`str` or `Path`): A folder written by [`export`].
-        repo_id (`str`): Repository on the Hub, `"owner/name"`; it is created if it does not exist.
+        repo_id (`str`): Repository on the Hub, `"owner/name"`; created if it does not exist.
         private (`bool`, defaults to `True`): Whether a new repository is private.
-        token (`str`, *optional*): Access token; by default the one that `hf auth login` has stored.
+        token (`str`, *optional*): Access token; defaults to the one stored by `hf auth login`.
 
     Returns:
-        `str`: Address of the commit.
+        `str`: URL of the commit.
 
     Raises:
-        FileNotFoundError, ValueError: As [`verify`].
+        FileNotFoundError, ValueError: As for [`verify`].
     """
     verify(folder)
     api = HfApi(token=token)
@@ -179,7 +176,7 @@ def _auto_map_of(model: PreTrainedModel) -> dict[str, str]:
     names = {reference.split(".")[1] for reference in auto_map.values()}
     if type(model).__name__ not in names:
         raise ValueError(
-            f"`model` must be one of the models of this package, got a {type(model).__name__}. Published can be "
+            f"`model` must be one of the models of this package, got a {type(model).__name__}. Supported: "
             f"{', '.join(_publishable())}."
         )
     return auto_map
@@ -202,7 +199,7 @@ def _set_auto_map(path: Path, auto_map: Mapping[str, object]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files of a folder but the checksums and what is hidden, such as a client's `.cache`."""
+    """All files of a folder except the checksums and hidden files, such as a client's `.cache`."""
     found = (path for path in folder.rglob("*") if path.is_file())
     relative = {path: path.relative_to(folder) for path in found}
     return sorted(

@@ -12,7 +12,16 @@ import vasomim_hf.data
 
 
 PACKAGES = [info.name for info in pkgutil.walk_packages(vasomim_hf.__path__, "vasomim_hf.") if info.ispkg]
-LOADERS = ["load_arcade", "load_cadica", "load_xcad", "load_xcav", "load_dca1", "load_stenosis", "load_xa170k", "load_frames"]
+LOADERS = [
+    "load_arcade",
+    "load_cadica",
+    "load_xcad",
+    "load_xcav",
+    "load_dca1",
+    "load_stenosis",
+    "load_xa170k",
+    "load_frames",
+]
 
 
 def test_every_public_name_can_be_imported_and_is_listed_by_dir():

@@ -1,4 +1,4 @@
-"""Named sizes of VasoMIM, one JSON file each: tiny, small, base, large, huge."""
+"""Named model sizes of VasoMIM, one JSON file each: tiny, small, base, large, huge."""
 
 import difflib
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["load_preset", "preset_names"]
 
 
 def preset_names() -> list[str]:
-    """Names of the presets, by number of parameters."""
+    """Names of the presets, sorted by number of parameters."""
     return sorted((path.stem for path in Path(__file__).parent.glob("*.json")), key=_hidden_size)
 
 
@@ -19,17 +19,17 @@ def _hidden_size(name: str) -> int:
 
 
 def load_preset(name: str, **overrides: object) -> VasoMIMConfig:
-    """Configuration of a named size.
+    """Load the configuration of a named model size.
 
     Args:
         name (`str`): One of `preset_names()`.
-        overrides: Values that replace the preset's, such as `mask_ratio=0.75`.
+        overrides: Values to change, such as `mask_ratio=0.75`.
 
     Returns:
-        `VasoMIMConfig`: The configuration.
+        `VasoMIMConfig`: Configuration.
 
     Raises:
-        ValueError: If there is no preset of that name, or an override does not fit.
+        ValueError: If there is no such preset, or an override is invalid.
 
     Example:
         >>> load_preset("huge").patch_size
@@ -39,15 +39,17 @@ def load_preset(name: str, **overrides: object) -> VasoMIMConfig:
     """
     path = Path(__file__).parent / f"{name}.json"
     if not path.is_file():
-        raise ValueError(f"There is no preset {name!r}. Use one of {', '.join(preset_names())}, or a JSON file.")
+        raise ValueError(
+            f"There is no preset {name!r}. Use one of {', '.join(preset_names())}, or the path of a JSON file."
+        )
     return load_config_file(path, **overrides)
 
 
 def load_config_file(path: str | Path, **overrides: object) -> VasoMIMConfig:
-    """Read a configuration from a JSON file, with values that replace those of the file.
+    """Load a configuration from a JSON file, optionally with overrides.
 
     Raises:
-        ValueError: If an override is no key of a configuration, or does not fit.
+        ValueError: If an override is not a key of the configuration, or is invalid.
     """
     known = [name for name in VasoMIMConfig.__dataclass_fields__ if not name.startswith("_")]
     for name in overrides:
