@@ -39,6 +39,11 @@ def check_vesselness(name: str, vesselness: torch.Tensor) -> None:
         )
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Half-precision and integer values as float32, in which losses are taken; float64 stays as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def reject_unknown_arguments(model: nn.Module, arguments: dict[str, object]) -> None:
     """Reject unknown keyword arguments, for example misspelt ones.
 
@@ -77,7 +82,7 @@ def vessel_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torc
             f"`labels` must have the size of the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}. "
             "Crop and resize the vesselness map together with the frame."
         )
-    logits = logits.float()
+    logits = at_least_float32(logits)
     cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, labels)
     probability = logits.sigmoid()
     dice = (2 * (probability * labels).sum() + 1e-5) / (probability.sum() + labels.sum() + 1e-5)

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vasomim import VasoMIMConfig
 from .masking_vasomim import guided_order, patch_scores
-from .modeling_unext import UNeXtForVesselSegmentation, check_vesselness, reject_unknown_arguments
+from .modeling_unext import UNeXtForVesselSegmentation, at_least_float32, check_vesselness, reject_unknown_arguments
 from .modeling_vasomim import (
     VasoMIMLayer,
     VasoMIMModel,
@@ -259,7 +259,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         logits = self.decoder(encoded.last_hidden_state, ids_restore, grid)
         target, mean, std = self.reconstruction_target(pixel_values)
         reconstruction_loss = self.reconstruction_loss(logits, target, mask)
-        reconstruction = unpatchify(logits.float() * std + mean, self.config.patch_size, grid)
+        reconstruction = unpatchify(at_least_float32(logits) * std + mean, self.config.patch_size, grid)
         consistency_loss = self.consistency_loss(reconstruction, vessel_logits)
 
         return VasoMIMForPreTrainingOutput(
@@ -307,10 +307,10 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
             `torch.Tensor` of shape `(batch_size, 1, height, width)`: float in [0, 1].
         """
         if vesselness is not None:
-            vesselness = vesselness.reshape(len(pixel_values), 1, *pixel_values.shape[-2:]).float()
+            vesselness = at_least_float32(vesselness.reshape(len(pixel_values), 1, *pixel_values.shape[-2:]))
         if vessel_logits is None:
             return torch.zeros_like(pixel_values[:, :1], dtype=torch.float32) if vesselness is None else vesselness
-        probability = vessel_logits.float().sigmoid()
+        probability = at_least_float32(vessel_logits).sigmoid()
         if vesselness is None:
             return probability
         return self.config.filter_weight * vesselness + (1 - self.config.filter_weight) * probability
@@ -320,7 +320,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
 
         As in MAE, the variance is unbiased and 1e-6 is added to it.
         """
-        patches = patchify(pixel_values.float(), self.config.patch_size)
+        patches = patchify(at_least_float32(pixel_values), self.config.patch_size)
         if not self.config.norm_pix_loss:
             return patches, patches.new_zeros(()), patches.new_ones(())
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
@@ -339,7 +339,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         Returns:
             `torch.Tensor`: scalar, float32.
         """
-        error = (logits.float() - target).square().mean(dim=-1)
+        error = (at_least_float32(logits) - target).square().mean(dim=-1)
         return (error * mask).sum() / mask.sum()
 
     def consistency_loss(self, reconstruction: torch.Tensor, vessel_logits: torch.Tensor | None) -> torch.Tensor:
@@ -359,7 +359,8 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         if self.segmentor is None or vessel_logits is None or self.config.consistency_loss_weight == 0:
             return reconstruction.new_zeros(())
         seen = self.segmentor(reconstruction.contiguous(memory_format=torch.channels_last)).logits
-        return nn.functional.binary_cross_entropy_with_logits(seen.float(), vessel_logits.float().sigmoid())
+        target = at_least_float32(vessel_logits).sigmoid()
+        return nn.functional.binary_cross_entropy_with_logits(at_least_float32(seen), target)
 
     def _check_inputs(
         self, pixel_values: torch.Tensor, vesselness: torch.Tensor | None, progress: float | torch.Tensor
