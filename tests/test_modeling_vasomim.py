@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from miniatures.models import SMALL as TWO_LAYERS
 from safetensors.torch import load_file
 from transformers import AttentionInterface, AutoBackbone, AutoModel
 
@@ -9,17 +10,7 @@ from vasomim_hf import VasoMIMBackbone, VasoMIMConfig, VasoMIMModel
 from vasomim_hf.modeling_vasomim import interpolate_positions, sine_cosine_positions, visible_patches
 
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
+SMALL = {**TWO_LAYERS, "num_hidden_layers": 3, "segmentor_config": None}
 
 
 @pytest.fixture

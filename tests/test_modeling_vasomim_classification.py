@@ -1,38 +1,21 @@
 """The classifier: pooling, losses of the three kinds of labels, the linear probe, and that it can learn."""
 
-import numpy as np
 import pytest
 import torch
+from miniatures.models import SMALL as SIZES
+from miniatures.models import angiograms, class_names, normalized, numbered_classes
+from miniatures.overfitting import OVERFITTED, overfit
 from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vasomim_hf import VasoMIMConfig, VasoMIMForImageClassification, VasoMIMForPreTraining
-from vasomim_hf.data.synthetic.angiogram import synthetic_angiograms
 
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "segmentor_config": {"conv_hidden_sizes": [4, 6, 8], "token_hidden_sizes": [10, 12]},
-    "id2label": {0: "left", 1: "right"},
-    "label2id": {"left": 0, "right": 1},
-}
+SMALL = {**SIZES, **class_names("left", "right")}
 
 
 def small_config(**changes: object) -> VasoMIMConfig:
     return VasoMIMConfig(**{**SMALL, **changes})
-
-
-def several_classes(number: int) -> dict[str, dict]:
-    names = {i: f"class {i}" for i in range(number)}
-    return {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
 @pytest.fixture
@@ -42,10 +25,9 @@ def model() -> VasoMIMForImageClassification:
 
 def frames_and_sides(number: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised synthetic angiograms (B, 3, H, W) and 1 where the right coronary artery is filled."""
-    made = list(synthetic_angiograms(number, seed=3, size=size))
-    frames = torch.from_numpy(np.stack([one.image for one in made])).float().div(255).sub(0.45).div(0.22)
+    made = angiograms(number, size)
     sides = torch.tensor([int(one.side == "right") for one in made])
-    return frames.unsqueeze(1).expand(-1, 3, -1, -1), sides
+    return normalized(made), sides
 
 
 @pytest.mark.parametrize("size", [(64, 64), (16, 16), (50, 70)])
@@ -92,17 +74,11 @@ def test_encoder_of_a_pretraining_folder_is_taken_over(tmp_path):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_eight_frames_are_learnt_by_heart():
+def test_eight_frames_are_overfitted():
     frames, sides = frames_and_sides(8)
     assert 0 < sides.sum() < 8
     model = VasoMIMForImageClassification(small_config()).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
-        loss = model(frames, labels=sides).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.02
+    assert overfit(model, lambda: model(frames, labels=sides).loss, steps=60, learning_rate=2e-3) < OVERFITTED
     assert torch.equal(model.eval()(frames).logits.argmax(dim=1), sides)
 
 
@@ -177,7 +153,7 @@ def test_several_labels_of_a_frame_give_the_binary_cross_entropy():
 
 
 def test_one_label_is_a_number_to_predict():
-    model = VasoMIMForImageClassification(small_config(**several_classes(1))).eval()
+    model = VasoMIMForImageClassification(small_config(**numbered_classes(1))).eval()
     frames, labels = torch.rand(3, 3, 32, 32), torch.tensor([0.5, -1.0, 2.0])
     output = model(frames, labels=labels)
     torch.testing.assert_close(output.loss, (output.logits[:, 0] - labels).square().mean())

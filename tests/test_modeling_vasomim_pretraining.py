@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from miniatures.models import SMALL as ONE_LAYER
+from miniatures.models import frame_with_one_vessel, segmentor_with_signal
+from miniatures.overfitting import OVERFITTED, overfit
 from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
@@ -9,18 +12,7 @@ from vasomim_hf import UNeXtConfig, UNeXtForVesselSegmentation, VasoMIMConfig, V
 from vasomim_hf.modeling_vasomim_pretraining import patchify, unpatchify
 
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "segmentor_config": {"conv_hidden_sizes": [4, 6, 8], "token_hidden_sizes": [10, 12]},
-}
+SMALL = {**ONE_LAYER, "decoder_num_hidden_layers": 2}
 WITHOUT_SEGMENTOR = {**SMALL, "filter_weight": 1, "consistency_loss_weight": 0}
 VIT_MAE_NAMES = {
     "vit.": "vasomim.",
@@ -146,6 +138,50 @@ def test_both_losses_reach_encoder_and_decoder_and_nothing_reaches_the_segmentor
 
 
 # --- guidance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_vessel() -> dict:
+    """A model whose segmentor sees the vessel of one frame, and that frame as its input."""
+    torch.manual_seed(0)
+    frame, mask = frame_with_one_vessel()
+    sizes = {**SMALL, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_intermediate_size": 64}
+    model = VasoMIMForPreTraining(VasoMIMConfig(**sizes)).train()
+    model.segmentor.load_state_dict(segmentor_with_signal().state_dict())
+    seen = model.segment(frame)
+    lowest = nn.functional.binary_cross_entropy_with_logits(seen, seen.sigmoid())
+    return {
+        "model": model,
+        "inputs": {"pixel_values": frame, "vesselness": mask, "noise": torch.rand(1, 16), "progress": 0.5},
+        "lowest_consistency_loss": lowest,
+    }
+
+
+def test_consistency_loss_alone_reaches_every_layer_of_decoder_and_encoder(one_vessel):
+    model = one_vessel["model"]
+    output = model(**one_vessel["inputs"])
+    assert output.consistency_loss - one_vessel["lowest_consistency_loss"] > 0.02, "nothing left to learn"
+    model.zero_grad()
+    output.consistency_loss.backward()
+    reached = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
+    assert {f"{part}.weight" for part in ("decoder.predictor", "decoder.embed")} <= reached
+    for layers in ("decoder.layers.", "vasomim.layers."):
+        weights = [name for name, _ in model.named_parameters() if layers in name and name.endswith("_proj.weight")]
+        assert weights and set(weights) <= reached
+    assert not any(name.startswith("segmentor") for name in reached)
+
+
+def test_one_frame_is_overfitted_by_both_losses(one_vessel):
+    model, inputs, lowest = (one_vessel[name] for name in ("model", "inputs", "lowest_consistency_loss"))
+    with torch.no_grad():
+        first = model(**inputs)
+    overfit(model, lambda: model(**inputs).loss, steps=150, learning_rate=5e-3)
+    with torch.no_grad():
+        last = model(**inputs)
+    assert last.reconstruction_loss < OVERFITTED * first.reconstruction_loss
+    assert last.consistency_loss - lowest < OVERFITTED * (first.consistency_loss - lowest)
 
 
 def test_guidance_map_mixes_filter_and_segmentor(model, batch):

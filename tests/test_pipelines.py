@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from miniatures.models import SEGMENTOR, SMALL, SMALL_HEADS
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
@@ -29,23 +30,7 @@ from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessor, scale_to_
 from vasomim_hf.publishing import export
 
 
-SEGMENTOR = {"conv_hidden_sizes": [4, 6, 8], "token_hidden_sizes": [10, 12]}
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "segmentor_config": SEGMENTOR,
-    "segmentation_hidden_size": 16,
-    "detail_stem_channels": 8,
-    "detection_channels": 16,
-    "detection_num_convs": 1,
-}
+SIZES = {**SMALL, **SMALL_HEADS}
 # Task of the pipeline and labels, by folder.
 TASKS = {
     "segmentation": ("image-segmentation", ["background", "vessel"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from miniatures.models import SMALL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -34,20 +35,6 @@ from vasomim_hf import (
     VasoMIMModel,
 )
 from vasomim_hf.modeling_vasomim import sine_cosine_positions
-
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "segmentor_config": {"conv_hidden_sizes": [4, 6, 8], "token_hidden_sizes": [10, 12]},
-}
 
 
 def saved_model(folder: Path) -> VasoMIMForPreTraining:
