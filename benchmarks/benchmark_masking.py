@@ -9,6 +9,7 @@ for the rest, and a question to the tensor of how many there are.
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +22,7 @@ class CountOperations(TorchDispatchMode):
         super().__init__()
         self.names = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None):
         self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
 

@@ -1,5 +1,7 @@
 """Configuration of UNeXt-S, the small vessel segmentor that guides VasoMIM."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -40,7 +42,7 @@ class UNeXtConfig(PreTrainedConfig):
     shift_size: int = 5
     layer_norm_eps: float = 1e-5
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
         self._name_background(kwargs)
         super().__post_init__(**kwargs)
         self.validate_architecture()
@@ -58,7 +60,7 @@ class UNeXtConfig(PreTrainedConfig):
             self.id2label = {0: "background", 1: names[0]}
             self.label2id = {"background": 0, names[0]: 1}
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Reject invalid sizes."""
         for name, length in (("conv_hidden_sizes", 3), ("token_hidden_sizes", 2)):
             sizes = getattr(self, name)

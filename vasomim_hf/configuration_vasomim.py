@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -159,7 +160,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
         self._reject_misspelt_names(kwargs)
         if self.segmentor_config is None:
             self.segmentor_config = UNeXtConfig(num_channels=self.num_channels)
@@ -204,14 +205,14 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         # rounding up repeats layers in encoders with fewer than four
         return [-(-self.num_hidden_layers * level // 4) for level in range(1, 5)]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Reject combinations that cannot be built or trained."""
         self._validate_sizes()
         self._validate_objective()
         self._validate_heads()
         self._validate_detection()
 
-    def _validate_sizes(self):
+    def _validate_sizes(self) -> None:
         for prefix in ("", "decoder_"):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if heads < 1 or size < 4 or size % heads or size % 4:
@@ -242,7 +243,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"size: {max(1, round(height / self.patch_size)) * self.patch_size}."
             )
 
-    def _validate_objective(self):
+    def _validate_objective(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
                 f"`mask_ratio` must be in (0, 1), got {self.mask_ratio}: 0 leaves nothing to reconstruct and 1 "
@@ -267,7 +268,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
                 "`norm_pix_loss` needs at least two values in a patch, got patches of one. Set it to False."
             )
 
-    def _validate_heads(self):
+    def _validate_heads(self) -> None:
         if self.classifier_pooling not in ("mean", "cls"):
             raise ValueError(f"`classifier_pooling` must be 'mean' or 'cls', got {self.classifier_pooling!r}.")
         layers = self.segmentation_layer_numbers
@@ -297,7 +298,7 @@ class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.cl_dice_iterations < 1:
             raise ValueError(f"`cl_dice_iterations` must be at least 1, got {self.cl_dice_iterations}.")
 
-    def _validate_detection(self):
+    def _validate_detection(self) -> None:
         factors = list(self.detection_scale_factors)
         if (
             not factors

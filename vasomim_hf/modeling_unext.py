@@ -40,7 +40,7 @@ def check_vesselness(name: str, vesselness: torch.Tensor) -> None:
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Half-precision and integer values as float32, in which losses are taken; float64 stays as it is."""
+    """Values of any shape for a loss: half precision and integers become float32, float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -192,7 +192,7 @@ class UNeXtPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=0.02)

@@ -293,7 +293,7 @@ class VasoMIMPreTrainedModel(PreTrainedModel):
             self.base_model.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             self._init_xavier_uniform(module)

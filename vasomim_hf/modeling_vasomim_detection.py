@@ -278,7 +278,7 @@ class VasoMIMForObjectDetection(VasoMIMPreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, VasoMIMDetectionPredictor):
             init.normal_(module.weight, std=0.01)

@@ -172,7 +172,7 @@ class VasoMIMForPreTraining(VasoMIMPreTrainedModel):
         self._freeze_segmentor()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, VasoMIMDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)

@@ -8,7 +8,8 @@ refuses files whose scan header leaves the end of the spectrum at 0, which the s
 """
 
 import struct
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from ...import_utils import require
 
@@ -122,7 +123,7 @@ def decode_frame(source: bytes, runner: "DecodeRunner") -> bytes:
     return pixels
 
 
-def _describe(gdcm, source: bytes, runner: "DecodeRunner"):
+def _describe(gdcm: ModuleType, source: bytes, runner: "DecodeRunner") -> Any:
     """The frame as an image of GDCM, which decodes when its pixels are asked for."""
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(source)
