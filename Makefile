@@ -18,8 +18,9 @@ DEMO_OUTPUT ?= demo_output
 
 LINTED := $(wildcard vasomim_hf tests training benchmarks)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
-# One thread for each test process: two processes of two threads on two cores are slower than both alternatives.
-ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# What another processor, thread count or seed may change: `make test-matrix` runs the tests under each of these.
+MATRIX := OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \
+    ONEDNN_MAX_CPU_ISA=AVX2 VASOMIM_TEST_SEED=1 VASOMIM_TEST_SEED=2 VASOMIM_TEST_SEED=3 VASOMIM_TEST_SEED=4
 
 .PHONY: help
 help:  ## List the targets
@@ -51,7 +52,7 @@ demo: $(VENV)/.demo  ## Pre-train on synthetic angiograms, end to end, into demo
 	$(BIN)/vasomim demo --output $(DEMO_OUTPUT)
 
 .PHONY: test
-test: lint doctest unit  ## Lint, examples of the docstrings, unit tests
+test: lint unit  ## Lint, unit tests and the examples of the docstrings
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Check style, format and types
@@ -59,13 +60,14 @@ lint: $(VENV)/.dev  ## Check style, format and types
 	$(BIN)/ruff format --check $(LINTED)
 	$(BIN)/mypy
 
-.PHONY: doctest
-doctest: $(VENV)/.dev  ## Run the examples of the docstrings
-	$(ONE_THREAD) $(BIN)/python -m pytest --quiet --doctest-modules vasomim_hf $(PYTEST_ARGS)
-
 .PHONY: unit
-unit: $(VENV)/.dev  ## Run the unit tests
-	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --durations 10 tests $(PYTEST_ARGS)
+unit: $(VENV)/.dev  ## Run the unit tests and the examples of the docstrings; plain pytest does the same in one process
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --durations 10 $(PYTEST_ARGS)
+
+.PHONY: test-matrix
+test-matrix: $(VENV)/.dev  ## Run the unit tests under other thread counts, instruction sets and seeds
+	@set -e; for setting in $(MATRIX); do echo "== $$setting"; \
+	    env "$$setting" $(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS); done
 
 .PHONY: test-upstream
 test-upstream: $(VENV)/.dev  ## Run transformers' own common tests against our classes

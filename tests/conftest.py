@@ -1,12 +1,23 @@
-"""Where the tests find real angiograms and reference values: beside the checkout, or in `$VASOMIM_TEST_DATA`."""
+"""Settings of the tests, and where they find real angiograms and reference values.
+
+Real data lies beside the checkout, or in `$VASOMIM_TEST_DATA`. `$VASOMIM_TEST_SEED` (0 by default) seeds every test.
+"""
 
 import atexit
 import os
+import random
 import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+
+# Before torch is imported. One thread for each process: two processes of two threads on two cores are slower than either.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"):
+    os.environ.setdefault(_name, "1")
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,7 +50,10 @@ def shared_reference() -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    seed = int(os.environ.get("VASOMIM_TEST_SEED", "0"))
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 class CountOperations(TorchDispatchMode):

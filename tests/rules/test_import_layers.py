@@ -8,7 +8,7 @@ that import each other with one dot.
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -189,11 +189,7 @@ def test_package_has_no(check):
     assert list(check(PACKAGE)) == []
 
 
-@pytest.mark.parametrize(
-    ("check", "file", "text", "message"), BREAKS, ids=lambda value: getattr(value, "__name__", None)
-)
-def test_a_deliberate_break_is_found(check, file, text, message, tmp_path):
-    package = tmp_path / "vasomim_hf"
+def faults_of_a_break(check: Callable[[Path], Iterator[str]], file: str, text: str, package: Path) -> list[str]:
     sound = {"version.py": "", "modeling_unext.py": "import torch", "data/crops.py": "from .vesselness import A"}
     for name, content in (sound | {file: ""}).items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,8 +197,13 @@ def test_a_deliberate_break_is_found(check, file, text, message, tmp_path):
     if file != "newcomer.py":
         assert list(check(package)) == []
     (package / file).write_text(text)
-    faults = list(check(package))
-    assert len(faults) >= 1 and message in faults[0]
+    return list(check(package))
+
+
+def test_every_deliberate_break_is_found(tmp_path):
+    for number, (check, file, text, message) in enumerate(BREAKS):
+        faults = faults_of_a_break(check, file, text, tmp_path / str(number) / "vasomim_hf")
+        assert faults and message in faults[0], (check.__name__, file, text)
 
 
 def test_the_hub_files_are_found():

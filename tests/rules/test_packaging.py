@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from configparser import ConfigParser
 from importlib.metadata import Distribution, distribution, distributions, version
 from pathlib import Path
@@ -88,17 +89,23 @@ def test_the_core_is_small_and_nothing_needs_torchvision():
     assert "torchvision" not in requirements()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_every_imported_package_is_required_and_every_pip_line_is_right(path):
-    text = path.read_text()
+def missing_requirements(path: Path) -> Iterator[str]:
+    """Packages that a file imports and setup.cfg does not require, and pip lines that name an extra without the package."""
+    text, where = path.read_text(), path.relative_to(PACKAGE)
     nodes = list(ast.walk(ast.parse(text)))
     imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
     imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for name in {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names):
-        assert package_of(name) in requirements(), f"setup.cfg does not require {name}"
+        if package_of(name) not in requirements():
+            yield f"{where}: setup.cfg does not require {name}"
     for name, extra in re.findall(r'\brequire\("(\w+)[\w.]*", (?:extra=)?"(\w+)"\)', text):
-        if name not in sys.stdlib_module_names:  # stands in for an optional package in an example
-            assert {extra, ""} & requirements().get(package_of(name), set()), f"{name} is not in the extra {extra}"
+        # a module of Python stands in for an optional package in an example
+        if name not in sys.stdlib_module_names and not {extra, ""} & requirements().get(package_of(name), set()):
+            yield f"{where}: {name} is not in the extra {extra}"
+
+
+def test_every_imported_package_is_required_and_every_pip_line_is_right():
+    assert [fault for path in sorted(PACKAGE.rglob("*.py")) for fault in missing_requirements(path)] == []
 
 
 def package_of(module: str) -> str:
