@@ -1,6 +1,6 @@
 """The model card: a README.md with front matter, written from the model, its training record and its results.
 
-Only facts that were passed are stated; sections without facts say so.
+Only facts that were passed are stated; sections without facts state that.
 """
 
 import math
@@ -197,7 +197,7 @@ def results_for_card(results: EvaluationResults, measures: Sequence[str]) -> lis
 
     Returns:
         `list` of [`Result`]: One per metric, rounded to four digits, with its interval, and the evaluation options as
-        the method. If only the first frames were scored (`max_frames`), the split says so, also in the front matter.
+        the method. If only the first frames were scored (`max_frames`), the split states that, also in the front matter.
 
     Raises:
         ValueError: If a metric is unknown or undefined in the results.
@@ -233,7 +233,7 @@ def _result(results: EvaluationResults, measure: str) -> Result:
 
 
 def _split(results: EvaluationResults) -> str:
-    """Name of the split; says so if only its first frames were scored."""
+    """Name of the split; states whether only its first frames were scored."""
     most = results.settings.get("max_frames")
     is_part = most is not None and len(results.rows) >= most
     return f"{results.split}, first {len(results.rows)} frames only" if is_part else results.split

@@ -69,8 +69,8 @@ def cosine_learning_rate(
     """
     if steps_per_epoch < 1 or not 0 <= warmup_epochs <= num_epochs:
         raise ValueError(
-            f"The warm-up must lie within training, got warmup_epochs={warmup_epochs} of num_epochs={num_epochs} with "
-            f"{steps_per_epoch} steps each. Shorten the warm-up."
+            f"The warm-up must be shorter than training, got warmup_epochs={warmup_epochs} of "
+            f"num_epochs={num_epochs} with {steps_per_epoch} steps each. Shorten the warm-up."
         )
     # Same order of additions as the original code: the reference values match to the last digit.
     epoch = step // steps_per_epoch + (step % steps_per_epoch) / steps_per_epoch

@@ -84,7 +84,7 @@ def test_an_edited_file_of_the_same_size_is_another_export(tmp_path: Path):
     export_frames(tmp_path / "source", tmp_path / "out")
     pixels[20, 20] ^= 255
     Image.fromarray(pixels).save(path)
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(FileExistsError, match="something else|different"):
         export_frames(tmp_path / "source", tmp_path / "out")
 
 
@@ -121,16 +121,16 @@ def test_a_second_call_does_nothing_and_other_frames_or_options_are_refused(
     before = shard.stat().st_mtime_ns
     with caplog.at_level(logging.WARNING):
         assert len(export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))) == 0
-    assert "was exported before; 1 faults were named then" in caplog.text
+    assert "already exported; 1 faults" in caplog.text
     assert shard.stat().st_mtime_ns == before
     for changed in (
         {"options": ReadOptions(salt=SALT + "!")},
         {"options": ReadOptions(salt=SALT), "keep_names": True},
     ):
-        with pytest.raises(FileExistsError, match="something else"):
+        with pytest.raises(FileExistsError, match="something else|different"):
             export_frames(source, tmp_path / "out", **changed)
     Image.fromarray(np.zeros((96, 96), np.uint8)).save(source / "synthetic_000000.png")
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(FileExistsError, match="something else|different"):
         export_frames(source, tmp_path / "out", options=ReadOptions(salt=SALT))
 
 

@@ -1,6 +1,6 @@
-"""Frames in, arrays and data sets out.
+"""Reading of frames and loading of data sets.
 
-The loaders need the extra `data`; every name is imported when it is first used.
+The loaders need the extra `data`; names are imported on first use.
 """
 
 from typing import TYPE_CHECKING

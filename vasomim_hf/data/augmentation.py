@@ -1,8 +1,8 @@
-"""Augmentation of labelled angiograms that keeps the labels right: frame and mask, or frame and boxes, move together.
+"""Augmentation of annotated angiograms: frame and mask, or frame and boxes, are transformed consistently.
 
-One affine map does rotation, scale, translation, flip and the change to the model's size at once, so that pixels are
-interpolated a single time. What it uncovers is black and background, as what lies behind a collimator is. Grey levels are
-changed by one table. What is drawn depends on (seed, epoch, index) alone, so that a resumed run sees the same frames.
+A single affine map combines rotation, scale, translation, flip and the resize to the model's input, so pixels are
+interpolated once. Uncovered areas are black and background, like the area behind a collimator. Grey levels are changed
+by a lookup table. Random parameters depend on (seed, epoch, index) only, so a resumed run sees the same frames.
 """
 
 from dataclasses import dataclass, fields
@@ -13,33 +13,33 @@ import numpy as np
 from ..import_utils import require
 
 
-# Where a horizontal flip changes no label. Mirrored hearts do not occur, which matters where a name hangs on the place:
-# vessel segments and the side of the tree are told apart by what lies left and right, vessels and stenoses are not.
+# Flips only where they do not change labels. Anatomy is not mirror-symmetric: vessel segments and the side of the tree
+# depend on left and right; vessels and stenoses do not.
 FLIP_PROBABILITY = {"vessel": 0.5, "stenosis": 0.5, "stenosis_boxes": 0.5, "segments": 0.0, "side": 0.0}
-# Third word of the seed, so that no other use of the same seed and index draws the same numbers
+# third word of the seed, so no other use of the same seed and index draws the same numbers
 _STREAM = 7
 _HALF = 128
 
 
 @dataclass(frozen=True)
 class AugmentationOptions:
-    """How far frames may be changed; 0 leaves a change out.
+    """Ranges of the augmentations; 0 disables one.
 
     Args:
-        rotation (`float`): Largest angle in degrees, either way.
-        scale (`float`): Largest zoom; factors run from 1 / (1 + scale) to 1 + scale.
-        translation (`float`): Largest shift as a share of the sides.
-        flip_probability (`float`): Of a horizontal flip; see `FLIP_PROBABILITY`.
-        brightness (`float`): Largest shift of the grey levels, as a share of their range.
-        contrast (`float`): Factors of the distance to the middle grey run from 1 / (1 + contrast) to 1 + contrast.
-        gamma (`float`): Exponents run from 1 / (1 + gamma) to 1 + gamma.
-        noise (`float`): Largest standard deviation of added noise, as a share of the range of grey levels.
-        blur (`float`): Largest standard deviation of a Gaussian blur, in pixels of the result.
-        degrade_probability (`float`): Of noise, and of blur.
-        kept_box_share (`float`): A box is dropped if less of its area stays in the frame.
+        rotation (`float`): Maximum angle in degrees, in both directions.
+        scale (`float`): Maximum zoom; factors range from 1 / (1 + scale) to 1 + scale.
+        translation (`float`): Maximum shift relative to the sides.
+        flip_probability (`float`): Probability of a horizontal flip; see `FLIP_PROBABILITY`.
+        brightness (`float`): Maximum shift of the grey levels, relative to their range.
+        contrast (`float`): Contrast factors range from 1 / (1 + contrast) to 1 + contrast.
+        gamma (`float`): Exponents range from 1 / (1 + gamma) to 1 + gamma.
+        noise (`float`): Maximum standard deviation of added noise, relative to the range of grey levels.
+        blur (`float`): Maximum standard deviation of a Gaussian blur, in pixels of the result.
+        degrade_probability (`float`): Probability of noise, and of blur.
+        kept_box_share (`float`): Boxes are dropped if a smaller fraction of their area stays in the frame.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a value is out of range.
     """
 
     rotation: float = 15.0
@@ -71,17 +71,17 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Augmentation:
-    """What was drawn for one frame.
+    """Sampled augmentation of one frame.
 
     Args:
         angle (`float`): In degrees, counter-clockwise on the screen.
-        zoom (`float`): Factor.
-        shift (`tuple[float, float]`): To the right and down, as shares of the sides.
-        flip (`bool`): Whether left and right are exchanged.
-        table (`np.ndarray` of shape `(256,)`): `uint8`, new grey level of each.
+        zoom (`float`): Scale factor.
+        shift (`tuple[float, float]`): To the right and down, relative to the sides.
+        flip (`bool`): Whether left and right are swapped.
+        table (`np.ndarray` of shape `(256,)`): `uint8`, lookup table of grey levels.
         noise (`float`): Standard deviation, in grey levels.
         blur (`float`): Standard deviation, in pixels.
-        rng (`np.random.Generator`): Draws the noise.
+        rng (`np.random.Generator`): Source of the noise.
     """
 
     angle: float
@@ -94,11 +94,11 @@ class Augmentation:
     rng: np.random.Generator
 
     def matrix(self, frame: Size, result: Size) -> np.ndarray:
-        """Map from pixels of the frame to pixels of the result, both measured from the outer corner.
+        """Affine map from frame pixels to result pixels; coordinates start at the outer corner.
 
         Args:
-            frame (`Size`): Of the frame.
-            result (`Size`): Of what is made of it; a frame of another aspect is stretched, as the image processor does.
+            frame (`Size`): Size of the frame.
+            result (`Size`): Size of the result; another aspect ratio stretches the frame, as in the image processor.
 
         Returns:
             `np.ndarray` of shape `(2, 3)`: `float64`.
@@ -113,14 +113,14 @@ class Augmentation:
 
 
 def draw_augmentation(options: AugmentationOptions, seed: int, epoch: int, index: int) -> Augmentation:
-    """Draw how one frame is changed in one epoch.
+    """Sample the augmentation of one frame in one epoch.
 
     Args:
-        options (`AugmentationOptions`): How far.
-        seed, epoch, index (`int`): Of the run, its epoch and the frame, >= 0; the same three give the same.
+        options (`AugmentationOptions`): Ranges.
+        seed, epoch, index (`int`): Seed of the training run, epoch and frame index, >= 0; they determine the result.
 
     Returns:
-        `Augmentation`: To be applied by the functions of this module.
+        `Augmentation`: Parameters for the functions of this module.
 
     Example:
         >>> options = AugmentationOptions(rotation=10)
@@ -155,15 +155,15 @@ def _grey_table(brightness: float, contrast: float, gamma: float) -> np.ndarray:
 
 
 def augment_frame(frame: np.ndarray, augmentation: Augmentation, result: Size) -> np.ndarray:
-    """Move a frame, then change its grey levels, blur it and add noise.
+    """Transform a frame, then change its grey levels, blur it and add noise.
 
     Args:
         frame (`np.ndarray` of shape `(height, width)`): `uint8`.
-        augmentation (`Augmentation`): What was drawn.
-        result (`Size`): Wanted size.
+        augmentation (`Augmentation`): Sampled parameters.
+        result (`Size`): Output size.
 
     Returns:
-        `np.ndarray` of shape `(result.height, result.width)`: `uint8`; black where it shows what lies outside of the frame.
+        `np.ndarray` of shape `(result.height, result.width)`: `uint8`; black outside the original frame.
     """
     cv2 = require("cv2", "data")
     moved = _warp(augmentation.table[frame], augmentation, result, cv2.INTER_LINEAR)
@@ -176,12 +176,14 @@ def augment_frame(frame: np.ndarray, augmentation: Augmentation, result: Size) -
 
 
 def augment_soft_mask(mask: np.ndarray, augmentation: Augmentation, result: Size) -> np.ndarray:
-    """Move a mask of two classes; interpolated and cut at one half, which keeps thin vessels smooth and whole.
+    """Transform a binary mask; interpolated and thresholded at one half, which keeps thin vessels smooth and
+    connected.
 
     Args:
-        mask (`np.ndarray` of shape `(height, width)`): `uint8`, 0 is background and 255 foreground, with shares in between.
-        augmentation (`Augmentation`): What was drawn for its frame.
-        result (`Size`): Wanted size.
+        mask (`np.ndarray` of shape `(height, width)`): `uint8`, 0 is background, 255 foreground; values in between are
+            partial coverage.
+        augmentation (`Augmentation`): Parameters sampled for its frame.
+        result (`Size`): Output size.
 
     Returns:
         `np.ndarray` of shape `(result.height, result.width)`: `uint8`, 0 or 1.
@@ -191,15 +193,15 @@ def augment_soft_mask(mask: np.ndarray, augmentation: Augmentation, result: Size
 
 
 def augment_label_map(labels: np.ndarray, augmentation: Augmentation, result: Size) -> np.ndarray:
-    """Move a map of class ids, by the nearest neighbour: between ids there is nothing.
+    """Transform a map of class ids with nearest-neighbour interpolation.
 
     Args:
         labels (`np.ndarray` of shape `(height, width)`): `uint8` ids.
-        augmentation (`Augmentation`): What was drawn for its frame.
-        result (`Size`): Wanted size.
+        augmentation (`Augmentation`): Parameters sampled for its frame.
+        result (`Size`): Output size.
 
     Returns:
-        `np.ndarray` of shape `(result.height, result.width)`: `uint8` ids; 0 where it shows what lies outside.
+        `np.ndarray` of shape `(result.height, result.width)`: `uint8` ids; 0 outside the original frame.
     """
     return _warp(labels, augmentation, result, require("cv2", "data").INTER_NEAREST)
 
@@ -207,20 +209,20 @@ def augment_label_map(labels: np.ndarray, augmentation: Augmentation, result: Si
 def augment_boxes(
     boxes: np.ndarray, augmentation: Augmentation, frame: Size, kept_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move boxes; a turned box becomes the upright box around the ellipse that it held.
+    """Transform boxes; a rotated box becomes the bounding box of its inscribed ellipse.
 
-    A lesion fills its box more like an ellipse than to the corners, and the box around turned corners would grow with
-    every degree.
+    Lesions fill their boxes more like an ellipse, and the bounding box of the rotated corners would grow with every
+    degree.
 
     Args:
-        boxes (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom as shares of the frame, float.
-        augmentation (`Augmentation`): What was drawn for the frame.
-        frame (`Size`): Of the frame.
-        kept_share (`float`): Least share of a box that must stay in the frame.
+        boxes (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom relative to the frame, float.
+        augmentation (`Augmentation`): Parameters sampled for the frame.
+        frame (`Size`): Size of the frame.
+        kept_share (`float`): Minimum fraction of a box that must stay in the frame.
 
     Returns:
-        `tuple`: Boxes that stay, of shape `(num_kept, 4)`, left, top, right and bottom as shares of the result, cut at its
-        edges; and which of the boxes they are, `bool` of shape `(num_boxes,)`.
+        `tuple`: Kept boxes of shape `(num_kept, 4)`, left, top, right and bottom relative to the result, clipped; and
+        a mask of the kept boxes, `bool` of shape `(num_boxes,)`.
     """
     sides = np.array(frame, dtype=np.float64)
     matrix = augmentation.matrix(frame, frame)
@@ -241,7 +243,7 @@ def _warp(plane: np.ndarray, augmentation: Augmentation, result: Size, interpola
     cv2 = require("cv2", "data")
     height, width = plane.shape
     matrix = augmentation.matrix(Size(width, height), result)
-    # OpenCV measures from the middle of the first pixel, the matrix from its corner
+    # OpenCV's origin is the centre of the first pixel, that of the matrix its corner
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     return cv2.warpAffine(
         plane, matrix, tuple(result), flags=interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0

@@ -1,4 +1,4 @@
-"""Paired crop and flip of a frame and its vesselness on the CPU, normalisation of the batch on the device."""
+"""Paired crop and flip of a frame and its vesselness on the CPU, and normalisation of batches on the device."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class Crop:
-    """A box inside a frame, and whether the crop is mirrored.
+    """A crop box and whether the crop is flipped.
 
     Args:
         top, left (`int`): First row and column, in pixels.
         height, width (`int`): Size of the box in pixels.
-        flip (`bool`, defaults to `False`): Whether left and right are exchanged after resizing.
+        flip (`bool`, defaults to `False`): Whether to flip horizontally after resizing.
     """
 
     top: int
@@ -40,20 +40,20 @@ def random_crop(
     ratio: tuple[float, float] = CROP_RATIO,
     flip_probability: float = 0.5,
 ) -> Crop:
-    """Draw a box as torchvision's `RandomResizedCrop` does, and a horizontal flip.
+    """Sample a crop as torchvision's `RandomResizedCrop` does, and a horizontal flip.
 
-    Area uniform in `scale` (share of the frame), log of width / height uniform in the log of `ratio`; ten tries, then
-    the largest central box whose ratio is within bounds.
+    The area fraction is uniform in `scale` and the log of width / height uniform in the log of `ratio`; after ten
+    failed attempts, the largest central box with a valid ratio is used.
 
     Args:
         frame_size (`tuple[int, int]`): Height and width of the frame in pixels.
         generator (`np.random.Generator`): Source of randomness.
-        scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Smallest and largest share of the area.
-        ratio (`tuple[float, float]`, defaults to `(3 / 4, 4 / 3)`): Smallest and largest width / height.
+        scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Minimum and maximum fraction of the area.
+        ratio (`tuple[float, float]`, defaults to `(3 / 4, 4 / 3)`): Minimum and maximum width / height.
         flip_probability (`float`, defaults to 0.5): Probability of the flip, in [0, 1].
 
     Returns:
-        `Crop`: The box, inside the frame.
+        `Crop`: Box inside the frame.
 
     Example:
         >>> crop = random_crop((512, 512), np.random.default_rng(0))
@@ -85,11 +85,11 @@ def _central_crop(frame_size: tuple[int, int], ratio: tuple[float, float], flip:
 
 
 def crop_frame(frame: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
-    """Cut a box out of a frame and resize it without aliasing.
+    """Crop a frame and resize it with antialiasing.
 
-    The interpolation follows the shrinking: cubic where there is next to none, linear up to 1.6 (its two taps then
-    cover what they skip), area beyond. Each is the closest to Pillow's antialiased bicubic at its place among the
-    three, and together they are several times faster.
+    The interpolation depends on the scale: cubic for almost no downscaling, linear up to a factor of 1.6 (its two taps
+    then cover all source pixels), area beyond. Each is the closest of the three to Pillow's antialiased bicubic in its
+    range, and all are several times faster.
 
     Args:
         frame (`np.ndarray` of shape `(height, width)`): Grey frame, `uint8`; may be a read-only memory map.
@@ -117,11 +117,11 @@ def _interpolation(cv2: ModuleType, crop: Crop, size: tuple[int, int]) -> int:
 
 
 def crop_vesselness(vesselness: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
-    """Cut the same box out of a vessel mask; each pixel takes the nearest one, so the values stay what they are.
+    """Crop a vessel mask and resize it with nearest-neighbour interpolation, so values are unchanged.
 
     Args:
         vesselness (`np.ndarray` of shape `(height, width)`): `uint8` or `bool`, same size as the frame.
-        crop (`Crop`): The box given to `crop_frame`.
+        crop (`Crop`): Crop passed to `crop_frame`.
         size (`tuple[int, int]`): Height and width of the result in pixels.
 
     Returns:
@@ -136,12 +136,12 @@ def crop_vesselness(vesselness: np.ndarray, crop: Crop, size: tuple[int, int]) -
 def normalize_frames(
     pixels: torch.Tensor, mean: list[float] | tuple[float, ...], std: list[float] | tuple[float, ...]
 ) -> torch.Tensor:
-    """Turn a batch of grey frames into `pixel_values`, on the device that holds it.
+    """Convert a batch of grey frames to `pixel_values`, on their device.
 
     Args:
         pixels (`torch.Tensor` of shape `(batch_size, 1, height, width)`): `uint8`, 0 is black.
-        mean (`list[float]`): One mean for each channel, in [0, 1]: `image_processor.image_mean`.
-        std (`list[float]`): One standard deviation for each channel: `image_processor.image_std`.
+        mean (`list[float]`): Mean of each channel, in [0, 1]: `image_processor.image_mean`.
+        std (`list[float]`): Standard deviation of each channel: `image_processor.image_std`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, len(mean), height, width)`: `float32`, `(pixels / 255 - mean) / std`.
@@ -156,7 +156,7 @@ def normalize_frames(
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 1:
         raise ValueError(
             f"Expected grey frames of shape (batch_size, 1, height, width), uint8, got {tuple(pixels.shape)}, "
-            f"{pixels.dtype}. Give them before normalisation."
+            f"{pixels.dtype}. Pass them before normalisation."
         )
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
     return pixels * scale - shift
@@ -166,7 +166,7 @@ def normalize_frames(
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # Kept, since numbers that are brought to an accelerator in each step make the step wait for it
+    # cached: transferring numbers to an accelerator in each step would force a synchronisation
     scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
     return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)

@@ -1,7 +1,7 @@
-"""Paired crop, flip and antialiased resize of a whole batch of frames, on the device that holds it.
+"""Batched crop, flip and antialiased resize of frames and vessel masks on the GPU.
 
-A resize along one axis is a product with a matrix of weights, and each frame has matrices of its own, since its box is its
-own: two batched products do the whole batch, without a loop over frames.
+A resize along one axis is a product with a weight matrix. Each frame has its own matrices, for its own crop box, so
+two batched products process the whole batch without a loop.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..import_utils import require
 from .crops import Crop
 
 
-# Of the cubic of Keys with a = -0.5, as in Pillow: two source pixels on each side, widened by the shrinking
+# Keys' cubic kernel with a = -0.5, as in Pillow: two source pixels on each side, wider when downscaling
 CUBIC_A = -0.5
 CUBIC_SUPPORT = 2.0
 
@@ -22,17 +22,17 @@ CUBIC_SUPPORT = 2.0
 def crop_batch(
     pixels: torch.Tensor, vesselness: torch.Tensor, crops: Sequence[Crop], size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut a box of its own out of each frame and its vessel mask, resize both and mirror those that are to be.
+    """Crop a separate box from each frame and its vessel mask, resize both, and flip those marked.
 
-    Frames are resized as by Pillow's `resize(size, BICUBIC, box=...)`: antialiased, with the pixels around the box, and
-    rounded after each axis; the result differs from Pillow's by one grey level at most. Each pixel of a mask takes the
-    one that [`crop_vesselness`] takes.
+    Frames are resized as by Pillow's `resize(size, BICUBIC, box=...)`: antialiased, including pixels around the box,
+    and rounded after each axis; the result differs from Pillow's by at most one grey level. Mask pixels are selected
+    exactly as in [`crop_vesselness`].
 
     Args:
         pixels (`torch.Tensor` of shape `(batch_size, 1, height, width)`): Grey frames, `uint8`, on any device.
         vesselness (`torch.Tensor` of the same shape): Vessel masks, `uint8` or `bool`, on the same device.
-        crops (sequence of `Crop`): One for each frame, such as `[dataset.crop(epoch, index) for index in indices]` with a
-            `FrameCacheDataset`: the boxes that its own crops have.
+        crops (sequence of `Crop`): One per frame, for example `[dataset.crop(epoch, index) for index in indices]` with a
+            `FrameCacheDataset`, for the same boxes as its own crops.
         size (`tuple[int, int]`): Height and width of the result in pixels.
 
     Returns:
@@ -40,7 +40,7 @@ def crop_batch(
         the dtype of `vesselness`.
 
     Raises:
-        ValueError: If a tensor has another shape or type, or a box does not lie in its frame.
+        ValueError: If a tensor has another shape or dtype, or a box is outside its frame.
 
     Example:
         >>> frames = torch.full((2, 1, 8, 8), 7, dtype=torch.uint8)
@@ -54,7 +54,7 @@ def crop_batch(
     across = _weights(left, width, pixels.shape[3], size[1])
     across = torch.where(flips[:, None, None], across.flip(1), across)
     down = _weights(top, height, pixels.shape[2], size[0])
-    # Under autocast the products would be rounded to 8 bits of precision
+    # autocast would reduce the products to 8 bits of precision
     with torch.autocast(pixels.device.type, enabled=False):
         rows = _round(torch.bmm(pixels[:, 0].float(), across.transpose(1, 2)))
         resized = _round(torch.bmm(down, rows)).to(torch.uint8)
@@ -65,7 +65,7 @@ def _check(pixels: torch.Tensor, vesselness: torch.Tensor, crops: Sequence[Crop]
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 1:
         raise ValueError(
             f"Expected grey frames of shape (batch_size, 1, height, width), uint8, got {tuple(pixels.shape)}, "
-            f"{pixels.dtype}. Give them before normalisation."
+            f"{pixels.dtype}. Pass them before normalisation."
         )
     if vesselness.shape != pixels.shape or vesselness.dtype not in (torch.uint8, torch.bool):
         raise ValueError(
@@ -73,16 +73,16 @@ def _check(pixels: torch.Tensor, vesselness: torch.Tensor, crops: Sequence[Crop]
             f"{tuple(vesselness.shape)}, {vesselness.dtype}."
         )
     if len(crops) != len(pixels):
-        raise ValueError(f"Expected a crop for each of the {len(pixels)} frames, got {len(crops)}.")
+        raise ValueError(f"Expected one crop per frame for {len(pixels)} frames, got {len(crops)}.")
     frame_height, frame_width = pixels.shape[2:]
     for crop in crops:
         fits_down = crop.top >= 0 and 0 < crop.height <= frame_height - crop.top
         if not fits_down or not (crop.left >= 0 and 0 < crop.width <= frame_width - crop.left):
-            raise ValueError(f"{crop} does not lie in a frame of {frame_height}×{frame_width} (height×width) pixels.")
+            raise ValueError(f"{crop} is outside a frame of {frame_height}×{frame_width} (height×width) pixels.")
 
 
 def _boxes(crops: Sequence[Crop], device: torch.device) -> torch.Tensor:
-    """Top, left, height, width and flip of each crop, `int64`; brought to the device without waiting for it."""
+    """Top, left, height, width and flip of each crop, `int64`; transferred without synchronisation."""
     boxes = torch.tensor([(c.top, c.left, c.height, c.width, c.flip) for c in crops], dtype=torch.int64).view(-1, 5)
     if device.type == "cuda":
         return boxes.pin_memory().to(device, non_blocking=True)
@@ -90,9 +90,9 @@ def _boxes(crops: Sequence[Crop], device: torch.device) -> torch.Tensor:
 
 
 def _weights(start: torch.Tensor, length: torch.Tensor, num_in: int, num_out: int) -> torch.Tensor:
-    """Share of each source pixel in each pixel of the result, `(batch_size, num_out, num_in)`; rows sum to 1."""
+    """Weight of each source pixel in each output pixel, `(batch_size, num_out, num_in)`; rows sum to 1."""
     scale = (length.float() / num_out)[:, None, None]
-    # An enlarged box is interpolated; a shrunk one is averaged over as many pixels as one of the result covers
+    # upscaling interpolates; downscaling averages over the source pixels that an output pixel covers
     widening = scale.clamp(min=1.0)
     out = torch.arange(num_out, device=start.device).float()[None, :, None] + 0.5
     centre = start[:, None, None] + out * scale
@@ -108,7 +108,7 @@ def _cubic(distance: torch.Tensor) -> torch.Tensor:
 
 
 def _round(levels: torch.Tensor) -> torch.Tensor:
-    # Halves go up, as in Pillow's fixed-point sums
+    # round half up, as in Pillow's fixed-point arithmetic
     return levels.add_(0.5).floor_().clamp_(0, 255)
 
 
@@ -123,9 +123,9 @@ def _nearest(vesselness: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int
 
 @lru_cache(maxsize=8)
 def _nearest_places(longest: int, num_out: int, device: torch.device) -> torch.Tensor:
-    """Source pixel of each pixel of the result, for each length of a box, `(longest + 1, num_out)`; kept on the device.
+    """Source pixel of each output pixel for each box length, `(longest + 1, num_out)`; cached on the device.
 
-    The middle between two pixels is rounded by OpenCV's own rule, which its versions do not agree on, so OpenCV is asked.
+    Computed by OpenCV, because its rounding of half-pixel positions differs between versions.
     """
     cv2 = require("cv2", "data")
     table = np.zeros((longest + 1, num_out), np.int64)

@@ -1,4 +1,4 @@
-"""What went wrong with single items of a long job, so that the rest can be done and nothing is passed over in silence."""
+"""Reports of faulty items in long jobs, which continue with the remaining items."""
 
 import json
 import logging
@@ -15,41 +15,41 @@ NAMED = 5
 
 
 class Fault(NamedTuple):
-    """One item and what is wrong with it."""
+    """An item and what is wrong with it."""
 
     name: str
     reason: str
 
 
 class FaultReport:
-    """Collects the faults of a job; they are named together at its end.
+    """Collects the faults of a job, to be reported at its end.
 
     Args:
-        faults (iterable of `Fault`, *optional*): What is known already.
+        faults (iterable of `Fault`, *optional*): Known faults.
 
     Example:
         >>> report = FaultReport()
-        >>> report.add("a.png", "is no image")
+        >>> report.add("a.png", "not an image")
         >>> len(report), list(report)
-        (1, [Fault(name='a.png', reason='is no image')])
+        (1, [Fault(name='a.png', reason='not an image')])
     """
 
     def __init__(self, faults: Iterable[Fault] = ()):
         self._faults = list(faults)
 
     def add(self, name: str, reason: str | BaseException) -> None:
-        """Note an item that is left out or mended, and why; of an error, its type is kept too.
+        """Record an item that is skipped or corrected, and why; for an exception, including its type.
 
         Args:
-            name (`str`): Which item, as the user knows it.
-            reason (`str` or exception): What came, what was expected, what was done.
+            name (`str`): Name of the item.
+            reason (`str` or exception): What is wrong and what was done.
         """
         if isinstance(reason, BaseException):
             reason = f"{type(reason).__name__}: {reason}"
         self._faults.append(Fault(name, " ".join(reason.split())))
 
     def extend(self, faults: Iterable[Fault]) -> None:
-        """Note the faults of a part of the job."""
+        """Add faults of a part of the job."""
         self._faults.extend(Fault(*fault) for fault in faults)
 
     def __len__(self) -> int:
@@ -64,11 +64,11 @@ class FaultReport:
         return f"{named}; and {more} more" if more > 0 else named
 
     def log(self, what: str, total: int) -> None:
-        """Say how many items have a fault and name the first five, in one warning; silent where there is none.
+        """Log a warning with the number of faults and the first five of them; silent without faults.
 
         Args:
-            what (`str`): What the items are, such as `"frames of arcade"`.
-            total (`int`): How many items there were.
+            what (`str`): Kind of items, such as `"frames of arcade"`.
+            total (`int`): Number of items in the job.
         """
         if self._faults:
             logger.warning("%d faults in %d %s: %s", len(self), total, what, self)

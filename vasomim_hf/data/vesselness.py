@@ -1,8 +1,9 @@
-"""Vesselness: where a ridge filter sees dark vessels in an angiogram, as a mask or as a map.
+"""Vesselness: masks or maps of dark vessels in an angiogram, from a ridge filter.
 
-The method's filter (arXiv 2602.11536, which calls it Frangi) is Sato's tubeness at 1 to 4 pixels, cut to whole grey
-levels, without a border, above a percentile, and of that the one connected region around the brightest pixel. What is
-computed here equals `skimage.filters.sato` on float64, grey level by grey level, in about a fortieth of the time.
+The filter of the method (arXiv 2602.11536, which calls it Frangi) is Sato's tubeness at scales of 1 to 4 pixels,
+truncated to integers, without a border, above a percentile, restricted to the connected region around the brightest
+pixel. The result equals `skimage.filters.sato` on float64 for every integer level and takes about a fortieth of the
+time.
 """
 
 import math
@@ -32,37 +33,36 @@ SIGMAS = (1.0, 2.0, 3.0, 4.0)
 REGIONS = ("brightest", "largest", "all")
 
 # The float32 response differs from float64 by at most 2.3e-5 on angiograms and 3.4e-5 on black and white stripes.
-# Pixels nearer than this to a whole grey level are computed again in float64, so that no pixel is floored to another
-# level than the reference's.
-_DOUBT = 4e-5
-# Above this number of doubtful pixels (flat test patterns, not angiograms) a whole float64 pass is cheaper.
-_MAX_DOUBTFUL = 200
-# Weights of a kernel's tails that may be left out, as a share of the whole: float32 rounding hides them.
+# Pixels closer than this to an integer are recomputed in float64, so truncation gives the same level as the reference.
+_ROUNDING_MARGIN = 4e-5
+# Above this number of such pixels (flat test patterns, not angiograms) a full float64 pass is cheaper.
+_MAX_EXACT_PIXELS = 200
+# Fraction of a kernel's absolute sum that may be truncated at its tails without exceeding rounding errors.
 _TAIL = {np.dtype(np.float32): 1e-7, np.dtype(np.float64): 1e-13}
-# A worker process takes about as long to start as this many frames take to filter.
+# Starting a worker process takes about as long as filtering this many frames.
 _FRAMES_PER_WORKER = 300
 
 
 @dataclass(frozen=True)
 class VesselnessOptions:
-    """What a vessel mask is made of; the defaults are the method's.
+    """Options of the vessel mask; defaults are those of the method.
 
     Args:
         border (`int`, *optional*, defaults to 20):
-            Width in pixels of the frame's edge in which no vessel is looked for.
+            Width in pixels of the border in which no vessels are detected.
         region (`str`, *optional*, defaults to `"brightest"`):
-            Which 4-connected regions are kept: the one that holds the `"brightest"` pixel of the response, the
-            `"largest"` one (on ARCADE it repairs the frames in which a wire or collimator edge wins), or `"all"`.
+            4-connected regions to keep: the one with the `"brightest"` pixel of the response, the `"largest"` one (on
+            ARCADE this fixes frames in which a wire or collimator edge is brightest), or `"all"`.
         sigmas (`Sequence[float]`, *optional*, defaults to `(1, 2, 3, 4)`):
-            Scales in pixels of the frame as it is given.
+            Scales in pixels of the input frame.
         percentile (`float`, *optional*, defaults to 92):
-            Share of the frame, in percent, that is below the threshold, border included.
+            Threshold as a percentile of all pixels, border included.
         floor (`bool`, *optional*, defaults to `True`):
-            Cut the response to whole grey levels before the threshold. The many ties this makes keep thin vessels
-            in one piece: with `False` about 8 % of the pixels pass the threshold, with `True` often far more.
+            Whether to truncate the response to integers before the threshold. The resulting ties keep thin vessels
+            connected: with `False` about 8 % of the pixels exceed the threshold, with `True` often many more.
 
     Raises:
-        ValueError: If a value is out of its range.
+        ValueError: If a value is out of range.
     """
 
     border: int = 20
@@ -82,12 +82,12 @@ class VesselnessOptions:
 
 def _check_border(border: int) -> None:
     if not isinstance(border, int | np.integer) or border < 0:
-        raise ValueError(f"`border` must be a whole number of pixels >= 0, got {border!r}.")
+        raise ValueError(f"`border` must be an integer >= 0 (pixels), got {border!r}.")
 
 
 def _check_sigmas(sigmas: Sequence[float]) -> None:
     if len(sigmas) == 0 or not all(math.isfinite(sigma) and sigma > 0 for sigma in sigmas):
-        raise ValueError(f"`sigmas` must hold at least one scale in pixels, each > 0, got {tuple(sigmas)}.")
+        raise ValueError(f"`sigmas` must contain at least one scale in pixels, each > 0, got {tuple(sigmas)}.")
 
 
 def vessel_mask(
@@ -99,26 +99,26 @@ def vessel_mask(
     percentile: float = 92.0,
     floor: bool = True,
 ) -> np.ndarray:
-    """Mark the vessels of an angiogram, as the method does it for its guidance.
+    """Segment the vessels of an angiogram with the filter that guides pre-training.
 
-    A frame without any response (constant, or not larger than twice the border) has no vessels: the mask is `False`
-    everywhere. Nothing outside the arguments is read or changed, so threads may call it together.
+    For a frame without any response (constant, or not larger than twice the border) the mask is `False` everywhere.
+    Thread-safe.
 
     Args:
         image (`np.ndarray` of shape `(height, width)`):
             Grey frame, `uint8`, vessels darker than their surroundings, at its original resolution.
         border (`int`, *optional*, defaults to 20):
-            Width of the edge without vessels, in pixels.
-        region (`str`, *optional*, defaults to `"brightest"`): See [`VesselnessOptions`], as for the ones below.
+            Width in pixels of the border without vessels.
+        region (`str`, *optional*, defaults to `"brightest"`): See [`VesselnessOptions`], also for the arguments below.
         sigmas (`Sequence[float]`, *optional*, defaults to `(1, 2, 3, 4)`): Scales in pixels.
         percentile (`float`, *optional*, defaults to 92): Threshold, in percent of the pixels.
-        floor (`bool`, *optional*, defaults to `True`): Whole grey levels before the threshold.
+        floor (`bool`, *optional*, defaults to `True`): Truncate to integers before the threshold.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `bool`, `True` on vessels.
 
     Raises:
-        ValueError: If the frame is not `uint8` of two dimensions, or an option is out of its range.
+        ValueError: If the frame is not two-dimensional `uint8`, or an option is out of range.
 
     Example:
         >>> frame = np.full((100, 100), 180, dtype=np.uint8)
@@ -134,8 +134,8 @@ def _mask(image: np.ndarray, options: VesselnessOptions) -> np.ndarray:
     _check_frame(image)
     if image.dtype != np.uint8:
         raise ValueError(
-            f"`image` must be uint8 in 0..255, got {image.dtype}. "
-            "Read the file with `vasomim_hf.data.reading.files.read_frame`, or scale its levels to 0..255."
+            f"`image` must be uint8, got {image.dtype}. "
+            "Read the file with `vasomim_hf.data.reading.files.read_frame`, or scale it to 0..255."
         )
     response = sato_response(image, options.sigmas, options.border)
     if options.floor:
@@ -144,21 +144,22 @@ def _mask(image: np.ndarray, options: VesselnessOptions) -> np.ndarray:
 
 
 def sato_response(image: np.ndarray, sigmas: Sequence[float] = SIGMAS, border: int = 0) -> np.ndarray:
-    """Compute Sato's tubeness of dark ridges, the largest over all scales.
+    """Compute Sato's tubeness of dark ridges, maximum over all scales.
 
     Equal to `skimage.filters.sato(image, sigmas, black_ridges=True, mode="reflect")` up to float32 rounding.
 
     Args:
         image (`np.ndarray` of shape `(height, width)`):
-            Grey frame, any integer or float dtype, finite. Float64 is computed in float64, all else in float32.
+            Grey frame, any integer or float dtype, finite. Computed in float64 for float64 input, otherwise in
+            float32.
         sigmas (`Sequence[float]`, *optional*, defaults to `(1, 2, 3, 4)`): Scales in pixels.
-        border (`int`, *optional*, defaults to 0): Width of the edge that is set to 0, in pixels.
+        border (`int`, *optional*, defaults to 0): Width in pixels of the border that is set to 0.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `float32` (or `float64`), >= 0, in grey levels of `image`.
 
     Raises:
-        ValueError: If the frame has not two dimensions, is empty or is not finite, or an option is out of its range.
+        ValueError: If the frame is not two-dimensional, is empty or is not finite, or an option is out of range.
 
     Example:
         >>> frame = np.full((40, 40), 180, dtype=np.uint8)
@@ -170,14 +171,14 @@ def sato_response(image: np.ndarray, sigmas: Sequence[float] = SIGMAS, border: i
     _check_sigmas(sigmas)
     _check_border(border)
     if not (np.issubdtype(image.dtype, np.integer) or np.issubdtype(image.dtype, np.floating)):
-        raise ValueError(f"`image` must hold real grey levels, got {image.dtype}. Convert it to uint8 or float32.")
+        raise ValueError(f"`image` must have a real dtype, got {image.dtype}. Convert it to uint8 or float32.")
     lowest, highest = float(image.min()), float(image.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError(
             "`image` must be finite, got NaN or infinite pixels. Replace them, e.g. with `np.nan_to_num`."
         )
     pixels = image.astype(np.float64 if image.dtype == np.float64 else np.float32)
-    # derivatives do not see the offset, but rounding does; a flat frame's response becomes exactly 0
+    # the offset has no effect on derivatives but increases rounding errors; flat frames give exactly 0
     pixels -= (lowest + highest) / 2
     response = _largest_response(pixels, sigmas, border)
     _clear_border(response, border)
@@ -185,20 +186,20 @@ def sato_response(image: np.ndarray, sigmas: Sequence[float] = SIGMAS, border: i
 
 
 def vesselness_response(image: np.ndarray, border: int = 20, *, sigmas: Sequence[float] = SIGMAS) -> np.ndarray:
-    """Map the filter's response to [0, 1], for who wants degrees instead of a mask.
+    """Compute the filter's response scaled to [0, 1], for a map instead of a mask.
 
-    The response without its border is divided by the frame's own largest value; a frame without any is all zero.
+    The response inside the border is divided by its maximum; a frame without response gives zeros.
 
     Args:
         image (`np.ndarray` of shape `(height, width)`): Grey frame, any real dtype, finite.
-        border (`int`, *optional*, defaults to 20): Width of the edge that is set to 0, in pixels.
+        border (`int`, *optional*, defaults to 20): Width in pixels of the border that is set to 0.
         sigmas (`Sequence[float]`, *optional*, defaults to `(1, 2, 3, 4)`): Scales in pixels.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `float32` in [0, 1].
 
     Raises:
-        ValueError: As in [`sato_response`].
+        ValueError: As for [`sato_response`].
 
     Example:
         >>> float(vesselness_response(np.eye(64, dtype=np.uint8)[::-1] * -100.0).max())
@@ -206,7 +207,7 @@ def vesselness_response(image: np.ndarray, border: int = 20, *, sigmas: Sequence
     """
     response = sato_response(image, sigmas, border)
     largest = response.max()
-    # where there is nothing but rounding, do not blow it up to a full map
+    # do not amplify pure rounding errors to a full map
     if largest <= 1e-6 * np.ptp(image.astype(np.float64)):
         return np.zeros(response.shape, np.float32)
     return (response / largest).astype(np.float32, copy=False)
@@ -218,14 +219,14 @@ def _check_frame(image: np.ndarray) -> None:
     if image.ndim != 2:
         raise ValueError(
             f"`image` must be one grey frame of shape (height, width), got shape {image.shape}. "
-            "Convert colour with Pillow's `convert('L')`; pass the frames of a run one by one."
+            "Convert colour with Pillow's `convert('L')`; pass the frames of a cine one by one."
         )
     if image.size == 0:
         raise ValueError(f"`image` must have at least one pixel, got shape {image.shape}.")
 
 
 def _gaussian(width: float, order: int, reach: float = 8) -> np.ndarray:
-    """Sampled Gaussian or its first derivative, as scipy and through it scikit-image sample it; float64."""
+    """Sampled Gaussian or its first derivative, float64, identical to scipy's and thus scikit-image's."""
     radius = int(reach * width + 0.5)
     x = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 / width**2 * x**2)
@@ -234,13 +235,13 @@ def _gaussian(width: float, order: int, reach: float = 8) -> np.ndarray:
 
 
 def _pair(sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth and derive, as in each of the reference's two passes, which share the smoothing between them."""
+    """Smoothing and derivative kernels of each of the reference's two passes, which share the smoothing."""
     reach = 8 if sigma > 1 else 100
     return _gaussian(sigma / math.sqrt(2), 0, reach), _gaussian(sigma / math.sqrt(2), 1, reach)
 
 
 def _trim(kernel: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cut both ends of a kernel where what is cut stays below a share of its absolute sum that rounding hides."""
+    """Truncate both tails of a kernel as far as rounding errors hide it."""
     centre = len(kernel) // 2
     weights = np.abs(kernel[centre:])[::-1].cumsum()
     cut = min(int((2 * weights < _TAIL[dtype] * np.abs(kernel).sum()).sum()), centre)
@@ -251,7 +252,7 @@ def _trim(kernel: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _kernels(sigma: float, dtype: np.dtype) -> tuple[np.ndarray, ...]:
     """The four kernels of a scale: smooth, derive, smooth twice, smooth and then derive.
 
-    The factors make `sigma**2` (tubeness is compared between scales) and the halves in the eigenvalue's formula.
+    Includes the factor `sigma**2`, which makes scales comparable, and the factors 1/2 of the eigenvalue formula.
     """
     smooth, derive = _pair(sigma)
     kernels = (
@@ -265,7 +266,7 @@ def _kernels(sigma: float, dtype: np.dtype) -> tuple[np.ndarray, ...]:
 
 @lru_cache(maxsize=64)
 def _joint_kernels(sigma: float, dtype: np.dtype) -> tuple[np.ndarray, ...]:
-    """Both passes along an axis in one: smooth twice, smooth and derive, derive twice; factors as in `_kernels`."""
+    """Both passes along an axis combined: smooth twice, smooth and derive, derive twice; factors as in `_kernels`."""
     smooth, derive = _pair(sigma)
     kernels = (
         np.convolve(smooth, smooth),
@@ -277,7 +278,7 @@ def _joint_kernels(sigma: float, dtype: np.dtype) -> tuple[np.ndarray, ...]:
 
 @lru_cache(maxsize=64)
 def _step_kernel(sigma: float, next_sigma: float, dtype: np.dtype) -> np.ndarray:
-    """Smoothing along one axis that leads from one scale's derivatives to the next scale's, factors included."""
+    """Smoothing along one axis that turns the derivatives of one scale into those of the next, factors included."""
     return _trim(_gaussian(math.sqrt(next_sigma**2 - sigma**2), 0) * (next_sigma / sigma), dtype)
 
 
@@ -293,9 +294,9 @@ def _along(source: np.ndarray, kernel: np.ndarray, target: np.ndarray) -> np.nda
 
 def _largest_response(image: np.ndarray, sigmas: Sequence[float], border: int) -> np.ndarray:
     response = np.zeros_like(image)
-    # in one piece: the system hands large blocks over in fewer, larger pages
+    # one allocation: large blocks get fewer, larger pages
     work = np.empty((4, *image.shape), image.dtype)
-    # what is reflected at the edges, which tells the two ways apart, fades below rounding within 5 sigmas
+    # differences from the reflection at the edges fall below rounding errors within 5 sigmas
     hessians = _inner_hessians if border >= 5 * max(sigmas) else _hessians
     for row_row, mixed, column_column in hessians(image, sorted(map(float, sigmas)), work):
         np.maximum(response, _eigenvalue(row_row, mixed, column_column, work[3]), out=response)
@@ -312,11 +313,11 @@ def _eigenvalue(row_row: np.ndarray, mixed: np.ndarray, column_column: np.ndarra
 
 
 def _hessians(image: np.ndarray, sigmas: list[float], work: np.ndarray) -> Iterator[np.ndarray]:
-    """Second derivatives at each scale, up to the frame's edges; they lie in `work`, whose last part is free.
+    """Second derivatives at each scale for the whole frame; they are views of `work`, whose last part stays free.
 
-    The reference takes two first derivatives, each with smoothing, and reflects the frame at its edges before each.
-    Only what is derived first and treated again along the same axis feels the second reflection, so the smoothing
-    of both passes is one here wherever nothing changes by it: 8 one-dimensional passes instead of 10.
+    The reference computes two first derivatives, each with smoothing, and reflects the frame at its edges before each.
+    The second reflection only affects what is derived first and processed again along the same axis. Everywhere else,
+    the smoothing of both passes is merged: 8 one-dimensional passes instead of 10.
     """
     row_row, mixed, column_column, other = work
     for sigma in sigmas:
@@ -329,11 +330,11 @@ def _hessians(image: np.ndarray, sigmas: list[float], work: np.ndarray) -> Itera
 
 
 def _inner_hessians(image: np.ndarray, sigmas: list[float], work: np.ndarray) -> Iterator[np.ndarray]:
-    """As `_hessians`, but only away from the edges: 6 passes a scale, and short ones from sigma 2 on.
+    """`_hessians` away from the edges: 6 passes per scale, with short kernels from sigma 2 on.
 
-    A sampled Gaussian smoothed by another is the Gaussian of the larger sigma to 16 digits, if both are at least
-    sqrt(2) wide, as the two passes of sigma 2 are. It is the derivatives that are smoothed on; deriving from what is
-    smooth and rounded would cost digits.
+    A sampled Gaussian smoothed by another equals the Gaussian of the combined sigma to 16 digits, if both are at least
+    sqrt(2) wide, as for the two passes of sigma 2. The derivatives are smoothed further, because deriving a rounded
+    smooth image would lose precision.
     """
     row_row, mixed, column_column, other = work
     previous = 0.0
@@ -358,12 +359,12 @@ def _clear_border(response: np.ndarray, border: int) -> None:
 
 
 def _whole_levels(image: np.ndarray, response: np.ndarray, options: VesselnessOptions) -> np.ndarray:
-    """Floor the response to `uint8`, deciding in float64 where float32 rounding could cross a level."""
-    # an 8-bit frame's response stays below 128, so neither cast can wrap
-    above, below = response + np.float32(_DOUBT), response - np.float32(_DOUBT)
+    """Truncate the response to `uint8`, with float64 where float32 rounding could change the level."""
+    # the response of an 8-bit frame stays below 128, so neither cast overflows
+    above, below = response + np.float32(_ROUNDING_MARGIN), response - np.float32(_ROUNDING_MARGIN)
     levels = above.astype(np.uint8)
     doubtful = np.flatnonzero(levels != np.maximum(below, 0, out=below).astype(np.uint8))
-    if len(doubtful) > _MAX_DOUBTFUL:
+    if len(doubtful) > _MAX_EXACT_PIXELS:
         exact = sato_response(image.astype(np.float64), options.sigmas, options.border)
         return exact.astype(np.uint8)
     for index in doubtful:
@@ -373,7 +374,7 @@ def _whole_levels(image: np.ndarray, response: np.ndarray, options: VesselnessOp
 
 
 def _exact_pixel(image: np.ndarray, row: int, column: int, sigma: float) -> float:
-    """One pixel of one scale's response in float64, clipped at 0."""
+    """Response of one scale at one pixel in float64, clipped at 0."""
     rows, down = _window(image.shape[0], row, sigma)
     columns, along = _window(image.shape[1], column, sigma)
     patch = image[rows, columns].astype(np.float64)
@@ -384,7 +385,7 @@ def _exact_pixel(image: np.ndarray, row: int, column: int, sigma: float) -> floa
 
 
 def _window(length: int, position: int, sigma: float) -> tuple[slice, tuple[np.ndarray, ...]]:
-    """Samples of an axis on which an output at `position` depends, and their weights."""
+    """Samples of an axis that contribute to the output at `position`, and their weights."""
     reach = 2 * (len(_kernels(sigma, np.dtype(np.float64))[1]) // 2)
     start, stop = max(0, position - reach), min(length, position + reach + 1)
     return slice(start, stop), _weights(sigma, stop - start, position - start)
@@ -398,7 +399,7 @@ def _weights(sigma: float, length: int, position: int) -> tuple[np.ndarray, ...]
     smooth, derive = (
         cv2.filter2D(np.eye(length), -1, kernel[:, None], borderType=cv2.BORDER_REFLECT) for kernel in kernels[:2]
     )
-    # the kernel to derive holds sigma / sqrt(2), which the mixed term needs twice over
+    # the derivative kernel includes sigma / sqrt(2), which the mixed term needs twice
     return (
         derive[position] @ derive,
         smooth[position] @ smooth,
@@ -408,12 +409,12 @@ def _weights(sigma: float, length: int, position: int) -> tuple[np.ndarray, ...]
 
 
 def _threshold(response: np.ndarray, percentile: float) -> float:
-    """`np.percentile(response, percentile)`, or for whole levels the lowest level that reaches it."""
+    """`np.percentile(response, percentile)`, or for integer levels the lowest level that reaches it."""
     if response.dtype != np.uint8:
         return float(np.percentile(response, percentile))
     counts = require("cv2", extra="data").calcHist([response], [0], None, [256], [0, 256]).ravel()
     rank = (response.size - 1) * (percentile / 100)
-    # linear interpolation ends above the lower neighbour as soon as the rank is not whole
+    # linear interpolation exceeds the lower neighbour if the rank is fractional
     return float(np.searchsorted(counts.astype(np.int64).cumsum(), math.ceil(rank), side="right"))
 
 
@@ -434,7 +435,7 @@ def _region(response: np.ndarray, threshold: float, region: Region) -> np.ndarra
 
 @dataclass
 class VesselnessReport:
-    """What became of many files: written, there already, and frames that failed and why."""
+    """Result of processing many files: written, skipped because they exist, and failed frames with reasons."""
 
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
@@ -443,7 +444,7 @@ class VesselnessReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.written)} {self.kind}s written, {len(self.skipped)} there already, "
+            f"{len(self.written)} {self.kind}s written, {len(self.skipped)} already exist, "
             f"{len(self.failed)} frames failed"
         )
 
@@ -458,32 +459,30 @@ def vesselness_files(
     overwrite: bool = False,
     **options: Any,
 ) -> VesselnessReport:
-    """Write the vessel masks, or the responses, of many frames, with a progress bar on a terminal.
+    """Write vessel masks or responses of many frames; shows a progress bar in a terminal.
 
-    A mask is an 8-bit grey PNG, 0 and 255, under its frame's own stem; sub-folders of an input folder are kept. A
-    response is one too: [`vesselness_response`] times 255, rounded, so that 255 is the frame's own largest response and
-    the image processor reads it back as `vesselness` in [0, 1], within 1/510. A file appears under its name only when
-    it is complete. Frames that cannot be read, and frames whose files would have the same name (`a.png` beside
-    `a.jpg`), are left out and reported. With more than one worker a script must guard its entry with
-    `if __name__ == "__main__":`, as processes are started afresh.
+    A mask is an 8-bit grey PNG, 0 and 255, with the stem of its frame; sub-folders of an input folder are kept. A
+    response is an 8-bit grey PNG too: [`vesselness_response`] times 255, rounded, which the image processor reads as
+    `vesselness` in [0, 1] with an error of at most 1/510. Files are written atomically. Unreadable frames, and frames
+    whose output would have the same name (`a.png` and `a.jpg`), are skipped and reported. With several workers a script
+    needs an `if __name__ == "__main__":` guard, because processes are spawned.
 
     Args:
         inputs (path or `Iterable` of paths): Frames, and folders that are searched for frames.
-        output (`str` or `os.PathLike`): Folder for the files; made where it is missing.
-        kind (`str`, *optional*, defaults to `"mask"`): What is written of each frame, its `"mask"` or its `"response"`.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`~data.frames.read_frame`].
-        workers (`int`, *optional*): Processes; by default one per 300 frames, at most one per core.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether files that exist are made again.
+        output (`str` or `os.PathLike`): Output folder; created if missing.
+        kind (`str`, *optional*, defaults to `"mask"`): What to write for each frame, `"mask"` or `"response"`.
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`~data.frames.read_frame`].
+        workers (`int`, *optional*): Number of processes; defaults to one per 300 frames, at most one per core.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether existing files are replaced.
         options:
-            Fields of [`VesselnessOptions`], such as `border=3`; the method's by default. A response has `border` and
-            `sigmas` only.
+            Fields of [`VesselnessOptions`], such as `border=3`. A response only has `border` and `sigmas`.
 
     Returns:
         [`VesselnessReport`]: Paths written, skipped and failed, in the order of the inputs.
 
     Raises:
-        ValueError: If there is no frame, a file would replace a frame, `workers` is below 1, or an option is out of its
-            range or has no meaning for the kind.
+        ValueError: If there are no frames, a file would replace a frame, `workers` is below 1, or an option is out of range
+            or does not apply to `kind`.
         OSError: If an input does not exist or a file cannot be written.
     """
     if workers is not None and workers < 1:
@@ -514,9 +513,7 @@ def _options_of(kind: str, options: dict[str, Any]) -> VesselnessOptions:
         raise ValueError(f"`kind` must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
     unused = sorted(options.keys() & {"region", "percentile", "floor"})
     if kind == "response" and unused:
-        raise ValueError(
-            f"`{unused[0]}` says how a response becomes a mask, and would be ignored. Leave it out, or write masks."
-        )
+        raise ValueError(f"`{unused[0]}` only applies to masks, not to responses. Remove it, or write masks.")
     return VesselnessOptions(**options)
 
 
@@ -524,16 +521,16 @@ Job = tuple[Path, Path]
 
 
 def _plan(inputs: list[Path], output: Path) -> tuple[list[Job], VesselnessReport]:
-    """Pair each frame with its file's path; frames that would share one go to the report instead."""
+    """Pair each frame with its output path; frames that would share one are reported instead."""
     sources: dict[Path, list[Path]] = defaultdict(list)
     for source, target in _pairs(inputs, output):
         if source not in sources[target]:
             sources[target].append(source)
-    # a folder is resolved once, not once for each of its frames
+    # resolve each folder once, not once per frame
     resolve = cache(Path.resolve)
     frames = {resolve(source.parent) / source.name for group in sources.values() for source in group}
     if not frames:
-        raise ValueError(f"no frame to work on in {', '.join(map(str, inputs)) or 'an empty list of inputs'}.")
+        raise ValueError(f"no frames found in {', '.join(map(str, inputs)) or 'an empty list of inputs'}.")
     jobs, report = [], VesselnessReport()
     for target, group in sources.items():
         if resolve(target.parent) / target.name in frames:
@@ -541,7 +538,7 @@ def _plan(inputs: list[Path], output: Path) -> tuple[list[Job], VesselnessReport
         if len(group) == 1:
             jobs.append((group[0], target))
         else:
-            report.failed |= dict.fromkeys(group, f"its `{target}` is also that of another frame. Rename one.")
+            report.failed |= dict.fromkeys(group, f"another frame has the same output `{target}`. Rename one.")
     return jobs, report
 
 
@@ -559,10 +556,12 @@ def _pairs(inputs: list[Path], output: Path) -> Iterator[Job]:
 def _pairs_of_folder(folder: Path, output: Path, own: Path) -> Iterator[Job]:
     root = folder.resolve()
     if root == own:
-        raise ValueError(f"`{output}` is also an input. Choose another output folder: its files would become frames.")
+        raise ValueError(
+            f"`{output}` is also an input. Choose another output folder, otherwise its files would be read as frames."
+        )
     for frame in list_frames(folder):
         relative = frame.relative_to(folder)
-        # what an earlier run wrote is no frame
+        # outputs of an earlier call are not frames
         if not (root / relative).is_relative_to(own):
             yield frame, (output / relative).with_suffix(".png")
 
@@ -572,7 +571,7 @@ def _run(work: partial, jobs: list[Job], workers: int | None) -> Iterator[str | 
     if workers <= 1:
         yield from map(work, jobs)
         return
-    # started afresh, because a forked copy of OpenCV's or torch's threads can hang
+    # spawned, because forked copies of OpenCV's or torch's threads can hang
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_use_one_thread) as pool:
         try:
             yield from pool.map(work, jobs, chunksize=min(16, -(-len(jobs) // workers)))
@@ -592,7 +591,7 @@ def _picture(frame: np.ndarray, options: VesselnessOptions, kind: Kind) -> Image
 
 
 def _write_file(job: Job, options: VesselnessOptions, kind: Kind, bits_stored: int | None) -> str | None:
-    """Make one file; returns why not, where the frame cannot be read."""
+    """Write one file; returns the reason if the frame cannot be read."""
     source, target = job
     try:
         frame = read_frame(source, bits_stored)

@@ -1,4 +1,4 @@
-"""Training and evaluation as functions of a run: what the scripts in `training/` and the command line call."""
+"""Training and evaluation, as called by the scripts in `training/` and the command line."""
 
 from typing import TYPE_CHECKING
 

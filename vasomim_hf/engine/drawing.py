@@ -1,4 +1,4 @@
-"""Pictures of pre-training: what goes in, what is hidden, what comes out, and the vessels of both."""
+"""Pictures of pre-training: input, masked input, reconstruction, and the vessels of both."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ COLUMNS = ("frame", "visible", "reconstruction", "vesselness", "segmentor", "seg
 
 
 def hide_patches(frames: torch.Tensor, mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Grey out the hidden patches.
+    """Grey out the masked patches.
 
     Args:
         frames (`torch.Tensor` of shape `(batch_size, 1, height, width)`): In [0, 1].
-        mask (`torch.Tensor` of shape `(batch_size, num_patches)`): 1 where hidden, row by row.
-        grid (`tuple[int, int]`): Rows and columns of patches.
+        mask (`torch.Tensor` of shape `(batch_size, num_patches)`): 1 for masked patches, row by row.
+        grid (`tuple[int, int]`): Rows and columns of the patch grid.
 
     Returns:
         `torch.Tensor` of the shape of `frames`.
@@ -34,24 +34,24 @@ def to_grey(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[flo
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised frames.
-        mean, std (`Sequence[float]`): Of the image processor, one for each channel.
+        mean, std (`Sequence[float]`): Values of the image processor, one per channel.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, 1, height, width)`: mean of the channels, cut to [0, 1].
+        `torch.Tensor` of shape `(batch_size, 1, height, width)`: mean over the channels, clipped to [0, 1].
     """
     scale, shift = pixel_values.new_tensor(std).view(1, -1, 1, 1), pixel_values.new_tensor(mean).view(1, -1, 1, 1)
     return (pixel_values * scale + shift).mean(dim=1, keepdim=True).clamp(0, 1)
 
 
 def picture_grid(columns: Sequence[torch.Tensor], captions: Sequence[str]) -> Image.Image:
-    """Set frames side by side, one row for each item of the batch.
+    """Arrange frames in a grid, one row per item of the batch.
 
     Args:
         columns (`Sequence[torch.Tensor]`, each of shape `(batch_size, 1, height, width)`): In [0, 1]; NaN shows as white.
-        captions (`Sequence[str]`): One for each column.
+        captions (`Sequence[str]`): One per column.
 
     Returns:
-        `PIL.Image.Image`: Grey picture with a line of captions above.
+        `PIL.Image.Image`: Grey picture with captions above the columns.
     """
     cells = torch.stack([column.detach().float().cpu().nan_to_num(1.0).clamp(0, 1) for column in columns], dim=1)
     rows, num_columns, _, height, width = cells.shape

@@ -59,7 +59,7 @@ class ReliabilityTable:
             raise ValueError(f"`confidence` has {confidence.size} cases but `correct` has {correct.size}.")
         # phrased so that NaN is rejected too
         if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():
-            raise ValueError("`confidence` must lie in [0, 1]. Apply the softmax or the sigmoid to the logits first.")
+            raise ValueError("`confidence` must be in [0, 1]. Apply the softmax or the sigmoid to the logits first.")
         place = np.searchsorted(np.linspace(0, 1, self.num_bins + 1)[1:-1], confidence, side="left")
         self.counts += np.bincount(place, minlength=self.num_bins)
         self.confidences += np.bincount(place, weights=confidence, minlength=self.num_bins)

@@ -198,7 +198,7 @@ class ClassificationScores:
             )
         # phrased so that NaN is rejected too
         if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
-            raise ValueError("`probabilities` must lie in [0, 1]. Apply the softmax to the logits first.")
+            raise ValueError("`probabilities` must be in [0, 1]. Apply the softmax to the logits first.")
         if not np.issubdtype(targets.dtype, np.integer) or not np.isin(targets, np.arange(len(self.labels))).all():
             raise ValueError(
                 f"`targets` must be class ids from 0 to {len(self.labels) - 1}, got {np.unique(targets)[:5].tolist()}."

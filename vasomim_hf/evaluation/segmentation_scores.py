@@ -121,7 +121,7 @@ class SegmentationScores:
             raise ValueError(f"`probabilities` must have shape {expected}, got {probabilities.shape}.")
         # phrased so that NaN is rejected too
         if probabilities is not None and not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
-            raise ValueError("`probabilities` must lie in [0, 1]. Apply the softmax to the logits first.")
+            raise ValueError("`probabilities` must be in [0, 1]. Apply the softmax to the logits first.")
         if self.rows and ("ece" in self.rows[0].values) != (probabilities is not None):
             raise ValueError("`probabilities` must be passed with all batches or with none.")
 

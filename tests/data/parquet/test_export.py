@@ -80,9 +80,9 @@ def test_the_same_data_may_be_exported_again_and_other_data_not(tmp_path: Path):
     before = shard.stat().st_mtime_ns
     export_dataset({"a": {"train": make(tmp_path / "frames", 4)}}, tmp_path / "out", about="")
     assert shard.stat().st_mtime_ns == before
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(FileExistsError, match="different export"):
         export_dataset({"a": {"train": dataset.select([0, 1, 3])}}, tmp_path / "out", about="")
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(FileExistsError, match="different export"):
         export_dataset({"b": {"train": dataset}}, tmp_path / "out", about="")
     (tmp_path / "frames2").mkdir()
     (tmp_path / "frames2" / "README.md").write_text("mine")

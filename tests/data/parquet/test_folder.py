@@ -52,11 +52,11 @@ def test_files_are_found_in_order_and_what_is_missing_is_named(tmp_path: Path):
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",
     ]
-    with pytest.raises(ValueError, match=r"has no split 'test', but \['train'\]"):
+    with pytest.raises(ValueError, match=r"has no split"):
         find_parquet(str(folder), "test")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is read as `text`"):
+    with pytest.raises(ValueError, match="`text` data set"):
         find_parquet(str(tmp_path / "text"))
 
 
@@ -65,6 +65,6 @@ def test_of_several_configurations_the_folder_of_one_is_asked_for(tmp_path: Path
         write(tmp_path / "out" / config, 1, 2, card=None)
     files = {config: {"train": SplitFiles(f"{config}/data/train-*.parquet", 2, config)} for config in ("a", "b")}
     write_card(tmp_path / "out", "# Levels", "unknown", files)
-    with pytest.raises(ValueError, match="name the folder of one of them"):
+    with pytest.raises(ValueError, match="folder of one of them"):
         find_parquet(str(tmp_path / "out"))
     assert len(find_parquet(str(tmp_path / "out"), config="b")) == len(find_parquet(str(tmp_path / "out" / "b"))) == 2

@@ -193,11 +193,11 @@ def test_the_key_is_that_of_the_content_not_of_the_place(folder, frames, tmp_pat
 def test_what_cannot_be_streamed_is_refused(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder nowhere. For a dataset on the Hub"):
         find_shards("nowhere")
-    with pytest.raises(ValueError, match=r"has no split 'val', but \['test', 'train'\]"):
+    with pytest.raises(ValueError, match=r"has no split"):
         find_shards(str(folder), "val")
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.csv").write_text("a\n1\n")
-    with pytest.raises(ValueError, match="is read as `csv`, and Parquet"):
+    with pytest.raises(ValueError, match="Parquet"):
         find_shards(str(tmp_path / "text"))
     path = tmp_path / "a.parquet"
     write([{"image": row(0)["image"], "vesselness": 3}], path)

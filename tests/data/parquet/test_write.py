@@ -220,7 +220,7 @@ def test_a_full_disk_leaves_whole_shards_and_says_how_to_go_on(tmp_path: Path, m
         return original(self, path, rows)
 
     monkeypatch.setattr(module._ShardJob, "_write", full)
-    with pytest.raises(OSError, match="disk is full: 1 of 3 parts are written and stay"):
+    with pytest.raises(OSError, match="1 of 3 parts are written"):
         write_shards(Rows(), PLAN, tmp_path / "out", FEATURES)
     assert [path.name for path in (tmp_path / "out" / "data").iterdir()] == [PLAN.name(0)]
     write_shards(Rows(), PLAN, tmp_path / "out", FEATURES)
@@ -253,12 +253,12 @@ def test_an_image_that_is_a_file_is_put_into_the_shard(tmp_path: Path):
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path):
     write_shards(Rows(), PLAN, tmp_path / "out", FEATURES)
     before = digests(tmp_path / "out")
-    with pytest.raises(FileExistsError, match="holds a build of something else"):
+    with pytest.raises(FileExistsError, match="different build|no build"):
         write_shards(Rows(), replace(PLAN, key="letters"), tmp_path / "out", FEATURES)
     assert digests(tmp_path / "out") == before
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "a.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="has files in it and is no build"):
+    with pytest.raises(FileExistsError, match="no build of a data set"):
         write_shards(Rows(), PLAN, tmp_path / "papers", FEATURES)
     assert [path.name for path in (tmp_path / "papers").iterdir()] == ["a.txt"]
 

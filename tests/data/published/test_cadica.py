@@ -90,7 +90,7 @@ def test_complete_set_has_nothing_to_report(root):
         ("1 2 3 p99\n", "has a line that is not"),
         ("1 2 3 4 5 p99\n", "has a line that is not"),
         ("10 12 20 8 p20_50\n1 2 x 4 p99\n", "has a line that is not"),
-        ("\n", "holds no box; left out"),
+        ("\n", "contains no boxes; skipped"),
     ],
 )
 def test_frame_whose_boxes_cannot_all_be_read_is_left_out(root, text, reason):
@@ -126,16 +126,16 @@ def test_bad_files_are_named_and_the_rest_is_loaded(root):
     report = FaultReport()
     assert load_cadica(root, report=report)["image_id"] == ["p1_v1_00004"]
     assert faults(report) == {
-        "selectedVideos/extra": "is no folder of the form",
+        "selectedVideos/extra": "is not a folder named",
         "selectedVideos/p1/v1/input/list.txt": "is no file of this set",
-        "p1_v1_00001": "is a key frame without a file of boxes",
-        "p1_v1_00004": "has boxes and is not in selectedFrames.txt; kept",
-        "p10_v3_00001": "is named in groundtruth and has no frame",
+        "p1_v1_00001": "is a key frame without a box file; its boxes are unknown",
+        "p1_v1_00004": "has boxes but is not in selectedFrames.txt; kept",
+        "p10_v3_00001": "is in groundtruth but has no frame",
         "p1_v1_00003": "cannot be read as an image",
     }
     report = FaultReport()
     assert len(load_cadica(root, frames="all", report=report)) == 9
-    reason = "is not named p1_v1_<frame>; left out"
+    reason = "is not named p1_v1_<frame>; skipped"
     assert faults(report)["selectedVideos/p1/v1/input/p7_v1_00009.png"] == reason
 
 
@@ -149,8 +149,8 @@ def test_lists_that_disagree_with_the_folders_are_named(root):
     assert load_cadica(root, frames="selected", report=report)["image_id"] == LESION
     assert faults(report) == {
         "p1/v1": "is in both of lesionVideos.txt and nonlesionVideos.txt",
-        "p1/v9": "is listed and has no folder; left out",
-        "p1/v\ufffd": "is listed and has no folder; left out",
+        "p1/v9": "is listed but has no folder; skipped",
+        "p1/v\ufffd": "is listed but has no folder; skipped",
         "p10/nonlesionVideos.txt": "is missing",
         "selectedVideos/p1/v2/p1_v2_selectedFrames.txt": "is missing",
     }
@@ -162,7 +162,7 @@ def test_video_without_a_lesion_that_has_boxes_keeps_them_and_no_more(root):
     dataset = load_cadica(root, frames="all", report=report)
     boxes = {row["image_id"]: row["objects"]["bbox"] for row in dataset if row["study_id"] == "p1_v2"}
     assert boxes == {"p1_v2_00001": None, "p1_v2_00002": None, "p1_v2_00003": [[1, 2, 3, 4]]}
-    assert faults(report)["p1_v2"] == "is listed as without a lesion and has boxes; only its boxes are used"
+    assert faults(report)["p1_v2"] == "is listed as without a lesion but has boxes; only its boxes are used"
 
 
 def test_folder_of_boxes_is_found_in_any_spelling(root):

@@ -61,9 +61,9 @@ def test_bad_files_are_named_and_the_rest_is_loaded(xcav):
     assert faults(report) == {
         f"{RUN}/00001": "cannot be read as an image",
         "CVAI-2828/images/CVAI-2828RAO2_CRA32/notes.txt": "is no file of this set",
-        "CVAI-2829/ground_truth/CVAI-2829LAO44_CRA29/00000.png": "is a mask of no frame; left out",
-        "CVAI-2829/ground_truth/lost": "has masks and no frames; left out",
-        "CVAI-2830": "has no folder `images`; left out",
+        "CVAI-2829/ground_truth/CVAI-2829LAO44_CRA29/00000.png": "is a mask without a frame; skipped",
+        "CVAI-2829/ground_truth/lost": "has masks but no frames; skipped",
+        "CVAI-2830": "has no folder `images`; skipped",
     }
 
 

@@ -125,10 +125,10 @@ def test_differences_from_the_known_counts_are_reported(folder: Path, tmp_path: 
     (cadica, syntax, xcad, dominance) = report.counts
     assert (cadica.num_known, syntax.num_known, xcad.num_known, dominance.num_known) == (6594, 2943, 1621, 160320)
     assert [count.num_rows for count in report.counts] == [5, 3, 0, 4]
-    assert "xcad: 1,621 frames are known, 0 are here" in report.differences
+    assert "xcad: expected 1,621 frames, found 0" in report.differences
     content = json.loads((tmp_path / "out" / "build_report.json").read_text())
     assert content["differences"] == report.differences and len(report.differences) == 4
-    assert "cadica: 6,594 frames are known, 5 are here" in (tmp_path / "out" / "README.md").read_text()
+    assert "cadica: expected 6,594 frames, found 5" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_groups_name_the_first_row_of_the_same_picture_in_all_collections(
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(folder: Path, tmp_pat
     report = build_xa170k(folder, tmp_path / "out", OPTIONS)
     assert report.num_rows == 11
     assert [fault.name for fault in report.faults if broken.name in fault.name] != []
-    assert "cadica: 6,594 frames are known, 4 are here, 1 more cannot be read" in report.differences
+    assert "cadica: expected 6,594 frames, found 4, 1 more are unreadable" in report.differences
     assert len(load(tmp_path / "out", tmp_path / "cache")) == 11
     assert len(verify_xa170k(tmp_path / "out")) == 0
 
@@ -212,7 +212,7 @@ def test_the_same_build_is_found_and_another_is_not_mixed_with_it(folder: Path, 
         build_xa170k(folder, tmp_path / "out", OPTIONS)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
-    with pytest.raises(FileExistsError, match="is no build"):
+    with pytest.raises(FileExistsError, match="no build"):
         build_xa170k(folder, tmp_path / "full", OPTIONS)
 
 
@@ -221,10 +221,10 @@ def test_an_unfinished_build_is_not_loaded_nor_mixed_with_another(folder: Path, 
     with pytest.raises(KeyboardInterrupt):
         build_xa170k(folder, tmp_path / "out", OPTIONS)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="not finished. Run it again"):
+    with pytest.raises(ValueError, match="unfinished build"):
         load_xa170k(tmp_path / "out")
     other = dataclasses.replace(OPTIONS, vesselness=VesselnessOptions(border=5))
-    with pytest.raises(FileExistsError, match="with other options that is not finished"):
+    with pytest.raises(FileExistsError, match="unfinished build"):
         build_xa170k(folder, tmp_path / "out", other)
 
 
@@ -263,7 +263,7 @@ def test_frames_that_change_during_a_build_stop_it(folder: Path, tmp_path: Path,
         return parquet_shards.write_shards(*arguments, **options)
 
     monkeypatch.setattr(xa170k_build, "write_shards", write_shards)
-    with pytest.raises(RuntimeError, match=f"{path.name} could be read in the survey of this build and has other pix"):
+    with pytest.raises(RuntimeError, match=f"{path.name} .*different pix"):
         build_xa170k(folder, tmp_path / "out", OPTIONS)
     monkeypatch.undo()
     path.write_bytes(original)
@@ -280,7 +280,7 @@ def test_a_file_that_changes_after_the_build_is_found(folder: Path, tmp_path: Pa
     missing.unlink()
     found = list(verify_xa170k(tmp_path / "out"))
     assert [fault.name for fault in found] == [report.files[1].path, report.files[3].path]
-    assert "bytes have changed" in found[0].reason and "is missing" in found[1].reason
+    assert "has changed" in found[0].reason and "is missing" in found[1].reason
 
 
 def test_rows_that_say_something_else_than_their_frames_are_found(folder: Path, tmp_path: Path):
@@ -318,8 +318,8 @@ def test_the_card_says_what_was_measured_and_no_path_of_this_machine(folder: Pat
     }
     assert data["size_categories"] == ["n<1K"] and data["license"] == "other"
     assert "| CADICA | Mendeley Data p9bpx9ctcv, version 5 | 6,594 | 5 | 4 | 0 | 4 | 4 |" in card
-    assert f"Made from the folder `dataset`: 11 frames, {report.num_bytes / 1e9:.2f} GB" in card
-    assert "without a border of 4\npixels" in card and broken.name in card
+    assert f"Built from the folder `dataset`: 11 frames, {report.num_bytes / 1e9:.2f} GB" in card
+    assert "without a border of\n4 pixels" in card and broken.name in card
     for path in (tmp_path / "out").rglob("*.[mj]*"):
         assert str(tmp_path) not in path.read_text()
 
@@ -392,7 +392,7 @@ def test_a_stream_makes_the_same_rows_without_building(folder: Path, tmp_path: P
     path = sorted((folder / "cadica").iterdir())[0]
     path.write_bytes(path.read_bytes()[:99])
     assert len(list(stream)) == 11
-    assert f"{path.name} is left out" in caplog.text
+    assert path.name in caplog.text
 
 
 def test_near_duplicates_cannot_be_dropped_from_a_stream(folder: Path):
@@ -412,7 +412,7 @@ def test_loading_builds_where_it_is_told_or_in_the_cache_of_datasets(folder: Pat
 
 def test_parquet_of_another_data_set_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"holds no frame of XA-170K.*a\.parquet"):
+    with pytest.raises(ValueError, match=r"XA-170K.*a\.parquet"):
         load_xa170k(tmp_path, options=in_cache(tmp_path))
 
 
@@ -467,7 +467,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_masks_are_made(folder: P
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(xa170k_build.shutil, "disk_usage", lambda path: usage._replace(free=100))
     monkeypatch.setattr(xa170k_build, "vessel_mask", interrupt)
-    with pytest.raises(OSError, match=r"needs about 0.0 GB more, 0.0 GB are free.*run it again") as caught:
+    with pytest.raises(OSError, match=r"0.0 GB are free.*run it again") as caught:
         build_xa170k(folder, tmp_path / "out", OPTIONS)
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
@@ -499,7 +499,7 @@ def test_a_full_disk_stops_the_build_and_leaves_nothing_half_written(folder: Pat
 
     monkeypatch.setattr(xa170k_survey, "FRAMES_PER_CHUNK", 4)
     monkeypatch.setattr("vasomim_hf.folders.os.replace", full)
-    with pytest.raises(OSError, match=r"disk is full: 1 of \d parts are written and stay|No space left"):
+    with pytest.raises(OSError, match=r"disk is full|No space left"):
         build_xa170k(folder, tmp_path / "out", OPTIONS)
     monkeypatch.setattr("vasomim_hf.folders.os.replace", replace)
     assert [path for path in (tmp_path / "out").rglob(".*") if path.name != ".build"] == []

@@ -139,7 +139,7 @@ print(json.dumps([int(source.vesselness(i, source.frame(i).shape).sum()) for i i
 """
     remote, downloads, built, refusal, plain, streamed, xcad, again, kept, masks = run(hub, code, tmp_path)
     assert remote == built == expected() and downloads == []
-    assert "authors/XA-170K is public already" in refusal
+    assert "authors/XA-170K already exists and is public" in refusal
     assert plain == streamed == again == expected()
     assert xcad == [row for row in expected() if row[0] == "xcad"]
     assert 0 < len(kept) <= len(built)
@@ -152,7 +152,7 @@ print(json.dumps([int(source.vesselness(i, source.frame(i).shape).sum()) for i i
         *(f"data/train-0000{number}-of-00005.parquet" for number in range(5)),
     ]
     revision = hub.repository("authors/XA-170K").branches["main"]
-    assert f"Made from `xa170k.zip` of https://huggingface.co/datasets/authors/XA-170K, revision {revision}" in card
+    assert f"Built from `xa170k.zip` of https://huggingface.co/datasets/authors/XA-170K, revision {revision}" in card
     assert 'load_dataset("tester/xa170k", split="train", streaming=True)' in card
 
 

@@ -97,5 +97,5 @@ def test_the_order_is_not_the_stream_of_a_crop():
 
 
 def test_fewer_frames_than_a_step_takes_are_refused():
-    with pytest.raises(ValueError, match=r"takes 12 frames \(batch_size=2 .* there are only 11. Lower batch_size"):
+    with pytest.raises(ValueError, match=r"12 frames \(batch_size=2 .* there are only 11. Lower batch_size"):
         make_plan(num_frames=11)

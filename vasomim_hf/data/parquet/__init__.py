@@ -1,4 +1,4 @@
-"""Data sets as Parquet shards: written, verified and read a few row groups at a time."""
+"""Parquet shards of data sets: writing, verifying and reading by row group."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Any data set that a loader made, as a folder of Parquet that `load_dataset` reads without this package."""
+"""Export of any data set to a folder of Parquet files that `load_dataset` reads without this package."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 CARD_NAME = "README.md"
 EXPORT_NAME = "export.json"
 NAME_COLUMN = "image_id"
-# Rows whose bytes are taken together into the digest of a data set
+# rows hashed together in the digest of a data set
 ROWS_PER_DIGEST = 100
 
 
 class SplitFiles(NamedTuple):
-    """Files of a split below the folder, how many rows they have, and a digest of what they hold."""
+    """Files of a split relative to the folder, their number of rows, and a digest of their contents."""
 
     pattern: str
     num_rows: int
@@ -45,26 +45,26 @@ def export_dataset(
     license: str = "unknown",
     num_workers: int | None = None,
 ) -> FaultReport:
-    """Write data sets as Parquet shards, with a README that tells `load_dataset` of them; an interrupted call goes on.
+    """Write data sets as Parquet shards with a README for `load_dataset`; resumes an interrupted call.
 
-    `load_dataset(output, config, split=...)` gives every column back. Images that were files on disk are put in, byte
-    for byte. The names of their folders are not.
+    `load_dataset(output, config, split=...)` restores every column. Image files are embedded unchanged, without the
+    names of their folders.
 
     Args:
-        configs (`Mapping[str, Mapping[str, datasets.Dataset]]`): Name of a configuration -> name of a split -> rows. A
-            configuration is a folder of `output`.
-        output (`str` or `Path`): A new folder, an empty one, or that of the same data.
-        about (`str`): Text of the README, in Markdown: what the data are, where they come from.
-        license (`str`, defaults to `"unknown"`): Licence of the data as the Hub abbreviates it.
-        num_workers (`int`, *optional*): Processes; as many as cores by default.
+        configs (`Mapping[str, Mapping[str, datasets.Dataset]]`): Configuration name -> split name -> rows. Each
+            configuration is a sub-folder of `output`.
+        output (`str` or `Path`): A new or empty folder, or that of the same data.
+        about (`str`): Text of the README, in Markdown: description and origin of the data.
+        license (`str`, defaults to `"unknown"`): Licence of the data as a Hub identifier.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores.
 
     Returns:
-        [`~reports.FaultReport`]: Rows that could not be written. Empty where the export was finished before.
+        [`~reports.FaultReport`]: Rows that could not be written. Empty if the export was already finished.
 
     Raises:
-        FileExistsError: If `output` holds something else.
-        RuntimeError: If `output` holds the same export, and a file of it is damaged.
-        OSError: If the disk is full. What is done stays.
+        FileExistsError: If `output` contains something else.
+        RuntimeError: If `output` contains the same export with a damaged file.
+        OSError: If the disk is full. Finished work is kept.
     """
     output = Path(output)
     plans = {
@@ -75,7 +75,7 @@ def export_dataset(
     key = hashlib.sha256(repr([(*name, plan.key) for name, plan in plans.items()]).encode()).hexdigest()[:20]
     if is_exported(output, key):
         return FaultReport()
-    _refuse_other_folder(output, set(configs))
+    _check_output_folder(output, set(configs))
     report = FaultReport()
     written: dict[str, dict[str, SplitFiles]] = {}
     for (config, split), plan in plans.items():
@@ -90,41 +90,39 @@ def export_dataset(
 
 
 def is_exported(output: Path, key: str) -> bool:
-    """Whether a folder holds a finished export, whole.
+    """Whether a folder contains a complete export.
 
     Args:
-        output (`Path`): The folder.
-        key (`str`): Digest of what is to be exported.
+        output (`Path`): Folder.
+        key (`str`): Digest of the data to export.
 
     Returns:
-        `bool`: `False` where there is no export, or one that is not finished.
+        `bool`: `False` if there is no export or an unfinished one.
 
     Raises:
         FileExistsError: If it is an export of something else.
-        RuntimeError: If a file of it is missing or has changed.
+        RuntimeError: If a file is missing or has changed.
     """
     if not (output / EXPORT_NAME).is_file():
         return False
     content = json.loads((output / EXPORT_NAME).read_text(encoding="utf-8"))
     if content["key"] != key:
-        raise FileExistsError(
-            f"{output} holds an export of something else, or with other options. Name another folder."
-        )
+        raise FileExistsError(f"{output} contains a different export. Choose another folder.")
     for name, digest in content["files"].items():
         if not (output / name).is_file() or file_digest(output / name) != digest:
             raise RuntimeError(f"{output / name} is missing or damaged. Remove {output} and export again.")
     if content["num_left_out"]:
-        logger.warning("%s was exported before; %d faults were named then", output, content["num_left_out"])
+        logger.warning("%s was already exported; %d faults were reported then", output, content["num_left_out"])
     return True
 
 
 def finish_export(output: Path, key: str, builds: Sequence[tuple[Path, ShardPlan]]) -> None:
-    """Mark an export as finished, and remove the records of its making, which name files of the user.
+    """Mark an export as finished, and remove its build records, which contain file names of the user.
 
     Args:
-        output (`Path`): The folder.
-        key (`str`): Digest of what was exported.
-        builds (`Sequence[tuple[Path, ShardPlan]]`): Folder and plan of each call of [`~parquet_shards.write_shards`].
+        output (`Path`): Folder.
+        key (`str`): Digest of the exported data.
+        builds (`Sequence[tuple[Path, ShardPlan]]`): Folder and plan of each call to [`~parquet_shards.write_shards`].
     """
     files: dict[str, str] = {}
     num_left_out = 0
@@ -132,7 +130,7 @@ def finish_export(output: Path, key: str, builds: Sequence[tuple[Path, ShardPlan
         for shard in range(plan.num_shards):
             record = read_record(folder, plan, shard)
             if record is None:
-                raise RuntimeError(f"{plan.name(shard)} in {folder} has gone. Export again.")
+                raise RuntimeError(f"{plan.name(shard)} in {folder} is missing. Export again.")
             files[(folder / DATA_NAME / plan.name(shard)).relative_to(output).as_posix()] = record.sha256
             num_left_out += len(record.faults)
     with atomic_file(output / EXPORT_NAME) as temporary:
@@ -142,42 +140,42 @@ def finish_export(output: Path, key: str, builds: Sequence[tuple[Path, ShardPlan
         shutil.rmtree(folder / BUILD_NAME, ignore_errors=True)
 
 
-def _refuse_other_folder(output: Path, configs: set[str]) -> None:
+def _check_output_folder(output: Path, configs: set[str]) -> None:
     found = {path.name for path in output.iterdir()} if output.is_dir() else set()
     others = found - configs - {CARD_NAME}
     if others or (CARD_NAME in found and not found & configs):
         raise FileExistsError(
-            f"{output} holds other files: {', '.join(sorted(others or found))}. Name another folder."
+            f"{output} contains other files: {', '.join(sorted(others or found))}. Choose another folder."
         )
 
 
 @dataclass
 class DatasetRows:
-    """Rows of a data set in the format `"arrow"`, as they are stored: nothing is decoded.
+    """Rows of a data set in format `"arrow"`, as stored, without decoding.
 
     Args:
-        dataset (`datasets.Dataset`): The rows.
+        dataset (`datasets.Dataset`): Data set.
     """
 
     dataset: "Dataset"
 
     def __call__(self, index: int) -> dict[str, Any]:
-        """A row, as plain Python values."""
+        """A row as plain Python values."""
         return self.dataset[index].to_pylist()[0]
 
     def name(self, index: int) -> str:
-        """Its `image_id`, or its number."""
+        """Its `image_id`, or its index."""
         return str(self(index).get(NAME_COLUMN, f"row {index}"))
 
 
 def dataset_digest(dataset: "Dataset") -> str:
-    """Digest of what a data set holds: its columns, its rows, and name and content of the files it refers to.
+    """Digest of a data set: columns, rows, and names and contents of referenced files.
 
     Args:
-        dataset (`datasets.Dataset`): The data set.
+        dataset (`datasets.Dataset`): Data set.
 
     Returns:
-        `str`: 20 hexadecimal digits, the same wherever its rows are stored.
+        `str`: 20 hexadecimal digits, independent of where the rows are stored.
     """
     digest = hashlib.sha256(str(dataset.features).encode())
     for table in dataset.with_format("arrow").iter(batch_size=ROWS_PER_DIGEST):
@@ -187,7 +185,7 @@ def dataset_digest(dataset: "Dataset") -> str:
 
 
 def _stored(value: Any) -> Any:
-    """A value; in place of a file that it refers to, its name and what tells its content."""
+    """The value; a file reference is replaced by its name and a fingerprint of its content."""
     if isinstance(value, dict) and value.get("bytes", "") is None and value.get("path"):
         return os.path.basename(value["path"]), *size_and_sample(Path(value["path"]))
     return value
@@ -196,19 +194,20 @@ def _stored(value: Any) -> Any:
 def write_card(
     output: str | Path, about: str, license: str, configs: Mapping[str, Mapping[str, "SplitFiles"]]
 ) -> None:
-    """Write the README of a folder of Parquet, whose front matter tells `load_dataset` where everything is.
+    """Write the README of a Parquet folder, whose front matter lists the files for `load_dataset`.
 
     Args:
-        output (`str` or `Path`): The folder.
+        output (`Path`): Folder.
         about (`str`): Text, in Markdown.
-        license (`str`): As the Hub abbreviates it.
-        configs (`Mapping[str, Mapping[str, SplitFiles]]`): Configuration -> split -> its files.
+        license (`str`): Hub identifier.
+        configs (`Mapping[str, Mapping[str, SplitFiles]]`): Configuration -> split -> files.
     """
     hub = require("huggingface_hub", "data")
     entries = [
         {
             "config_name": config,
-            # What `datasets` tells its copies of local folders apart by: file patterns alone are those of any folder
+            # `datasets` distinguishes its caches of local folders by this; the file patterns are the same for every
+            # folder
             "description": f"content {' '.join(files.digest for files in splits.values())}",
             "data_files": [{"split": split, "path": files.pattern} for split, files in splits.items()],
         }

@@ -1,8 +1,8 @@
-"""Which Parquet files make up a split, and loading them as what they are now.
+"""Finding the Parquet files of a split and loading their current contents.
 
-`datasets.load_dataset(folder)` keeps a copy, and where a README lists the files by patterns it takes the copy of another
-folder of the same name, or of what the folder held before, without a word (`datasets` 5.2). By the names of the files it
-looks at their times.
+`datasets.load_dataset(folder)` keeps a cached copy. If a README lists the files by patterns, it may silently return
+the copy of another folder of the same name, or of earlier contents (`datasets` 5.2). If the files are passed by name,
+it checks their modification times.
 """
 
 import tempfile
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-_SEVERAL = "Where it has several configurations, name the folder of one of them, such as FOLDER/vessel."
+_SEVERAL = "If it has several configurations, pass the folder of one of them, such as FOLDER/vessel."
 
 
 def find_parquet(
     data: str, split: str = "train", *, config: str | None = None, revision: str | None = None
 ) -> list[str]:
-    """Find the Parquet files of a split, as `datasets.load_dataset` would.
+    """Find the Parquet files of a split, as `datasets.load_dataset` does.
 
     Args:
         data (`str`): A folder, or `OWNER/NAME` on the Hub.
-        split (`str`, defaults to `"train"`): Which split; file names and the card say which files it has.
-        config (`str`, *optional*): Which configuration of the card.
-        revision (`str`, *optional*): Of a repository on the Hub.
+        split (`str`, defaults to `"train"`): Split; its files are determined by file names and the card.
+        config (`str`, *optional*): Configuration in the card.
+        revision (`str`, *optional*): Revision of a Hub repository.
 
     Returns:
-        `list[str]`: Paths or `hf://` addresses, in the order of the data.
+        `list[str]`: Paths or `hf://` URLs, in the order of the data.
 
     Raises:
-        ValueError: If the data are not Parquet, or have no such split or configuration.
+        ValueError: If the data are not Parquet, or the split or configuration does not exist.
     """
     datasets = require("datasets", "data")
-    with tempfile.TemporaryDirectory() as scratch:  # for the lock of a cache that stays empty
+    with tempfile.TemporaryDirectory() as scratch:  # the cache stays empty, but its lock needs a folder
         try:
             builder = datasets.load_dataset_builder(data, config, revision=revision, cache_dir=scratch)
         except ValueError as error:
             raise ValueError(f"{data} cannot be loaded as one data set ({error}). {_SEVERAL}") from error
     if builder.name != "parquet":
-        raise ValueError(f"{data} is read as `{builder.name}`, and Parquet files were expected. Convert it before.")
+        raise ValueError(f"{data} is a `{builder.name}` data set, expected Parquet files. Convert it first.")
     files = builder.config.data_files or {}
     if split not in files:
-        raise ValueError(f"{data} has no split {split!r}, but {sorted(map(str, files))}. Name another split.")
+        raise ValueError(f"{data} has no split {split!r}. Available: {sorted(map(str, files))}.")
     return list(files[split])
 
 
@@ -58,20 +58,20 @@ def load_parquet_folder(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Load a split of a folder of Parquet, with what the files hold now.
+    """Load a split of a Parquet folder with its current contents.
 
     Args:
-        folder (`str` or `Path`): The folder.
-        split (`str`, defaults to `"train"`): Which split.
-        config (`str`, *optional*): Which configuration of its README.
-        streaming (`bool`, defaults to `False`): Read rows as they are asked for.
-        cache_dir (`str` or `Path`, *optional*): Where `datasets` keeps its copy; its usual place by default.
+        folder (`str` or `Path`): Folder.
+        split (`str`, defaults to `"train"`): Split.
+        config (`str`, *optional*): Configuration in its README.
+        streaming (`bool`, defaults to `False`): Whether to read rows on demand.
+        cache_dir (`str` or `Path`, *optional*): Cache folder of `datasets`; defaults to its usual one.
 
     Returns:
         `datasets.Dataset` or, with `streaming`, `datasets.IterableDataset`.
 
     Raises:
-        ValueError: If the folder does not hold such a split as Parquet.
+        ValueError: If the folder does not contain this split as Parquet.
     """
     datasets = require("datasets", "data")
     files = {split: find_parquet(str(folder), split, config=config)}

@@ -1,9 +1,9 @@
-"""Grey frames, masks and label maps as PNG, made for Parquet.
+"""PNG encoding of grey frames, masks and label maps for Parquet.
 
-A PNG compresses in two steps: each row is replaced by its difference from the row above, then the differences are
-packed by zlib. The second step is slow to undo. Here it is left out, and the file is stored as it is; Parquet packs it
-with zstd, to about the size of an ordinary PNG (1.09 times, on 40 angiograms of 512×512) that decodes about five times as
-fast. Every PNG reader reads such a file.
+PNG compresses in two steps: each row is replaced by its difference from the row above, and the differences are
+compressed with zlib. The second step is slow to undo. It is omitted here, and Parquet compresses the file with zstd
+instead, to about the size of an ordinary PNG (1.09 times, for 40 angiograms of 512×512), but decoding is about five
+times faster. Every PNG reader can read these files.
 """
 
 import io
@@ -15,11 +15,11 @@ from PIL import Image
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UP = 2  # filter type of a row: difference from the row above
+_UP = 2  # PNG row filter "up": difference from the row above
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode a grey frame without loss: rows as differences, not compressed.
+    """Encode a grey frame losslessly: rows as differences, uncompressed.
 
     Args:
         pixels (`np.ndarray` of shape `(height, width)`): `uint8` or `uint16`, 0 is black.
@@ -28,7 +28,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
         `bytes`: A PNG file of 8 or 16 bits.
 
     Raises:
-        ValueError: If the pixels have another type or shape.
+        ValueError: If the pixels have another dtype or shape.
 
     Example:
         >>> frame = np.arange(6, dtype=np.uint16).reshape(2, 3) * 10_000
@@ -39,7 +39,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
         raise ValueError(
             f"A frame must have shape (height, width) and be uint8 or uint16, got {pixels.shape}, {pixels.dtype}."
         )
-    # PNG stores the high byte first, and takes differences byte by byte
+    # PNG is big-endian and takes differences byte by byte
     rows = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder(">")).view(np.uint8)
     lines = np.empty((rows.shape[0], rows.shape[1] + 1), dtype=np.uint8)
     lines[:, 0] = _UP
@@ -49,7 +49,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def encode_mask_png(mask: np.ndarray) -> bytes:
-    """Encode a mask with one bit for each pixel, not compressed.
+    """Encode a mask with one bit per pixel, uncompressed.
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`): `bool`.
@@ -58,7 +58,7 @@ def encode_mask_png(mask: np.ndarray) -> bytes:
         `bytes`: A PNG file of 1 bit; Pillow opens it in mode `"1"`, and `np.asarray` of that is `bool`.
 
     Raises:
-        ValueError: If the mask has another type or shape.
+        ValueError: If the mask has another dtype or shape.
 
     Example:
         >>> mask = np.eye(3, dtype=bool)
@@ -74,7 +74,7 @@ def encode_mask_png(mask: np.ndarray) -> bytes:
 
 
 def encode_label_png(labels: np.ndarray) -> bytes:
-    """Encode a map of class ids; the ids are the grey levels.
+    """Encode a map of class ids as grey levels.
 
     Args:
         labels (`np.ndarray` of shape `(height, width)`): `uint8`, or `bool` for ids 0 and 1.
@@ -83,7 +83,7 @@ def encode_label_png(labels: np.ndarray) -> bytes:
         `bytes`: A PNG file of 8 bits, compressed.
 
     Raises:
-        ValueError: If the map has another type or shape.
+        ValueError: If the map has another dtype or shape.
 
     Example:
         >>> labels = np.array([[0, 1], [25, 26]], dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""The order in which the rows of Parquet files are read: random, and yet row group by row group.
+"""Random reading order for the rows of Parquet files that still reads whole row groups.
 
-It is a function of numbers alone, so that any place in it is found again without reading what comes before.
+A pure function of its arguments, so any position can be resumed without reading earlier rows.
 """
 
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ from functools import lru_cache
 import numpy as np
 
 
-# Last word of the seeds of the order, beside those of the frame cache's (see `engine.step_plan`)
+# last word of the seeds, next to those of the frame cache (see `engine.step_plan`)
 GROUP_STREAM, ROW_STREAM = 4, 5
-# A rank's rows are read in so many lanes, each batch from one of them: as many loader processes share no row group
+# each rank reads in this many lanes, each batch from one of them: that many loader processes share no row group
 NUM_LANES = 4
-# A row is put off by up to so many row groups
+# maximum delay of a row, in row groups
 BUFFER_ROW_GROUPS = 4
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Which part of the rows this process reads, and how they are mixed.
+    """Options of the reading order of a process.
 
     Args:
-        seed (`int`, defaults to 0): Of the order; also of the crops.
-        rank (`int`, defaults to 0): Number of this training process.
-        world_size (`int`, defaults to 1): Training processes.
-        batch_size (`int`, defaults to 1): Rows that are read together by one loader process: the `DataLoader`'s
-            `batch_size`. With it, the number of loader processes changes nothing in the sequence.
-        num_lanes (`int`, defaults to 4): Places in the data that a rank reads at, in turn. Memory holds about
-            `num_lanes * buffer_row_groups` row groups for each rank, whatever the number of its loader processes: 0.7 GB
-            for groups of 100 frames of 512×512. If that number divides `num_lanes`, each group is read once.
-        buffer_row_groups (`int`, defaults to 4): Row groups among which the rows of a lane are mixed.
-        drop_last (`bool`, defaults to `False`): Whether all ranks leave out what they cannot share out evenly in whole
-            batches. Otherwise each row comes exactly once, the first ranks may have one row more than the others, and
-            the last batch may be short.
+        seed (`int`, defaults to 0): Seed of the order and of the crops.
+        rank (`int`, defaults to 0): Rank of this training process.
+        world_size (`int`, defaults to 1): Number of training processes.
+        batch_size (`int`, defaults to 1): Rows per batch of a loader process: the `DataLoader`'s `batch_size`. With it, the
+            sequence does not depend on the number of loader processes.
+        num_lanes (`int`, defaults to 4): Positions in the data that a rank reads alternately. Memory use is about
+            `num_lanes * buffer_row_groups` row groups per rank, for any number of loader processes: 0.7 GB for groups of
+            100 frames of 512×512. If the number of loader processes divides `num_lanes`, each group is read once.
+        buffer_row_groups (`int`, defaults to 4): Row groups over which the rows of a lane are shuffled.
+        drop_last (`bool`, defaults to `False`): Whether to drop rows that cannot be distributed evenly over ranks in whole
+            batches. Otherwise each row occurs exactly once, the first ranks may have one row more than the others, and
+            the last batch may be smaller.
 
     Raises:
         ValueError: If a number is out of range.
@@ -53,25 +53,26 @@ class StreamOptions:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(
-                f"`rank` must be at least 0 and below world_size={self.world_size}, got {self.rank}. Ranks count from 0."
+                f"`rank` must be at least 0 and below world_size={self.world_size}, got {self.rank}. Ranks count "
+                "from 0."
             )
 
 
 @lru_cache(maxsize=4)
 def stream_order(row_groups: tuple[int, ...], options: StreamOptions, epoch: int) -> np.ndarray:
-    """Draw the order in which a rank reads the rows in an epoch.
+    """Order in which a rank reads the rows in an epoch.
 
-    The row groups are put in random order and their rows shared out in equal stretches: one for each rank, and within a
-    rank one for each lane. A lane mixes its rows: each is put off by a random part of `buffer_row_groups` groups. Batches
-    are taken from the lanes in turn; what does not fill a batch in each lane follows at the end.
+    Row groups are shuffled and their rows split into equal ranges: one per rank, and within a rank one per lane. A lane
+    shuffles its rows by delaying each one by a random part of `buffer_row_groups` groups. Batches are taken from the
+    lanes in turn; rows that do not fill a batch in each lane come last.
 
     Args:
-        row_groups (`tuple[int, ...]`): Rows of each group, in the order of the data.
-        options (`StreamOptions`): Rank, batch and mixing.
-        epoch (`int`): Each has an order of its own.
+        row_groups (`tuple[int, ...]`): Number of rows of each group, in the order of the data.
+        options (`StreamOptions`): Rank, batch size and shuffling.
+        epoch (`int`): Epoch; each has its own order.
 
     Returns:
-        `np.ndarray` of shape `(num_rows,)`: `int64`, read-only numbers of rows. Those of all ranks together are all rows,
+        `np.ndarray` of shape `(num_rows,)`: `int64`, read-only row indices. Those of all ranks together are all rows,
         each once; with `drop_last`, all but fewer than `world_size * batch_size`.
 
     Example:
@@ -81,7 +82,7 @@ def stream_order(row_groups: tuple[int, ...], options: StreamOptions, epoch: int
     """
     rows, places = _rows_in_group_order(row_groups, options.seed, epoch)
     shuffling, delays = np.random.default_rng([options.seed, epoch, 0, ROW_STREAM]).random((2, len(rows)))
-    # Mixed before they are shared out: otherwise the rows of a single group would meet the same ones in every epoch
+    # shuffled before splitting: otherwise the rows of a single group would meet the same rows in every epoch
     rows = rows[np.lexsort((shuffling, places))]
     keys = places + options.buffer_row_groups * delays
     start, stop = _stretch(len(rows), options.rank, options.world_size)
@@ -98,7 +99,7 @@ def stream_order(row_groups: tuple[int, ...], options: StreamOptions, epoch: int
 
 
 def _rows_in_group_order(row_groups: tuple[int, ...], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of all rows, group after group in a random order, and the place of each row's group in that order."""
+    """Row indices with groups in random order, and the position of each row's group in that order."""
     sizes = np.asarray(row_groups, dtype=np.int64)
     drawn = np.random.default_rng([seed, epoch, 0, GROUP_STREAM]).permutation(len(sizes))
     firsts = np.cumsum(sizes) - sizes
@@ -108,7 +109,7 @@ def _rows_in_group_order(row_groups: tuple[int, ...], seed: int, epoch: int) -> 
 
 
 def _stretch(total: int, number: int, count: int) -> tuple[int, int]:
-    """First and last bound of one of `count` stretches, the first ones longer by one where it does not divide."""
+    """Bounds of one of `count` ranges; the first ranges have one more if `total` is not divisible."""
     size, rest = divmod(total, count)
     start = number * size + min(number, rest)
     return start, start + size + (number < rest)

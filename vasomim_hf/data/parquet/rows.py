@@ -1,4 +1,4 @@
-"""From rows that a loader makes to a `datasets` data set, written to disk or made as they are asked for."""
+"""Conversion of rows from a loader to a `datasets` data set, on disk or streamed."""
 
 import atexit
 import os
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 
-# Called with some items of a loader; yields their rows and passes over items that have none
+# called with some items; yields their rows and skips items without rows
 RowFunction = Callable[[Sequence[Any]], Iterator[dict[str, Any]]]
 
-# Rows are held until so many are written together: a few dozen MB of frames at most
+# rows written together: a few dozen MB of frames at most
 ROWS_PER_WRITE = 100
 _PREFIX = "vasomim-rows-"
 
@@ -33,17 +33,17 @@ def to_dataset(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Make a data set of the rows that a function yields for some items.
+    """Create a data set from the rows that a function yields for some items.
 
     Args:
-        rows (`Callable`): Called with a sequence of items, yields one dictionary for each row. Streaming sends it to the
-            workers of a loader, so it must be a function of a module, a `functools.partial` of one or an object.
-        items (`Sequence`): What the rows are made of, such as paths.
-        features (`datasets.Features`): Types of the columns.
-        streaming (`bool`, defaults to `False`): Make the rows as they are asked for. Items are shared out to workers.
-        cache_dir (`str` or `Path`, *optional*): Folder for the rows' Arrow file. `None` takes a private folder that is
-            removed when the process ends, or if it was killed by the next one, so that no decoded frame of a patient is
-            left behind.
+        rows (`Callable`): Called with a sequence of items, yields one dictionary per row. Streaming sends it to loader
+            workers, so it must be picklable: a module-level function, a `functools.partial` of one, or an object.
+        items (`Sequence`): Inputs of `rows`, such as paths.
+        features (`datasets.Features`): Column types.
+        streaming (`bool`, defaults to `False`): Whether to generate rows on demand. Items are distributed over workers.
+        cache_dir (`str` or `Path`, *optional*): Folder for the Arrow file. `None` uses a private folder that is removed
+            when the process ends (or by the next process, if it was killed), so that no decoded patient data is left
+            behind.
 
     Returns:
         `datasets.Dataset`, memory-mapped; with `streaming`, a `datasets.IterableDataset`.
@@ -53,7 +53,7 @@ def to_dataset(
     """
     datasets = require("datasets", "data")
     if not items:
-        raise ValueError("There is nothing to make a data set of: no item was found.")
+        raise ValueError("No items found to create a data set from.")
     if streaming:
         kwargs = {"items": list(items), "rows": rows}
         return datasets.IterableDataset.from_generator(_stream, features=features, gen_kwargs=kwargs)
@@ -82,7 +82,7 @@ def _write_rows(path: Path, rows: Iterator[dict[str, Any]], features: "Features"
         if found:
             writer.finalize()
     if not found:
-        raise ValueError("None of the items could be used; the faults that were logged or reported say why.")
+        raise ValueError("None of the items could be used; see the logged or reported faults.")
 
 
 @cache
@@ -95,7 +95,7 @@ def _private_folder() -> Path:
 
 def _remove_folders_of_killed_processes() -> None:
     if os.name == "nt":
-        return  # asking there whether a process lives would end it
+        return  # there, os.kill(pid, 0) would terminate the process
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not _is_alive(int(pid)):

@@ -1,7 +1,7 @@
-"""Parquet shards of a data set, written in parallel; an interrupted build goes on to the same bytes.
+"""Parallel writing of Parquet shards; an interrupted build resumes and yields identical bytes.
 
-Each shard holds a fixed range of items, so that its bytes do not depend on what happened before. A shard has its name
-only when it is complete, and a record of it says how many rows it has, its SHA-256 and which items are left out.
+Each shard contains a fixed range of items, so its bytes do not depend on earlier shards. Shards are written
+atomically. A record of each stores its number of rows, its SHA-256 and the skipped items.
 """
 
 import errno
@@ -33,38 +33,38 @@ if TYPE_CHECKING:
     from datasets import Features
 
 
-# What the Hub recommends for images: a reader fetches and unpacks that many rows together
+# recommended by the Hub for images: rows that a reader fetches and decompresses together
 ROWS_PER_GROUP = 100
 DATA_NAME = "data"
 BUILD_NAME = ".build"
-# A worker process takes about as long to start as this many rows of frames take to make
+# starting a worker process takes about as long as creating this many rows
 MIN_ITEMS_FOR_PROCESSES = 200
 
 
 class RowMaker(Protocol):
-    """Makes the rows of an item. It is sent to worker processes, so it opens its files when it is first called."""
+    """Creates the rows of an item. Sent to worker processes, so it must open files lazily."""
 
     def __call__(self, index: int) -> dict[str, Any] | Iterator[dict[str, Any]] | None:
-        """The row of item `index`, or an iterator over its rows, such as the frames of a run; `None` where it has none.
+        """The row of item `index`, or an iterator over its rows, such as the frames of a cine; `None` if it has none.
 
-        One of `UNREADABLE` is a fault of the item; rows that were yielded before it stay.
+        Exceptions in `UNREADABLE` are recorded as faults of the item; rows yielded before are kept.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What a fault report calls the item."""
+        """Name of the item in fault reports."""
         ...
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """How items are shared out to shards.
+    """Distribution of items over shards.
 
     Args:
         num_items (`int`): Number of items.
-        items_per_shard (`int`, defaults to 1000): Items in each shard but the last; 1000 frames of 512×512 take 140 MB.
-        split (`str`, defaults to `"train"`): Split, the first part of the shards' names.
-        key (`str`, defaults to `""`): Digest of what is built and how. A folder with another build is not continued.
+        items_per_shard (`int`, defaults to 1000): Items per shard except the last; 1000 frames of 512×512 take 140 MB.
+        split (`str`, defaults to `"train"`): Split, the first part of the shard names.
+        key (`str`, defaults to `""`): Digest of contents and options. Builds with another key are not resumed.
 
     Raises:
         ValueError: If there is nothing to write.
@@ -77,11 +77,11 @@ class ShardPlan:
 
     def __post_init__(self) -> None:
         if self.num_items < 1 or self.items_per_shard < 1:
-            raise ValueError(f"A build needs at least one item, and one in each shard, got {self}.")
+            raise ValueError(f"A build needs at least one item and one item per shard, got {self}.")
 
     @property
     def num_shards(self) -> int:
-        """How many shards there will be."""
+        """Number of shards."""
         return -(-self.num_items // self.items_per_shard)
 
     def items(self, shard: int) -> range:
@@ -96,13 +96,13 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a finished shard holds.
+    """Contents of a finished shard.
 
     Args:
-        num_rows (`int`): Rows in it.
-        num_bytes (`int`): Size of the file.
+        num_rows (`int`): Number of rows.
+        num_bytes (`int`): File size.
         sha256 (`str`): Digest of the file, hexadecimal.
-        faults (`list[Fault]`): Items that are left out.
+        faults (`list[Fault]`): Skipped items.
     """
 
     num_rows: int
@@ -120,26 +120,26 @@ def write_shards(
     num_workers: int | None = None,
     show_progress: bool = True,
 ) -> FaultReport:
-    """Write `output/data/<split>-00000-of-000NN.parquet`, or what an interrupted call left to do of it.
+    """Write `output/data/<split>-00000-of-000NN.parquet`; resumes an interrupted call.
 
-    Row groups have 100 rows, columns are packed by zstd, pages carry checksums.
+    Row groups have 100 rows, columns are compressed with zstd, pages have checksums.
 
     Args:
-        make_row ([`RowMaker`]): Makes the rows.
-        plan ([`ShardPlan`]): Which items go where.
+        make_row ([`RowMaker`]): Creates the rows.
+        plan ([`ShardPlan`]): Distribution of items over shards.
         output (`str` or `Path`): Folder of the data set. Records of finished shards are in its sub-folder `.build`.
-        features (`datasets.Features`): Types of the columns; files that an image column only names are put in.
-        num_workers (`int`, *optional*): Processes that write a shard each; as many as cores by default. A script that
-            starts processes does so below `if __name__ == "__main__":`.
-        show_progress (`bool`, defaults to `True`): Whether a terminal shows a progress bar.
+        features (`datasets.Features`): Column types; image files that a row refers to by path are embedded.
+        num_workers (`int`, *optional*): Number of processes, each writing one shard; defaults to the number of cores. A
+            script that starts processes needs an `if __name__ == "__main__":` guard.
+        show_progress (`bool`, defaults to `True`): Whether to show a progress bar in a terminal.
 
     Returns:
-        [`~reports.FaultReport`]: All items that are left out, those of earlier calls too.
+        [`~reports.FaultReport`]: All skipped items, including those of earlier calls.
 
     Raises:
-        FileExistsError: If `output` holds a build of something else.
+        FileExistsError: If `output` contains a build of something else.
         RuntimeError: If another process is building there.
-        OSError: If a shard cannot be written. Finished shards stay, and the next call goes on.
+        OSError: If a shard cannot be written. Finished shards are kept, and the next call resumes.
     """
     output = Path(output)
     with build_lock(output):
@@ -158,15 +158,15 @@ def write_shards(
 
 
 def read_record(output: Path, plan: ShardPlan, shard: int) -> ShardRecord | None:
-    """Read what a finished shard holds.
+    """Read the record of a shard.
 
     Args:
         output (`Path`): Folder of the data set.
-        plan ([`ShardPlan`]): Its plan.
-        shard (`int`): Number of the shard.
+        plan ([`ShardPlan`]): Plan of the build.
+        shard (`int`): Index of the shard.
 
     Returns:
-        [`ShardRecord`]: Its record; `None` if the shard is not finished, or its file has not the size it should have.
+        [`ShardRecord`]: Its record; `None` if the shard is unfinished or its file size is wrong.
     """
     path = output / DATA_NAME / plan.name(shard)
     try:
@@ -179,25 +179,27 @@ def read_record(output: Path, plan: ShardPlan, shard: int) -> ShardRecord | None
 
 @contextmanager
 def build_lock(output: str | Path) -> Iterator[None]:
-    """Keep other processes from building in a folder.
+    """Lock a folder against builds by other processes.
 
     Args:
-        output (`str` or `Path`): Folder of the data set; made if it is not there.
+        output (`str` or `Path`): Folder of the data set; created if missing.
 
     Raises:
-        FileExistsError: If it holds files and no build.
+        FileExistsError: If it contains files but no build.
         RuntimeError: If another process is building there.
     """
     filelock = require("filelock", "data")
     folder = Path(output) / BUILD_NAME
     if Path(output).is_dir() and not folder.is_dir() and any(Path(output).iterdir()):
-        raise FileExistsError(f"{output} has files in it and is no build of a data set. Name a new or empty folder.")
+        raise FileExistsError(f"{output} contains files but no build of a data set. Choose a new or empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise RuntimeError(f"Another process is building in {output}. Wait for it, or name another folder.") from error
+        raise RuntimeError(
+            f"Another process is building in {output}. Wait for it, or choose another folder."
+        ) from error
     try:
         yield
     finally:
@@ -205,14 +207,14 @@ def build_lock(output: str | Path) -> Iterator[None]:
 
 
 def _check_plan(output: Path, plan: ShardPlan) -> None:
-    """Write the plan, or refuse to go on with another one; and remove what a killed build left half-written."""
+    """Write the plan, or reject a different one, and remove partial files of a killed build."""
     path = output / BUILD_NAME / f"plan-{plan.split}.json"
     if path.is_file():
         found = ShardPlan(**json.loads(path.read_text(encoding="utf-8")))
         if found != plan:
             raise FileExistsError(
-                f"{output} holds a build of something else, or with other options: {found}, expected {plan}. "
-                "Name another folder, or remove this one."
+                f"{output} contains a different build: {found}, expected {plan}. "
+                "Choose another folder, or remove this one."
             )
     else:
         with atomic_file(path) as temporary:
@@ -232,7 +234,7 @@ def _record_path(output: Path, plan: ShardPlan, shard: int) -> Path:
 
 @dataclass
 class _ShardJob:
-    """Writes one shard; sent to every worker once."""
+    """Writes one shard; sent to each worker once."""
 
     make_row: RowMaker
     plan: ShardPlan
@@ -250,7 +252,7 @@ class _ShardJob:
 
     def _rows(self, shard: int, faults: list[Fault]) -> Iterator[dict[str, Any]]:
         for index in self.plan.items(shard):
-            # Outside of what catches faults of an item: a row that does not fit the columns is a fault of the program
+            # outside the handler for faults: a row that does not match the columns is a bug
             for row in self._rows_of(index, faults):
                 yield self.features.encode_example(row)
 
@@ -274,15 +276,15 @@ class _ShardJob:
         return num_rows
 
     def _table(self, rows: list[dict[str, Any]], schema: "pa.Schema") -> "pa.Table":
-        """Rows as a table in which every image is held, none only named."""
+        """Rows as a table with all images embedded."""
         table = require("pyarrow", "data").Table.from_pylist(rows, schema=schema)
-        if not any(_is_named_only(value) for row in rows for value in row.values()):
+        if not any(_is_reference(value) for row in rows for value in row.values()):
             return table
         return require("datasets.table", "data").embed_table_storage(table)
 
 
-def _is_named_only(value: Any) -> bool:
-    """Whether it is an image, as `datasets` encodes one, whose bytes are still in a file."""
+def _is_reference(value: Any) -> bool:
+    """Whether the value is an image, encoded by `datasets`, that only refers to a file."""
     return isinstance(value, dict) and "bytes" in value and value["bytes"] is None
 
 
@@ -294,33 +296,33 @@ def _as_rows(rows: dict[str, Any] | Iterator[dict[str, Any]] | None) -> Iterator
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal.
+    """Compute the SHA-256 of a file.
 
     Args:
-        path (`str` or `Path`): The file.
+        path (`str` or `Path`): File.
 
     Returns:
-        `str`: 64 digits.
+        `str`: 64 hexadecimal digits.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_jobs(job: Callable[[int], Any], numbers: list[int], num_workers: int | None = None) -> Iterator[int]:
-    """Run a job for each number in worker processes, and yield each number when its job is done.
+    """Run a job for each number in worker processes, and yield the numbers as they finish.
 
-    Workers end with the process that started them, however that ends.
+    Workers terminate with their parent process, however it ends.
 
     Args:
-        job (`Callable[[int], Any]`): What to do; sent to each worker once. What it returns is dropped.
-        numbers (`list[int]`): Its arguments.
-        num_workers (`int`, *optional*): Processes; as many as cores by default. 1 runs the jobs here.
+        job (`Callable[[int], Any]`): Function to call; sent to each worker once. Its return value is ignored.
+        numbers (`list[int]`): Arguments.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores. 1 runs in this process.
 
     Yields:
-        `int`: Numbers, in the order in which they are done.
+        `int`: Numbers in order of completion.
 
     Raises:
-        OSError: With the count of what is done, if the disk is full; other errors as the job raises them.
+        OSError: If the disk is full, with the progress so far; other errors are re-raised.
     """
     workers = min(num_workers or num_cores(), len(numbers))
     done = 0
@@ -333,7 +335,7 @@ def run_jobs(job: Callable[[int], Any], numbers: list[int], num_workers: int | N
             raise
         raise OSError(
             errno.ENOSPC,
-            f"The disk is full: {done} of {len(numbers)} parts are written and stay. Free some space and run it again",
+            f"The disk is full; {done} of {len(numbers)} parts are written and kept. Free some space and run it again",
         ) from error
 
 
@@ -357,17 +359,17 @@ def _run_in_workers(job: Callable[[int], Any], numbers: list[int], num_workers: 
             yield futures[future]
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "A worker process ended without a word. Either this is a script that starts processes outside of "
-            '`if __name__ == "__main__":`, or the machine ran out of memory: put the call there, or take fewer workers '
-            "(num_workers=1 starts none). What is done stays."
+            "A worker process ended unexpectedly. Either a script started processes outside of "
+            '`if __name__ == "__main__":`, or the machine ran out of memory: add the guard, or use fewer workers '
+            "(num_workers=1 starts none). Finished work is kept."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _worker_context() -> BaseContext:
-    # Not by fork: the parent may hold threads of torch or OpenCV. A server that has imported torch once and holds no
-    # threads starts each worker at once, where there is one.
+    # Not fork: the parent may have threads of torch or OpenCV. A fork server, where available, imports torch once, has
+    # no threads, and starts workers quickly.
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
@@ -386,7 +388,7 @@ def _start_worker(job: Callable[[int], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    # A worker of a killed process would wait for its next job for ever
+    # otherwise the workers of a killed process would wait forever
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

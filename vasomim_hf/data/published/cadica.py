@@ -1,4 +1,4 @@
-"""CADICA: runs of coronary angiograms of 42 patients, key frames with boxes of lesions by severity (2024)."""
+"""CADICA: coronary angiography cines of 42 patients, key frames with lesion boxes by severity (2024)."""
 
 import re
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 EXPECTED = (
     "`CADICA/` with `selectedVideos/p<patient>/v<video>/input/p<patient>_v<video>_<frame>.png` and, for videos with "
-    "lesions, `groundtruth/p<patient>_v<video>_<frame>.txt` beside `input/`."
+    "lesions, `groundtruth/p<patient>_v<video>_<frame>.txt` next to `input/`."
 )
-# Share of the lumen that is narrowed, in percent: from no or slight narrowing to occlusion
+# lumen narrowing in percent, from none or slight to occlusion
 CATEGORIES = ("p0_20", "p20_50", "p50_70", "p70_90", "p90_98", "p99", "p100")
 FRAMES = ("lesion", "selected", "all")
 SELECTED, NONSELECTED = "selectedVideos", "nonselectedVideos"
@@ -45,7 +45,7 @@ _PATIENT, _VIDEO = re.compile(r"p\d+"), re.compile(r"v\d+")
 
 @dataclass(frozen=True)
 class _Video:
-    """A video: its folder, and whether it shows a lesion (`lesion`, `nonlesion`, `nonselected` or `unknown`)."""
+    """A video: its folder, and its category (`lesion`, `nonlesion`, `nonselected` or `unknown`)."""
 
     folder: Path
     kind: str
@@ -72,36 +72,37 @@ def load_cadica(
     cache_dir: str | Path | None = None,
     report: FaultReport | None = None,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Load CADICA from its unpacked folder. What is known about the set stands in its data card.
+    """Load CADICA from its extracted folder. For details of the data set see its data card.
 
     Columns: `image`, `objects` with `bbox` (left, top, width, height in pixels, as in the files) and `category` (severity,
     see `CATEGORIES`), `video_type` (`lesion`, `nonlesion`, `nonselected`, `unknown`), `image_id` (the name),
     `patient_id`, `study_id` (the video), `frame_index`, `width`, `height`.
 
-    `bbox` and `category` are empty lists for frames of videos without a lesion. They are **null** where nobody looked
-    for boxes, as in frames between the key frames of a video with a lesion: the lesion is there, its box is not.
+    `bbox` and `category` are empty lists for frames of videos without a lesion. They are **null** for frames that were
+    not annotated, such as those between the key frames of a video with a lesion: the lesion is there, but its box is
+    unknown.
 
-    The archive holds no split. For one that no patient is on both sides of:
-    `split_by_group(load_cadica(root), by=("patient_id",))`, see `data.splits`.
+    The archive has no split. To create one without patient overlap: `split_by_group(load_cadica(root),
+    by=("patient_id",))`, see `data.splits`.
 
     Args:
-        root (`str` or `Path`): Folder `CADICA`, or one of the two above it.
+        root (`str` or `Path`): Folder `CADICA`, or up to two levels above it.
         split (`str`, defaults to `"all"`): Only `"all"`.
         frames (`str`, defaults to `"lesion"`):
-            `"lesion"`: frames with boxes. `"selected"`: also the key frames of videos without a lesion. `"all"`: every
-            frame of every video, the videos that were not selected too.
-        streaming (`bool`, defaults to `False`): Make rows as they are asked for.
+                `"lesion"`: frames with boxes. `"selected"`: also the key frames of videos without a lesion. `"all"`: every
+                frame of every video, including videos that were not selected.
+        streaming (`bool`, defaults to `False`): Whether to generate rows on demand.
         cache_dir (`str` or `Path`, *optional*): See [`~dataset_rows.to_dataset`].
-        report (`FaultReport`, *optional*): Takes what is left out or mended, and why.
+        report (`FaultReport`, *optional*): Collects skipped and corrected items with reasons.
 
     Returns:
         `datasets.Dataset` or, with `streaming`, `datasets.IterableDataset`.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it is not a folder of CADICA, or nothing in it can be used.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is not a CADICA folder, or contains nothing usable.
     """
-    check_choice(split, "split", ("all",), "The archive holds none; use `split_by_group(..., by=('patient_id',))`.")
+    check_choice(split, "split", ("all",), "The archive has none; use `split_by_group(..., by=('patient_id',))`.")
     check_choice(frames, "frames", FRAMES)
     folder = find_root(root, lambda path: (path / SELECTED).is_dir(), EXPECTED)
     options = LoaderOptions(streaming, cache_dir, FaultReport() if report is None else report)
@@ -114,7 +115,8 @@ def load_cadica(
     return build_dataset("frames of CADICA", samples, _annotate, features, options)
 
 
-# Videos -------------------------------------------------------------------------------------------------------------
+# Videos
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _videos(folder: Path, frames: str, report: FaultReport) -> Iterator[_Video]:
@@ -124,7 +126,7 @@ def _videos(folder: Path, frames: str, report: FaultReport) -> Iterator[_Video]:
         for name, path in present.items():
             yield _Video(path, _kind(path, name in lesion, name in nonlesion, report))
         for name in sorted((lesion | nonlesion) - present.keys()):
-            report.add(f"{patient.name}/{name}", "is listed and has no folder; left out")
+            report.add(f"{patient.name}/{name}", "is listed but has no folder; skipped")
     for patient in _named(folder / NONSELECTED, _PATIENT, report) if frames == "all" else ():
         for path in _named(patient, _VIDEO, report):
             yield _Video(path, "nonselected")
@@ -135,11 +137,11 @@ def _named(folder: Path, pattern: re.Pattern[str], report: FaultReport) -> Itera
         if pattern.fullmatch(path.name):
             yield path
         else:
-            report.add(f"{folder.name}/{path.name}", f"is no folder of the form {pattern.pattern}; passed over")
+            report.add(f"{folder.name}/{path.name}", f"is not a folder named {pattern.pattern}; ignored")
 
 
 def _listed(path: Path, report: FaultReport) -> set[str]:
-    """Names such as `v3` in a list of videos; some copies write `p1_v3`."""
+    """Names such as `v3` from a list of videos; some copies contain `p1_v3`."""
     if not path.is_file():
         report.add(f"{path.parent.name}/{path.name}", "is missing")
         return set()
@@ -155,14 +157,15 @@ def _kind(path: Path, in_lesion: bool, in_nonlesion: bool, report: FaultReport) 
     return "lesion" if in_lesion else "nonlesion"
 
 
-# Frames of a video --------------------------------------------------------------------------------------------------
+# Frames of a video
+# ----------------------------------------------------------------------------------------------------
 
 
 def _video_samples(video: _Video, frames: str, report: FaultReport) -> Iterator[Sample]:
     images = by_stem(list_files(video.folder / "input", report, video.root), report, video.root)
     labels = _labels(video, report)
     if labels and video.kind == "nonlesion":
-        report.add(video.name, "is listed as without a lesion and has boxes; only its boxes are used")
+        report.add(video.name, "is listed as without a lesion but has boxes; only its boxes are used")
         video = replace(video, kind="unknown")
     selected = _selected(video, report) if video.kind != "nonselected" else set()
     _report_gaps(video, images, labels, selected, report)
@@ -174,11 +177,11 @@ def _video_samples(video: _Video, frames: str, report: FaultReport) -> Iterator[
 
 
 def _labels(video: _Video, report: FaultReport) -> dict[str, Path]:
-    # some copies write `groundTruth`
+    # some copies use `groundTruth`
     folder = next((path for path in sub_folders(video.folder) if path.name.lower() == "groundtruth"), None)
     labels = {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder else {}
     if not labels and video.kind == "lesion":
-        report.add(video.name, "is listed as with a lesion and has no boxes")
+        report.add(video.name, "is listed as with a lesion but has no boxes")
     return labels
 
 
@@ -191,7 +194,7 @@ def _selected(video: _Video, report: FaultReport) -> set[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    # a line in another encoding names nothing, and is reported as such
+    # a line in another encoding matches no name and is reported as such
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -200,45 +203,46 @@ def _report_gaps(
     video: _Video, images: dict[str, Path], labels: dict[str, Path], selected: set[str], report: FaultReport
 ) -> None:
     for stem in sorted((labels.keys() | selected) - images.keys()):
-        report.add(stem, f"is named in {'groundtruth' if stem in labels else 'selectedFrames.txt'} and has no frame")
+        report.add(stem, f"is in {'groundtruth' if stem in labels else 'selectedFrames.txt'} but has no frame")
     if labels:
         for stem in sorted((selected & images.keys()) - labels.keys()):
-            report.add(stem, "is a key frame without a file of boxes; its boxes are not known")
+            report.add(stem, "is a key frame without a box file; its boxes are unknown")
         for stem in sorted((labels.keys() & images.keys()) - selected) if selected else ():
-            report.add(stem, "has boxes and is not in selectedFrames.txt; kept")
+            report.add(stem, "has boxes but is not in selectedFrames.txt; kept")
 
 
 def _sample(video: _Video, path: Path, label: Path | None, report: FaultReport) -> Sample | None:
     match = re.fullmatch(rf"{video.name}_(\d+)", path.stem)
     if match is None:
-        report.add(relative(path, video.root), f"is not named {video.name}_<frame>; left out")
+        report.add(relative(path, video.root), f"is not named {video.name}_<frame>; skipped")
         return None
     return Sample(path, path.stem, video.patient, video.name, int(match[1]), label, {"video_type": video.kind})
 
 
-# Boxes --------------------------------------------------------------------------------------------------------------
+# Boxes
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _annotate(sample: Sample, size: Size, note: Note) -> dict[str, Any]:
     if sample.label is None:
-        # nobody drew boxes in other frames, which is not the same as there being no lesion
+        # other frames were not annotated, which does not mean that they have no lesion
         is_free = sample.extra["video_type"] == "nonlesion"
         return {"objects": objects_of(()) if is_free else {"bbox": None, "category": None}}
     return {"objects": objects_of(fit_boxes(_read_boxes(sample.label), size, note))}
 
 
 def _read_boxes(path: Path) -> list[Box]:
-    """Boxes of a file, one in each line: left, top, width, height, severity.
+    """Boxes of a file, one per line: left, top, width, height, severity.
 
-    A line that cannot be read costs the whole frame: its lesion would otherwise pass for background.
+    One unreadable line invalidates the whole frame, because its lesion would otherwise count as background.
     """
     try:
         lines = [line.split() for line in _lines(path)]
         if not lines:
-            raise Unusable(f"{path.name} holds no box; left out")
+            raise Unusable(f"{path.name} contains no boxes; skipped")
         return [Box(CATEGORIES.index(label), *map(float, corner)) for *corner, label in lines]
     except Unusable:
         raise
     except (OSError, TypeError, ValueError) as error:
         expected = f"`x y w h label` with a label of {', '.join(CATEGORIES)}"
-        raise Unusable(f"{path.name} has a line that is not {expected} ({error}); left out") from error
+        raise Unusable(f"{path.name} has a line that is not {expected} ({error}); skipped") from error

@@ -36,26 +36,26 @@ def load_dca1(
     cache_dir: str | Path | None = None,
     report: FaultReport | None = None,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Load DCA1 from its unpacked folder. What is known about the set stands in its data card.
+    """Load DCA1 from its extracted folder. For details of the data set see its data card.
 
-    Columns: `image`, `mask` (levels 0 and 1), `image_id` (the number), `patient_id`, `study_id` and `frame_index` (not
-    known: null), `width`, `height`. Rows are in the order of the numbers. The archive holds no split.
+    Columns: `image`, `mask` (0 and 1), `image_id` (the number), `patient_id`, `study_id` and `frame_index` (unknown:
+    null), `width`, `height`. Rows are sorted by number. The archive has no split.
 
     Args:
-        root (`str` or `Path`): Folder `Database_134_Angiograms`, or one of the two above it.
+        root (`str` or `Path`): Folder `Database_134_Angiograms`, or up to two levels above it.
         split (`str`, defaults to `"all"`): Only `"all"`.
-        streaming (`bool`, defaults to `False`): Make rows as they are asked for.
+        streaming (`bool`, defaults to `False`): Whether to generate rows on demand.
         cache_dir (`str` or `Path`, *optional*): See [`~dataset_rows.to_dataset`].
-        report (`FaultReport`, *optional*): Takes what is left out, and why.
+        report (`FaultReport`, *optional*): Collects skipped items with reasons.
 
     Returns:
         `datasets.Dataset` or, with `streaming`, `datasets.IterableDataset`.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it is not a folder of DCA1, or nothing in it can be used.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is not a DCA1 folder, or contains nothing usable.
     """
-    check_choice(split, "split", ("all",), "The archive holds no split; select rows by `image_id`.")
+    check_choice(split, "split", ("all",), "The archive has no split; select rows by `image_id`.")
     folder = find_root(root, _is_root, EXPECTED)
     options = LoaderOptions(streaming, cache_dir, FaultReport() if report is None else report)
     samples = _samples(folder, options.report)
@@ -72,10 +72,10 @@ def _samples(folder: Path, report: FaultReport) -> list[Sample]:
     frames = {stem: path for stem, path in files.items() if _FRAME.fullmatch(stem)}
     for stem, path in files.items():
         if stem in frames and stem not in masks:
-            report.add(relative(path, folder), "has no mask; left out")
+            report.add(relative(path, folder), "has no mask; skipped")
         elif stem not in frames and path not in masks.values():
-            report.add(relative(path, folder), "is neither `<number>` nor `<number>_gt`; passed over")
+            report.add(relative(path, folder), "is neither `<number>` nor `<number>_gt`; ignored")
     for number, path in masks.items():
         if number not in frames:
-            report.add(relative(path, folder), "is a mask of no frame; left out")
+            report.add(relative(path, folder), "is a mask without a frame; skipped")
     return [Sample(path, stem, label=masks[stem]) for stem, path in frames.items() if stem in masks]

@@ -1,4 +1,5 @@
-"""XCAD: coronary angiograms of 512×512, 126 with vessel masks for testing, the others without (Ma et al., 2021)."""
+"""XCAD: coronary angiograms of 512×512, 126 test frames with vessel masks and training frames without (Ma et al.,
+2021)."""
 
 import re
 from pathlib import Path
@@ -28,7 +29,7 @@ EXPECTED = (
     "`train/trainB/`."
 )
 TRAIN_FOLDERS = ("trainB", "trainC")
-# `12241_33` and `000_PPA_44_PSA_00_8`: a number that frames share, for some the two angles of the view, the frame
+# `12241_33` and `000_PPA_44_PSA_00_8`: a number shared by several frames, for some the view angles, and the frame
 _NAME = re.compile(r"(\d+)_(?:.*_)?(\d+)")
 
 
@@ -41,28 +42,27 @@ def load_xcad(
     cache_dir: str | Path | None = None,
     report: FaultReport | None = None,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Load XCAD from its unpacked folder. What is known about the set stands in its data card.
+    """Load XCAD from its extracted folder. For details of the data set see its data card.
 
-    Columns: `image`, `mask` (levels 0 and 1; null in training), `image_id` (`<split>/<name>`), `patient_id` (not known:
-    null), `study_id` and `frame_index` (first and last number of names such as `12241_33`, which is an inference),
-    `width`, `height`.
+    Columns: `image`, `mask` (0 and 1; null in training), `image_id` (`<split>/<name>`), `patient_id` (unknown: null),
+    `study_id` and `frame_index` (first and last number of names such as `12241_33`, an inference), `width`, `height`.
 
     Args:
-        root (`str` or `Path`): Folder `XCAD`, or one of the two above it.
-        split (`str`, defaults to `"test"`): `"test"`, the frames with masks, or `"train"`, those without.
+        root (`str` or `Path`): Folder `XCAD`, or up to two levels above it.
+        split (`str`, defaults to `"test"`): `"test"` for the frames with masks, or `"train"` for those without.
         train_folder (`str`, defaults to `"trainB"`):
-            Which folder of `train/` to read: `"trainB"`, angiograms, or `"trainC"`, called background frames in the
-            authors' code. `trainA` holds synthetic masks and no frames.
-        streaming (`bool`, defaults to `False`): Make rows as they are asked for.
+            Folder of `train/` to read: `"trainB"`, angiograms, or `"trainC"`, called background frames in the authors'
+            code. `trainA` contains synthetic masks and no frames.
+        streaming (`bool`, defaults to `False`): Whether to generate rows on demand.
         cache_dir (`str` or `Path`, *optional*): See [`~dataset_rows.to_dataset`].
-        report (`FaultReport`, *optional*): Takes what is left out, and why.
+        report (`FaultReport`, *optional*): Collects skipped items with reasons.
 
     Returns:
         `datasets.Dataset` or, with `streaming`, `datasets.IterableDataset`.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it is not a folder of XCAD with that split, or nothing in it can be used.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is not an XCAD folder with that split, or contains nothing usable.
     """
     check_choice(split, "split", ("train", "test"))
     check_choice(train_folder, "train_folder", TRAIN_FOLDERS)

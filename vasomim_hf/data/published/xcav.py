@@ -1,4 +1,4 @@
-"""XCAV, spelled XACV by its authors: runs of coronary angiograms, a few frames of each with masks (Wu et al., 2025)."""
+"""XCAV, spelled XACV by its authors: coronary angiography cines, a few frames of each with masks (Wu et al., 2025)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ EXPECTED = (
     "`XACV/` with a folder for each patient, such as `CVAI-2828/`, each with `images/<run>/<frame>.png` and "
     "`ground_truth/<run>/<frame>.png`."
 )
-# Masks of the catheter lie in a folder of their own beside the run's
+# catheter masks are in a separate folder next to that of the cine
 CATHETER = "CATH"
 
 
@@ -41,28 +41,28 @@ def load_xcav(
     cache_dir: str | Path | None = None,
     report: FaultReport | None = None,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Load XCAV from its unpacked folder. What is known about the set stands in its data card.
+    """Load XCAV from its extracted folder. For details of the data set see its data card.
 
-    Columns: `image`, `mask` (vessels, levels 0 and 1; null where a frame has none), `image_id` (`<patient>/<run>/<frame>`),
-    `patient_id`, `study_id` (the run), `frame_index`, `width`, `height`. Masks of catheters are passed over.
+    Columns: `image`, `mask` (vessels, 0 and 1; null for frames without a mask), `image_id` (`<patient>/<run>/<frame>`),
+    `patient_id`, `study_id` (the cine), `frame_index`, `width`, `height`. Catheter masks are ignored.
 
-    The split of the published results (175 and 46 pairs) is not published. For one that no patient is on both sides of:
+    The split of the published results (175 and 46 pairs) is not available. To create one without patient overlap:
     `split_by_group(load_xcav(root), by=("patient_id",))`, see `data.splits`.
 
     Args:
-        root (`str` or `Path`): Folder `XACV`, or one of the two above it.
+        root (`str` or `Path`): Folder `XACV`, or up to two levels above it.
         split (`str`, defaults to `"all"`): Only `"all"`.
-        frames (`str`, defaults to `"labelled"`): `"labelled"`, frames with a mask, or `"all"`, whole runs.
-        streaming (`bool`, defaults to `False`): Make rows as they are asked for.
+        frames (`str`, defaults to `"labelled"`): `"labelled"` for frames with a mask, or `"all"` for whole cines.
+        streaming (`bool`, defaults to `False`): Whether to generate rows on demand.
         cache_dir (`str` or `Path`, *optional*): See [`~dataset_rows.to_dataset`].
-        report (`FaultReport`, *optional*): Takes what is left out, and why.
+        report (`FaultReport`, *optional*): Collects skipped items with reasons.
 
     Returns:
         `datasets.Dataset` or, with `streaming`, `datasets.IterableDataset`.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it is not a folder of XCAV, or nothing in it can be used.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it is not an XCAV folder, or contains nothing usable.
     """
     check_choice(split, "split", ("all",), "No split is published; use `split_by_group(..., by=('patient_id',))`.")
     check_choice(frames, "frames", ("labelled", "all"))
@@ -84,14 +84,14 @@ def _is_root(folder: Path) -> bool:
 def _samples(patient: Path, report: FaultReport) -> Iterator[Sample]:
     root = patient.parent
     if not (patient / "images").is_dir():
-        report.add(patient.name, "has no folder `images`; left out")
+        report.add(patient.name, "has no folder `images`; skipped")
     runs = {run.name: run for run in sub_folders(patient / "images")}
     masks = {run.name: run for run in sub_folders(patient / "ground_truth") if not _is_catheter(run)}
     for name, run in runs.items():
         yield from _run_samples(run, masks.get(name), report)
     for name, run in masks.items():
         if name not in runs:
-            report.add(relative(run, root), "has masks and no frames; left out")
+            report.add(relative(run, root), "has masks but no frames; skipped")
 
 
 def _is_catheter(run: Path) -> bool:
@@ -110,4 +110,4 @@ def _run_samples(run: Path, masks: Path | None, report: FaultReport) -> Iterator
         yield Sample(path, f"{patient.name}/{run.name}/{stem}", patient.name, run.name, index, labels.get(stem))
     for stem, path in labels.items():
         if stem not in frames:
-            report.add(relative(path, root), "is a mask of no frame; left out")
+            report.add(relative(path, root), "is a mask without a frame; skipped")

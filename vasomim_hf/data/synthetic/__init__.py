@@ -1,4 +1,4 @@
-"""Synthetic angiograms with known vessels, for tests, demonstrations and examples."""
+"""Synthetic angiograms with known ground truth, for tests, demonstrations and examples."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""Coronary trees in three dimensions, for synthetic angiograms: where vessels run, how wide, what they are called.
+"""Three-dimensional coronary trees for synthetic angiograms: course, width and names of the vessels.
 
-The heart is half an ellipsoid. Vessels run on it in the grooves where they run in people: the right coronary artery
-and the circumflex artery around its base, the anterior and posterior descending arteries from base to apex, branches
-between them. Lengths are in millimetres; x points to the patient's left, y to the back, z to the head.
+The heart is half an ellipsoid. Vessels run along its grooves as in human anatomy: the right coronary artery and the
+circumflex artery around the base, the anterior and posterior descending arteries from base to apex, with branches in
+between. Lengths are in millimetres; x points to the patient's left, y backwards, z to the head.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ SEGMENT_NAMES: dict[int, str] = {
     25: "14b",
     26: "stenosis",
 }
-"""ARCADE's category id -> name: 25 vessel segments (SYNTAX score) and stenosis. Ids are not the segments' numbers."""
+"""ARCADE's category id -> name: 25 vessel segments (SYNTAX score) and stenosis. Ids differ from segment numbers."""
 
 SEGMENT_IDS: dict[str, int] = {name: number for number, name in SEGMENT_NAMES.items()}
 """ARCADE's category name -> id, the inverse of `SEGMENT_NAMES`."""
@@ -47,27 +47,28 @@ SEGMENT_IDS: dict[str, int] = {name: number for number, name in SEGMENT_NAMES.it
 RIGHT_SEGMENTS: frozenset[int] = frozenset(
     SEGMENT_IDS[name] for name in ("1", "2", "3", "4", "16", "16a", "16b", "16c")
 )
-"""Ids of the segments of the right coronary artery; the other vessel ids belong to the left one."""
+"""Ids of the segments of the right coronary artery; the other vessel ids belong to the left coronary artery."""
 
-_STEP = 0.8  # distance between neighbouring points of a centre line, mm
+_STEP = 0.8  # distance between neighbouring centreline points, mm
 _HEART_LENGTH, _HEART_RADIUS = 82.0, 37.0  # base to apex, and half the width of the base, mm
-_AXIS = np.array([0.628, -0.576, -0.523])  # base to apex: to the left, forward and down
+_AXIS = np.array([0.628, -0.576, -0.523])  # base to apex: left, forward and down
 _FORWARD = np.array([0.385, -0.354, 0.852])  # from the axis to the groove of the anterior descending artery
 _LATERAL = np.array([0.676, 0.736, 0.0])  # from the axis to the left side wall
 
 
 @dataclass
 class Vessel:
-    """One vessel from where it leaves its parent to its end, as `n` points along its centre line.
+    """A vessel from its origin to its end, sampled at `n` centreline points.
 
     Args:
-        course (`np.ndarray` of shape `(n, 3)`): On the heart: angle from base to apex, angle around the axis, height.
-        points (`np.ndarray` of shape `(n, 3)`): The same in space, mm.
+        course (`np.ndarray` of shape `(n, 3)`): Heart coordinates: angle from base to apex, angle around the axis,
+        height.
+        points (`np.ndarray` of shape `(n, 3)`): Cartesian coordinates, mm.
         radius (`np.ndarray` of shape `(n,)`): Inner radius, mm.
-        label (`np.ndarray` of shape `(n,)`): `uint8`, ARCADE id of the segment; 0 for a side branch without a name.
-        travel (`np.ndarray` of shape `(n,)`): Way of the blood from the ostium, mm.
-        outside (`np.ndarray` of shape `(n,)`): Share of the cross-section outside the parent vessel, in [0, 1].
-        lesion (`np.ndarray` of shape `(n,)`): `uint8`, number of the stenosis the point lies in; 0 outside of all.
+        label (`np.ndarray` of shape `(n,)`): `uint8`, ARCADE id of the segment; 0 for an unnamed side branch.
+        travel (`np.ndarray` of shape `(n,)`): Distance from the ostium along the vessels, mm.
+        outside (`np.ndarray` of shape `(n,)`): Fraction of the cross-section outside the parent vessel, in [0, 1].
+        lesion (`np.ndarray` of shape `(n,)`): `uint8`, number of the stenosis at this point; 0 if none.
     """
 
     course: np.ndarray
@@ -81,12 +82,12 @@ class Vessel:
 
 @dataclass
 class CoronaryTree:
-    """The vessels of one side; the first one starts at the ostium.
+    """The vessels of one side; the first starts at the ostium.
 
     Args:
         side (`str`): `"left"` or `"right"`.
-        vessels (`list[Vessel]`): All vessels, each after its parent.
-        num_stenoses (`int`): Number of narrowed places.
+        vessels (`list[Vessel]`): All vessels, parents before branches.
+        num_stenoses (`int`): Number of stenoses.
     """
 
     side: str
@@ -95,8 +96,8 @@ class CoronaryTree:
 
 
 class _Branch(NamedTuple):
-    """A branch of people's coronary trees: name, parent, share of the parent's length where it leaves, where it ends
-    (angles as in `Vessel.course`), its radius as a share of the parent's there, and how often it is seen."""
+    """A branch of the human coronary tree: name, parent, fraction of the parent's length where it branches off, end point
+    (angles as in `Vessel.course`), radius relative to the parent at that point, and prevalence."""
 
     name: str
     parent: str
@@ -107,7 +108,7 @@ class _Branch(NamedTuple):
     chance: float
 
 
-# Main vessels: control points (angle from base to apex, angle around the axis, height over the axis).
+# Main vessels: control points (angle from base to apex, angle around the axis, height above the axis).
 _RIGHT_COURSE = (
     (-0.22, -0.30, 0.35),
     (-0.24, -0.50, 0.62),
@@ -134,16 +135,16 @@ _LEFT_COURSE = (
 )
 _CIRCUMFLEX_COURSE = ((-0.08, 0.75, 0.98), (0.00, 1.15, 1.05), (0.04, 1.60, 1.04), (0.04, 2.10, 1.02))
 
-# Labels along the main vessels: the share of the length where each segment ends.
+# Labels along the main vessels: fraction of the length at which each segment ends.
 _RIGHT_LABELS = (("1", 0.27), ("2", 0.50), ("3", 0.74), ("16", 1.0))
 _LEFT_LABELS = (("5", 0.13), ("6", 0.32), ("7", 0.58), ("8", 1.0))
 
 _RIGHT_BRANCHES = (
     _Branch("", "16", 0.07, 0.40, -0.35, 0.36, 0.8),  # conus branch
-    _Branch("", "16", 0.10, -0.65, -1.30, 0.32, 0.6),  # to the sinus node
-    _Branch("", "16", 0.27, 0.75, -0.85, 0.38, 0.8),  # to the right ventricle
+    _Branch("", "16", 0.10, -0.65, -1.30, 0.32, 0.6),  # sinus node branch
+    _Branch("", "16", 0.27, 0.75, -0.85, 0.38, 0.8),  # right ventricular branch
     _Branch("", "16", 0.42, 0.85, -1.35, 0.38, 0.7),
-    _Branch("", "16", 0.52, 1.05, -2.00, 0.45, 0.8),  # acute margin
+    _Branch("", "16", 0.52, 1.05, -2.00, 0.45, 0.8),  # acute marginal branch
     _Branch("4", "16", 0.74, 1.20, -3.05, 0.74, 0.9),
     _Branch("16a", "16", 0.82, 0.75, -3.45, 0.60, 0.4),
     _Branch("16b", "16", 0.89, 0.85, -3.75, 0.62, 0.3),
@@ -161,19 +162,20 @@ _LEFT_BRANCHES = (
     _Branch("14", "13", 0.62, 0.95, 2.00, 0.68, 0.6),
     _Branch("14a", "13", 0.76, 0.90, 2.40, 0.62, 0.25),
     _Branch("14b", "13", 0.86, 0.80, 2.70, 0.65, 0.3),
-    _Branch("15", "13", 0.95, 1.10, 3.05, 0.75, 0.12),  # the posterior descending artery of left-dominant hearts
+    _Branch("15", "13", 0.95, 1.10, 3.05, 0.75, 0.12),  # posterior descending artery in left dominance
     _Branch("", "9", 0.45, 1.20, 0.85, 0.55, 0.6),
     _Branch("", "12a", 0.40, 1.20, 1.50, 0.60, 0.6),
 )
 
 
 def heart_surface(course: np.ndarray) -> np.ndarray:
-    """Turn places on the heart into points in space.
+    """Convert heart coordinates to Cartesian coordinates.
 
     Args:
         course (`np.ndarray` of shape `(..., 3)`):
-            Angle from the base (0) to the apex (pi / 2) and on to the back wall, angle around the axis (0 at the
-            front groove, pi / 2 at the left side wall; both radians), and height over the axis (1 on the surface).
+            Angle from the base (0) to the apex (pi / 2) and further to the back wall, angle around the axis (0 at the
+            anterior groove, pi / 2 at the left lateral wall; both in radians), and height above the axis (1 on the
+            surface).
 
     Returns:
         `np.ndarray` of shape `(..., 3)`: Points, mm.
@@ -184,7 +186,7 @@ def heart_surface(course: np.ndarray) -> np.ndarray:
 
 
 def _spline(knots: np.ndarray, num: int) -> np.ndarray:
-    """Uniform cubic B-spline through the first and the last of `knots` (k, d); `num` points."""
+    """Uniform cubic B-spline from the first to the last of `knots` (k, d), sampled at `num` points."""
     knots = np.concatenate([knots[:1], knots[:1], knots, knots[-1:], knots[-1:]])
     place = np.linspace(0, len(knots) - 3 - 1e-6, num)
     first = place.astype(int)
@@ -199,11 +201,11 @@ def _arc_length(points: np.ndarray) -> np.ndarray:
 
 
 def _waves(rng: np.random.Generator, arc: np.ndarray, tortuosity: float) -> np.ndarray:
-    """Smooth displacement (n, 3) in mm that is 0 at the start: the winding of a vessel."""
+    """Smooth displacement (n, 3) in mm, 0 at the start, which makes a vessel tortuous."""
     lengths = np.array([45.0, 24.0, 13.0, 8.0]) * rng.uniform(0.75, 1.3, 4)
     phases = rng.uniform(0, 2 * np.pi, 4)
     directions = rng.standard_normal((4, 3)) * (tortuosity * 0.030 * lengths)[:, None]
-    # Waves come and go along the vessel, and are stronger towards its end.
+    # the amplitude varies along the vessel and increases towards its end
     places = rng.uniform(0, arc[-1], 4)
     envelope = 0.5 + np.exp(-(((arc[:, None] - places) / (2.5 * lengths)) ** 2))
     sines = np.sin(2 * np.pi * arc[:, None] / lengths + phases) * envelope
@@ -211,7 +213,7 @@ def _waves(rng: np.random.Generator, arc: np.ndarray, tortuosity: float) -> np.n
 
 
 def _grow(rng: np.random.Generator, knots: np.ndarray, tortuosity: float, start: np.ndarray | None = None) -> Vessel:
-    """A vessel along `knots` (k, 3), with points every `_STEP`, beginning at the point `start` if one is given."""
+    """Create a vessel along `knots` (k, 3), sampled every `_STEP`, optionally starting at the point `start`."""
     course = _spline(knots, 150)
     arc = _arc_length(heart_surface(course))
     even = np.linspace(0, arc[-1], max(8, int(arc[-1] / _STEP)))
@@ -225,7 +227,7 @@ def _grow(rng: np.random.Generator, knots: np.ndarray, tortuosity: float, start:
 
 
 def _set_radius(rng: np.random.Generator, vessel: Vessel, start: float, end_share: float) -> None:
-    """Taper from `start` mm to `end_share` of it, with the small unevenness of a real wall."""
+    """Taper from `start` mm to `end_share` of it, with small irregularities of the wall."""
     share = np.linspace(0, 1, len(vessel.radius))
     walls = np.interp(vessel.travel, np.arange(0, 400, 5.0), rng.normal(0, 0.035, 80))
     vessel.radius = start * (1 - (1 - end_share) * share) * (1 + walls)
@@ -238,7 +240,7 @@ def _label_along(vessel: Vessel, labels: tuple[tuple[str, float], ...]) -> None:
 
 
 def _share_outside(vessel: Vessel, parent: Vessel) -> np.ndarray:
-    """How much of each cross-section of `vessel` lies outside `parent`, so that contrast there is not counted twice."""
+    """Fraction of each cross-section of `vessel` outside `parent`, so contrast in the overlap is not counted twice."""
     near = min(len(vessel.points), 25)
     gaps = np.sqrt(((vessel.points[:near, None] - parent.points[None]) ** 2).sum(axis=2))
     closest = gaps.argmin(axis=1)
@@ -250,7 +252,7 @@ def _share_outside(vessel: Vessel, parent: Vessel) -> np.ndarray:
 
 
 def _leave(vessel: Vessel, parent: Vessel, at: int, ratio: float) -> None:
-    """Join `vessel` to `parent`: Murray's law (cubes of radii add up), way of the blood, and share outside."""
+    """Join `vessel` to `parent`: Murray's law (cubes of radii add up), distance from the ostium, and overlap."""
     rest = (1 - ratio**3) ** (1 / 3)
     past = np.clip((np.arange(len(parent.radius)) - at) * _STEP / 3.0, 0, 1)
     parent.radius = parent.radius * (1 - (1 - rest) * past)
@@ -261,7 +263,7 @@ def _leave(vessel: Vessel, parent: Vessel, at: int, ratio: float) -> None:
 def _branch_off(
     rng: np.random.Generator, parent: Vessel, share: float, end: np.ndarray, ratio: float, tortuosity: float
 ) -> Vessel:
-    """A branch of `parent` that leaves at `share` of its length and runs to the place `end` on the heart."""
+    """Create a branch of `parent` that starts at fraction `share` of its length and ends at `end` on the heart."""
     at = int(np.clip(share, 0.02, 0.97) * (len(parent.points) - 1))
     begin = parent.course[at]
     along = np.linspace(0, 1, 6)[:, None]
@@ -278,7 +280,8 @@ def _branch_off(
 def _named_branches(
     rng: np.random.Generator, found: dict[str, Vessel], table: tuple[_Branch, ...], tortuosity: float
 ) -> list[Vessel]:
-    """Those branches of `table` that this heart has; `found` holds the main vessel and receives the named ones."""
+    """Create those branches of `table` that are present in this heart; `found` holds the main vessel and collects
+    them."""
     vessels = []
     for branch in table:
         jitter = rng.normal(0, 1, 4)
@@ -296,7 +299,7 @@ def _named_branches(
 
 
 def _side_branches(rng: np.random.Generator, parent: Vessel, tortuosity: float, septal: bool) -> list[Vessel]:
-    """Small vessels without a name; `septal` ones go straight down into the wall between the ventricles."""
+    """Create small unnamed branches; `septal` ones go straight into the wall between the ventricles."""
     vessels = []
     length = parent.travel[-1] - parent.travel[0]
     for _ in range(rng.poisson(length / (10.0 if septal else 13.0))):
@@ -337,7 +340,8 @@ def _left_tree(rng: np.random.Generator, tortuosity: float) -> list[Vessel]:
 
 
 def _narrow(rng: np.random.Generator, vessels: list[Vessel], number: int) -> bool:
-    """Put stenosis `number` at a random place if that is in a named vessel, at least 1.5 mm wide, away from others."""
+    """Add stenosis `number` at a random location in a named vessel at least 1.5 mm wide and away from other
+    stenoses."""
     named = [vessel for vessel in vessels if vessel.label[0]]
     vessel = named[rng.integers(len(named))]
     num = len(vessel.radius)
@@ -347,7 +351,7 @@ def _narrow(rng: np.random.Generator, vessels: list[Vessel], number: int) -> boo
     if first < 4 or last > num - 4 or vessel.radius[centre] < 0.75 or vessel.lesion[first - 4 : last + 8].any():
         return False
     severity = rng.triangular(0.30, 0.50, 0.95)
-    # The cosine's flat top is the throat, its flanks are the shoulders.
+    # the flat top of the clipped cosine is the throat, its flanks are the shoulders
     profile = np.clip(1.2 * (0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, last - first))), 0, 1)
     vessel.radius[first:last] *= 1 - severity * profile
     vessel.lesion[first:last] = number
@@ -355,13 +359,13 @@ def _narrow(rng: np.random.Generator, vessels: list[Vessel], number: int) -> boo
 
 
 def coronary_tree(rng: np.random.Generator) -> CoronaryTree:
-    """Draw a coronary tree: a side, its vessels with their widths and names, and in half of the trees stenoses.
+    """Generate a random coronary tree: side, vessels with widths and names, and stenoses in half of the trees.
 
     Args:
-        rng (`np.random.Generator`): Source of all randomness.
+        rng (`np.random.Generator`): Source of randomness.
 
     Returns:
-        [`CoronaryTree`]: The tree, in millimetres around the centre of the heart's base.
+        [`CoronaryTree`]: Coronary tree, in millimetres from the centre of the base of the heart.
     """
     side = "right" if rng.random() < 0.4 else "left"
     tortuosity = rng.uniform(0.5, 1.7)
@@ -372,7 +376,7 @@ def coronary_tree(rng: np.random.Generator) -> CoronaryTree:
             vessels += _side_branches(rng, vessel, tortuosity, septal)
     tree = CoronaryTree(side, vessels)
     wanted = rng.choice(4, p=[0.5, 0.3, 0.15, 0.05])
-    for _ in range(30):  # places to try
+    for _ in range(30):  # attempts
         if tree.num_stenoses < wanted:
             tree.num_stenoses += _narrow(rng, vessels, tree.num_stenoses + 1)
     return tree

@@ -1,12 +1,12 @@
-"""Synthetic angiograms: X-ray pictures of drawn coronary trees, with everything about them known exactly.
+"""Synthetic angiograms: simulated X-ray images of coronary trees with exact ground truth.
 
-They feed the tests and the demo, where no real angiogram may be at hand. A picture is made as an X-ray is: a coronary
-tree in space (`synthetic_anatomy`) is projected, the length of the ray inside each vessel gives its shadow by
-Beer-Lambert's law, shadows multiply with those of heart, spine, ribs, diaphragm, catheter and wires, then come the
-detector's blur, quantum noise and the collimator. They are no substitute for real angiograms in a study.
+Used by the tests and the demonstration, which must run without patient data. Images follow the physics of X-ray
+imaging: a three-dimensional coronary tree (`synthetic_anatomy`) is projected, the path length inside each vessel gives
+the attenuation by the Beer-Lambert law, attenuations of heart, spine, ribs, diaphragm, catheter and wires are added,
+followed by detector blur, quantum noise and collimator. They do not replace real angiograms in a study.
 
-Everything follows from the seed. Pixels may differ by one grey level between platforms whose floating-point functions
-differ in the last bit; the scene does not.
+Frames are a deterministic function of the seed. Pixels may differ by one grey level between platforms due to
+floating-point rounding; the scene does not.
 """
 
 from collections.abc import Iterator
@@ -33,10 +33,11 @@ __all__ = [
 ]
 
 MIN_SIZE, MAX_SIZE = 32, 4096
-_REFERENCE_SIZE = 512  # lengths of the scene are given in pixels of a frame of this size
-_PIECE = 6  # line pieces whose distances are computed together
+_REFERENCE_SIZE = 512  # lengths in the scene are in pixels of a frame of this size
+_PIECE = 6  # number of line segments whose distances are computed together
 
-# Usual views of each side: left (+) or right (-) anterior oblique angle, and cranial (+) or caudal (-) angle, degrees.
+# Typical views of each side: left (+) or right (-) anterior oblique angle, and cranial (+) or caudal (-) angle,
+# degrees.
 _VIEWS = {
     "right": ((40, 0), (35, 20), (-30, 0), (0, 25), (50, 10)),
     "left": ((-25, -25), (-10, 35), (45, 25), (45, -28), (0, -30), (-35, 20), (20, 35), (-30, 0)),
@@ -45,23 +46,23 @@ _VIEWS = {
 
 @dataclass
 class SyntheticAngiogram:
-    """A synthetic frame and what is known about it.
+    """A synthetic frame with its ground truth.
 
     Args:
         image (`np.ndarray` of shape `(height, width)`): `uint8` grey levels; vessels are dark.
         vessel_mask (`np.ndarray` of shape `(height, width)`):
-            `bool`, `True` where an artery covers at least half of the pixel, side branches without a name included.
-            The catheter and what the collimator hides do not count.
+            `bool`, `True` where arteries, including unnamed side branches, cover at least half of the pixel. Excludes
+            the catheter and everything behind the collimator.
         segment_mask (`np.ndarray` of shape `(height, width)`):
-            `uint8`, ARCADE's category id (see `SEGMENT_NAMES`) of the named segment, 0 elsewhere. As in ARCADE, side
-            branches without a name stay 0. Where segments cross, the one that is thicker there has the pixel.
-            Where it is not 0, `vessel_mask` is `True`.
-        centre_line (`np.ndarray` of shape `(height, width)`): `bool`, pixels on a centre line, inside `vessel_mask`.
+            `uint8`, ARCADE category id (see `SEGMENT_NAMES`) of the named segment, 0 elsewhere. As in ARCADE, unnamed
+            side branches are 0. Where segments cross, the thicker one takes the pixel. A subset of `vessel_mask`.
+        centre_line (`np.ndarray` of shape `(height, width)`): `bool`, pixels on a centreline; a subset of
+        `vessel_mask`.
         boxes (`np.ndarray` of shape `(num_stenoses, 4)`):
-            `float64`, stenoses in sight as left, top, width, height in pixels (COCO); tight around each lesion.
+            `float64`, visible stenoses as left, top, width, height in pixels (COCO), tight around each lesion.
         stenosis_mask (`np.ndarray` of shape `(height, width)`):
-            `bool`, the lumen along each lesion, shoulders included; inside `vessel_mask`.
-        side (`str`): Which coronary artery is filled, `"left"` or `"right"`.
+            `bool`, the lumen along each lesion, including shoulders; a subset of `vessel_mask`.
+        side (`str`): Injected coronary artery, `"left"` or `"right"`.
     """
 
     image: np.ndarray
@@ -74,7 +75,8 @@ class SyntheticAngiogram:
 
 
 class _Scene(NamedTuple):
-    """How the tree is seen: frame `(height, width)` in pixels, pixels per reference pixel, per millimetre, and axes."""
+    """Imaging geometry: frame `(height, width)` in pixels, pixels per reference pixel, pixels per millimetre, and
+    axes."""
 
     shape: tuple[int, int]
     unit: float
@@ -85,12 +87,12 @@ class _Scene(NamedTuple):
     oblique: float
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 3) in mm -> (..., 2) x and y in pixels; a pixel's centre lies at + 0.5."""
+        """Points (..., 3) in mm to x and y (..., 2) in pixels; pixel centres are at + 0.5."""
         return self.per_mm * np.stack([points @ self.right, -(points @ self.up)], axis=-1) + self.offset
 
 
 class _Near(NamedTuple):
-    """Pixels near a line: flat indices into the frame, distances, and places along the line (in points)."""
+    """Pixels near a line: flat indices into the frame, distances, and positions along the line (in points)."""
 
     pixels: np.ndarray
     distance: np.ndarray
@@ -98,7 +100,7 @@ class _Near(NamedTuple):
 
 
 class _Arteries(NamedTuple):
-    """Drawn tree: attenuation, largest coverage, segment ids, centre line, and number of the lesion at each pixel."""
+    """Rendered tree: attenuation, maximum coverage, segment ids, centreline, and lesion number at each pixel."""
 
     attenuation: np.ndarray
     covered: np.ndarray
@@ -111,7 +113,7 @@ class _Arteries(NamedTuple):
 
 
 def _scene(rng: np.random.Generator, tree: CoronaryTree, shape: tuple[int, int]) -> _Scene:
-    """Choose a view and place the tree in the frame."""
+    """Choose a view and position the tree in the frame."""
     oblique, cranial = np.deg2rad(_VIEWS[tree.side][rng.integers(len(_VIEWS[tree.side]))] + rng.normal(0, 5, 2))
     right = np.array([np.cos(oblique), np.sin(oblique), 0.0])
     level = np.array([np.sin(oblique), -np.cos(oblique), 0.0])
@@ -128,7 +130,7 @@ def _scene(rng: np.random.Generator, tree: CoronaryTree, shape: tuple[int, int])
 
 
 def _piece_distances(line: np.ndarray, reach: float, shape: tuple[int, int]) -> _Near | None:
-    """All pixels of the box around a short line (k + 1, 2), with distance and place; `None` outside the frame."""
+    """Distances and positions of all pixels around a short line (k + 1, 2); `None` outside the frame."""
     left, top = np.maximum(np.floor(line.min(axis=0) - reach), 0).astype(int)
     stop_x, stop_y = np.minimum(np.ceil(line.max(axis=0) + reach), (shape[1], shape[0])).astype(int)
     if left >= stop_x or top >= stop_y:
@@ -149,15 +151,15 @@ def _piece_distances(line: np.ndarray, reach: float, shape: tuple[int, int]) -> 
 
 
 def _near_line(line: np.ndarray, reach: float, shape: tuple[int, int]) -> _Near:
-    """Pixels of a frame that lie within `reach` pixels of a line.
+    """Find the pixels within `reach` pixels of a line.
 
     Args:
         line (`np.ndarray` of shape `(n, 2)`): x and y of its points, pixels.
-        reach (`float`): Largest distance, pixels.
+        reach (`float`): Maximum distance, pixels.
         shape (`tuple[int, int]`): Height and width of the frame.
 
     Returns:
-        `_Near`: Each pixel once, with the distance to the nearest place of the line.
+        `_Near`: Each pixel once, with the distance to the nearest point of the line.
     """
     parts = []
     for first in range(0, len(line) - 1, _PIECE):
@@ -178,14 +180,14 @@ def _chord_integral(t: np.ndarray, radius: np.ndarray) -> np.ndarray:
 
 
 def _tube(distance: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shadow of a round tube, averaged over each pixel so that tubes thinner than a pixel keep their weight.
+    """Path length through a cylinder, averaged over each pixel so thin tubes keep their contrast.
 
     Args:
-        distance (`np.ndarray`): From the pixel's centre to the centre line, pixels.
-        radius (`np.ndarray` of the same shape): Of the tube, pixels.
+        distance (`np.ndarray`): From the pixel centre to the centreline, pixels.
+        radius (`np.ndarray` of the same shape): Of the cylinder, pixels.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: Length of the ray inside the tube in pixels, and share of the pixel covered.
+        `tuple[np.ndarray, np.ndarray]`: Path length inside the cylinder in pixels, and covered fraction of the pixel.
     """
     inner = np.maximum(distance - 0.5, -radius)
     outer = np.maximum(np.minimum(distance + 0.5, radius), inner)
@@ -196,14 +198,14 @@ def _tube(distance: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _thin_out(line: np.ndarray) -> np.ndarray:
-    """Indices of points of a line at least 1.5 pixels apart, first and last included: what small frames need."""
+    """Indices of points at least 1.5 pixels apart, including first and last; enough for small frames."""
     way = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(axis=1)))])
     wanted = np.arange(0, way[-1], 1.5)
     return np.unique(np.concatenate([np.searchsorted(way, wanted), [len(line) - 1]]))
 
 
 def _mark_line(centre_line: np.ndarray, line: np.ndarray) -> None:
-    """Set the pixels that a line (n, 2) runs through, sampled four times per pixel."""
+    """Mark the pixels along a line (n, 2), sampled four times per pixel."""
     num = max(2, int(4 * np.abs(np.diff(line, axis=0)).sum()))
     place = np.linspace(0, len(line) - 1, num)
     x, y = (np.floor(np.interp(place, np.arange(len(line)), column)).astype(int) for column in line.T)
@@ -212,7 +214,7 @@ def _mark_line(centre_line: np.ndarray, line: np.ndarray) -> None:
 
 
 def _foreshortening(points: np.ndarray, beam: np.ndarray) -> np.ndarray:
-    """How much longer a ray stays in a tube that runs along the beam; up to 1.8 times, then the tube turns away."""
+    """Factor by which the path is longer in a tube along the beam; limited to 1.8, because vessels curve away."""
     tangent = np.gradient(points, axis=0)
     across = 1 - (tangent @ beam) ** 2 / (tangent**2).sum(axis=1)
     smooth = np.convolve(np.pad(across, 4, mode="edge"), np.full(9, 1 / 9), mode="valid")
@@ -220,7 +222,7 @@ def _foreshortening(points: np.ndarray, beam: np.ndarray) -> np.ndarray:
 
 
 def _draw_arteries(rng: np.random.Generator, tree: CoronaryTree, scene: _Scene) -> _Arteries:
-    """Draw every vessel; shadows of vessels that cross add up, those of a branch and its parent do not."""
+    """Render every vessel; attenuations of crossing vessels add up, those of a branch and its parent do not."""
     num = scene.shape[0] * scene.shape[1]
     attenuation, covered, thickest = np.zeros(num), np.zeros(num), np.zeros(num)
     segment, centre_line = np.zeros(num, np.uint8), np.zeros(scene.shape, bool)
@@ -251,7 +253,7 @@ def _draw_arteries(rng: np.random.Generator, tree: CoronaryTree, scene: _Scene) 
 
 
 def _add_tube(shadow: np.ndarray, line: np.ndarray, radius: float, strength: float) -> None:
-    """Add the shadow of a tube of even width; `strength` is the attenuation through its middle."""
+    """Add the attenuation of a tube of constant width; `strength` is the value at its centre."""
     near = _near_line(line, radius + 0.75, shadow.shape)
     length, _ = _tube(near.distance, np.full(len(near.distance), radius))
     shadow.reshape(-1)[near.pixels] += length * (strength / (2 * radius))
@@ -264,7 +266,7 @@ def _bezier(points: np.ndarray, num: int = 60) -> np.ndarray:
 
 
 def _add_catheter(rng: np.random.Generator, shadow: np.ndarray, tree: CoronaryTree, scene: _Scene) -> None:
-    """A catheter from the frame's edge to the ostium: dark walls, and a lumen with more or less contrast in it."""
+    """Add a catheter from the edge of the frame to the ostium: dark walls, and a lumen with some contrast."""
     height, width = scene.shape
     main = scene.project(tree.vessels[0].points[:14])
     tip = main[0] + 0.15 * (main[4] - main[0])
@@ -286,7 +288,7 @@ def _add_catheter(rng: np.random.Generator, shadow: np.ndarray, tree: CoronaryTr
 
 
 def _add_reflux(rng: np.random.Generator, shadow: np.ndarray, ostium: np.ndarray, scene: _Scene) -> None:
-    """Contrast that flows back into the aortic root: a faint cloud around the ostium."""
+    """Add contrast reflux into the aortic root: a faint cloud around the ostium."""
     y, x = np.ogrid[: scene.shape[0], : scene.shape[1]]
     for _ in range(3):
         centre = ostium + scene.unit * rng.normal(0, 9, 2)
@@ -297,7 +299,7 @@ def _add_reflux(rng: np.random.Generator, shadow: np.ndarray, ostium: np.ndarray
 
 
 def _add_wires(rng: np.random.Generator, shadow: np.ndarray, tree: CoronaryTree, scene: _Scene) -> None:
-    """Sometimes a guide wire in the main vessel, sometimes the wire loops of a closed breastbone."""
+    """Add, with some probability, a guide wire in the main vessel and sternal wires."""
     guided, sternal = rng.random(2) < (0.12, 0.08)
     if guided:
         line = scene.project(tree.vessels[0].points)
@@ -330,26 +332,26 @@ def _edge(distance: np.ndarray, width: float) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, extent: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
-    """Texture of soft tissue: noise of all sizes, weaker where finer; `extent` is the frame in reference pixels."""
+    """Soft-tissue texture: noise of all scales, weaker at finer ones; `extent` is the frame in reference pixels."""
     total = np.zeros(shape, np.float32)
     grain = rng.uniform(0.6, 1.3)
     for cell, strength in ((256, 0.09), (128, 0.045), (64, 0.036), (32, 0.022), (16, 0.019), (8, 0.016), (4, 0.008)):
         grid = rng.standard_normal((int(extent[0] / cell) + 2, int(extent[1] / cell) + 2), dtype=np.float32)
         field = _resize(grid, shape, Image.Resampling.BICUBIC)
-        if cell in (32, 64):  # strands rather than clouds: dark where the noise changes its sign
+        if cell in (32, 64):  # strands rather than clouds: dark at zero crossings of the noise
             field = 0.4 * field + 2.0 * (np.exp(-6 * np.abs(field)) - 0.2)
         total += (grain if cell < 64 else 1.0) * strength * field
     return total
 
 
 def _heart(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, scene: _Scene) -> np.ndarray:
-    """Shadow of the heart and of what lies between the lungs: an ellipse, and all on the spine's side of a line."""
+    """Attenuation of heart and mediastinum: an ellipse, and everything on the spinal side of a line."""
     angles = np.meshgrid(np.linspace(-0.3, 1.6, 12), np.linspace(-np.pi, np.pi, 16))
     surface = np.stack([*angles, np.full_like(angles[0], 1.15)], axis=-1).reshape(-1, 3)
     flat = scene.project(heart_surface(surface)) / scene.unit
     centre, spread = flat.mean(axis=0), np.linalg.inv(np.cov(flat.T))
     dx, dy = x - centre[0], y - centre[1]
-    # Below the heart lies the liver, so its lower border is hardly seen; no heart is a true ellipse.
+    # the liver lies below the heart, so its lower border is barely visible; real hearts are not ellipses
     dx = dx * (1 - 0.45 * np.clip(dy / 220, 0, 1))
     dy = np.where(dy > 0, rng.uniform(0.1, 0.7) * dy, dy)
     angle, turns = np.arctan2(dy, dx), rng.uniform(0, 2 * np.pi, 2)
@@ -363,13 +365,13 @@ def _heart(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, scene: _Scene
 
 
 def _spine(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, scene: _Scene) -> np.ndarray:
-    """Vertebrae behind the heart: a broad band, end plates across it, and spaces between them."""
+    """Vertebrae behind the heart: a wide band with end plates and intervertebral spaces."""
     origin = scene.project(np.array([-15.0, 68.0, -20.0])) / scene.unit
     across = x - origin[0] - rng.normal(0, 0.04) * (y - origin[1])
     half, pitch = rng.uniform(48, 66), rng.uniform(84, 108)
     band = _edge(half - np.abs(across), rng.uniform(2, 6))
     bow = rng.normal(0, 5) * (across / half) ** 2 + rng.normal(0, 0.06) * across
-    phase = np.abs(((y + bow + rng.uniform(0, pitch)) / pitch) % 1 - 0.5) * pitch  # 0 at the middle of a disc
+    phase = np.abs(((y + bow + rng.uniform(0, pitch)) / pitch) % 1 - 0.5) * pitch  # 0 at the centre of a disc
     gap, thickness = rng.uniform(4, 9), rng.uniform(1.2, 3.0)
     plates = np.exp(-(((phase - gap) / thickness) ** 2)) - 0.35 * np.exp(-((phase / gap) ** 2))
     uneven = 1 + 0.7 * np.sin(across / rng.uniform(8, 20) + y / rng.uniform(60, 150) + rng.uniform(0, 6))
@@ -381,7 +383,7 @@ def _spine(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, scene: _Scene
 
 
 def _ribs(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, extent: tuple[float, float]) -> np.ndarray:
-    """Ribs: bent bands that are darkest at their borders and fade where they turn away."""
+    """Ribs: curved bands, darkest at their borders, that fade where they turn away."""
     total = np.zeros(np.broadcast_shapes(x.shape, y.shape))
     centre = rng.uniform(-0.2, 1.2) * extent[1]
     slope, bend, pitch = rng.normal(0, 0.4), rng.uniform(-0.0015, 0.0015), rng.uniform(70, 125)
@@ -395,7 +397,7 @@ def _ribs(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, extent: tuple[
 
 
 def _diaphragm(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, extent: tuple[float, float]) -> np.ndarray:
-    """The dome of the diaphragm, dark below its edge."""
+    """Dome of the diaphragm, dark below its edge."""
     top, centre = rng.uniform(0.45, 0.9) * extent[0], rng.uniform(0.1, 0.9) * extent[1]
     dome = top + rng.uniform(0.0006, 0.0020) * (x - centre) ** 2 + rng.normal(0, 0.1) * (x - centre)
     below = _edge(y - dome, rng.uniform(0.8, 2.5))
@@ -403,7 +405,7 @@ def _diaphragm(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, extent: t
 
 
 def _lung_vessels(rng: np.random.Generator, extent: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
-    """Faint bent lines of all directions: vessels of the lung and muscle bundles out of contrast."""
+    """Faint curved lines in all directions: pulmonary vessels and muscle bundles."""
     shadow = np.zeros(shape)
     scale = np.array([shape[1] / extent[1], shape[0] / extent[0]])
     for _ in range(int(rng.integers(30, 90))):
@@ -412,13 +414,14 @@ def _lung_vessels(rng: np.random.Generator, extent: tuple[float, float], shape: 
         bends = rng.normal(0, 25, (2, 2))
         line = _bezier(np.stack([start, start + 0.3 * way + bends[0], start + 0.7 * way + bends[1], start + way]), 14)
         radius, strength = scale[0] * rng.uniform(0.8, 3.0), rng.normal(0.015, 0.04)
-        if radius > 0.2:  # thinner ones would not be seen in a frame as small as this
+        if radius > 0.2:  # thinner ones are invisible in small frames
             _add_tube(shadow, line * scale, radius, strength)
     return shadow
 
 
 def _background(rng: np.random.Generator, scene: _Scene) -> np.ndarray:
-    """Attenuation of everything but contrast and metal, drawn at half resolution: it has no sharp edges."""
+    """Attenuation of everything except contrast and metal, rendered at half resolution because it has no sharp
+    edges."""
     extent = (scene.shape[0] / scene.unit, scene.shape[1] / scene.unit)
     shape = ((scene.shape[0] + 1) // 2, (scene.shape[1] + 1) // 2)
     y = ((np.arange(shape[0], dtype=np.float32) + 0.5) * (extent[0] / shape[0]))[:, None]
@@ -453,7 +456,7 @@ def _blur(picture: np.ndarray, share: float) -> np.ndarray:
 
 
 def _collimator(rng: np.random.Generator, scene: _Scene) -> np.ndarray:
-    """Share of the beam that passes the collimator at each pixel (`float`, 1 in the field, 0 behind the blades)."""
+    """Fraction of the beam that passes the collimator at each pixel (`float`, 1 in the field, 0 behind the blades)."""
     height, width = scene.shape[0] / scene.unit, scene.shape[1] / scene.unit
     kind = rng.choice(3, p=[0.4, 0.5, 0.1])  # open, narrow borders, narrow field
     margins = (-30 * np.ones(4), rng.uniform(-15, 20, 4), rng.uniform(-20, 65, 4))[kind]
@@ -471,7 +474,7 @@ def _collimator(rng: np.random.Generator, scene: _Scene) -> np.ndarray:
 
 
 def _expose(rng: np.random.Generator, attenuation: np.ndarray, opening: np.ndarray, scene: _Scene) -> np.ndarray:
-    """Turn attenuation into a `uint8` picture: exposure, blur, edge enhancement, quantum noise, display curve."""
+    """Convert attenuation to a `uint8` image: exposure, blur, edge enhancement, quantum noise, display curve."""
     level, contrast, gamma = rng.uniform(85, 150), rng.uniform(0.85, 1.2), rng.uniform(0.85, 1.15)
     quanta, electronics, black = rng.uniform(7.0, 14.5), rng.uniform(0.8, 2.0), rng.uniform(0, 14)
     softness, sharpening, spread = rng.uniform(0.08, 0.2), rng.uniform(0.2, 0.8), rng.uniform(0.13, 0.18)
@@ -483,29 +486,30 @@ def _expose(rng: np.random.Generator, attenuation: np.ndarray, opening: np.ndarr
     local = _resize(_resize(beam, coarse, Image.Resampling.BOX), scene.shape, Image.Resampling.BICUBIC)
     beam = np.maximum(beam + sharpening * (beam - local), 0)
     white, wide = rng.standard_normal((2, *scene.shape), dtype=np.float32)
-    # The scintillator spreads quanta over neighbouring pixels; what the electronics add is white.
+    # quantum noise is correlated between neighbouring pixels by the scintillator; electronic noise is white
     noise = electronics * white + quanta * _blur(_blur(wide, spread), spread)
-    # A coarser pixel collects more quanta, so small frames are less noisy; frames above 512 stay as they are.
+    # larger pixels collect more quanta, so small frames are less noisy; no change above 512
     noise *= min(1.0, scene.unit) ** 0.5
     beam = np.maximum(beam + noise / level * np.sqrt(beam + 0.05), 0)
-    beam = np.where(beam > 1.3, 1.3 + 0.6 * np.tanh((beam - 1.3) / 0.6), beam)  # the display's shoulder
+    beam = np.where(beam > 1.3, 1.3 + 0.6 * np.tanh((beam - 1.3) / 0.6), beam)  # shoulder of the display curve
     return np.clip(np.rint(black * (1 - opening) + level * beam**gamma), 0, 255).astype(np.uint8)
 
 
-# Public -------------------------------------------------------------------------------------------------------------
+# Public API
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _check_integer(value: object, name: str, low: int, high: int) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise ValueError(f"`{name}` must be an integer from {low} to {high}, got {value!r}. Pass one, such as {low}.")
+        raise ValueError(f"`{name}` must be an integer from {low} to {high}, got {value!r}.")
     return int(value)
 
 
 def _check_size(size: object) -> tuple[int, int]:
-    """`size` as (height, width), or a `ValueError` that says what is wrong with it."""
+    """`size` as (height, width); raises `ValueError` if invalid."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(sides) != 2:
-        raise ValueError(f"`size` must be an integer or a pair (height, width), got {size!r}. Pass for example 512.")
+        raise ValueError(f"`size` must be an integer or a pair (height, width), got {size!r}.")
     return _check_integer(sides[0], "size", MIN_SIZE, MAX_SIZE), _check_integer(sides[1], "size", MIN_SIZE, MAX_SIZE)
 
 
@@ -515,7 +519,7 @@ def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def _annotated(image: np.ndarray, arteries: _Arteries, opening: np.ndarray, side: str) -> SyntheticAngiogram:
-    """The frame with its annotations, without what the collimator hides and lesions mostly out of sight."""
+    """Combine frame and annotations, without lesions that are mostly hidden and anything behind the collimator."""
     vessel_mask = (arteries.covered >= 0.5) & (opening > 0.5)
     lesions = [lesion & vessel_mask for lesion in arteries.lesions if (lesion & vessel_mask).sum() > lesion.sum() / 2]
     return SyntheticAngiogram(
@@ -530,22 +534,22 @@ def _annotated(image: np.ndarray, arteries: _Arteries, opening: np.ndarray, side
 
 
 def synthetic_angiogram(seed: int, size: int | tuple[int, int] = 512) -> SyntheticAngiogram:
-    """Draw a synthetic coronary angiogram with exact masks, segment ids, centre line and stenosis boxes.
+    """Generate a synthetic coronary angiogram with exact masks, segment ids, centreline and stenosis boxes.
 
-    The same seed and size give the same frame. The same seed at another size of the same shape gives the same scene,
-    sampled more or less finely.
+    The same seed and size give the same frame. The same seed at another size of the same aspect ratio gives the same
+    scene at another resolution.
 
     Args:
-        seed (`int`): From 0 to 2**63 - 1; each gives another frame.
+        seed (`int`): From 0 to 2**63 - 1.
         size (`int` or `tuple[int, int]`, *optional*, defaults to 512):
-            Height and width in pixels, from 32 to 4096 each; one number for a square frame. The scene is fitted to
-            the shorter side.
+            Height and width in pixels, each from 32 to 4096; an integer for a square frame. The scene is scaled to the
+            shorter side.
 
     Returns:
-        [`SyntheticAngiogram`]: The frame and what is known about it.
+        [`SyntheticAngiogram`]: Frame and ground truth.
 
     Raises:
-        ValueError: If `seed` or `size` is not a whole number in its range.
+        ValueError: If `seed` or `size` is not an integer in its range.
 
     Example:
         >>> frame = synthetic_angiogram(seed=0, size=64)
@@ -553,7 +557,7 @@ def synthetic_angiogram(seed: int, size: int | tuple[int, int] = 512) -> Synthet
         ((64, 64), dtype('uint8'), True)
     """
     seed, shape = _check_integer(seed, "seed", 0, 2**63 - 1), _check_size(size)
-    # One stream per part, so that the scene does not depend on how many pixels the noise needs.
+    # separate streams, so the scene does not depend on how many pixels of noise are drawn
     streams = np.random.default_rng(seed).spawn(7)
     tree = coronary_tree(streams[0])
     scene = _scene(streams[1], tree, shape)
@@ -568,18 +572,18 @@ def synthetic_angiogram(seed: int, size: int | tuple[int, int] = 512) -> Synthet
 
 
 def synthetic_angiograms(num: int, seed: int = 0, size: int | tuple[int, int] = 512) -> Iterator[SyntheticAngiogram]:
-    """Draw `num` synthetic angiograms, one at a time, with the seeds `seed`, `seed + 1`, ...
+    """Generate `num` synthetic angiograms lazily, with the seeds `seed`, `seed + 1`, ...
 
     Args:
-        num (`int`): How many, from 0.
-        seed (`int`, *optional*, defaults to 0): Seed of the first one.
+        num (`int`): Number of frames, >= 0.
+        seed (`int`, *optional*, defaults to 0): Seed of the first frame.
         size (`int` or `tuple[int, int]`, *optional*, defaults to 512): See [`synthetic_angiogram`].
 
     Returns:
-        `Iterator[SyntheticAngiogram]`: The frames.
+        `Iterator[SyntheticAngiogram]`: Frames with ground truth.
 
     Raises:
-        ValueError: If an argument is not a whole number in its range.
+        ValueError: If an argument is not an integer in its range.
 
     Example:
         >>> [frame.image.shape for frame in synthetic_angiograms(2, size=(32, 48))]
@@ -597,21 +601,21 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 def write_folder(
     folder: str | Path, num: int, seed: int = 0, size: int | tuple[int, int] = 512, with_masks: bool = False
 ) -> list[Path]:
-    """Write synthetic angiograms as `synthetic_<seed>.png` into a folder.
+    """Write synthetic angiograms to a folder as `synthetic_<seed>.png`.
 
     Args:
-        folder (`str` or `Path`): Where to write; made if it is not there.
-        num (`int`): How many, from 0.
-        seed (`int`, *optional*, defaults to 0): Seed of the first one.
+        folder (`str` or `Path`): Output folder; created if missing.
+        num (`int`): Number of frames, >= 0.
+        seed (`int`, *optional*, defaults to 0): Seed of the first frame.
         size (`int` or `tuple[int, int]`, *optional*, defaults to 512): See [`synthetic_angiogram`].
         with_masks (`bool`, *optional*, defaults to `False`):
-            Whether to write vessel masks (0 or 255) under the same names into the sibling folder `<folder>_masks`.
+            Whether to write vessel masks (0 or 255) with the same names to the sibling folder `<folder>_masks`.
 
     Returns:
-        `list[Path]`: The frames' files, in the order of their seeds.
+        `list[Path]`: Paths of the frames, in the order of their seeds.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of range.
     """
     folder = Path(folder)
     frames = synthetic_angiograms(num, seed, size)

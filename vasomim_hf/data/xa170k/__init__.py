@@ -1,4 +1,4 @@
-"""XA-170K: built from the published archives, loaded, verified and uploaded."""
+"""XA-170K: building from the published archives, loading, verification and upload."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Files by name, in a folder or in a zip on disk or on the Hub, read one by one without unpacking anything."""
+"""Random access to files in a folder or in a zip, on disk or on the Hub, without extracting them."""
 
 import io
 import lzma
@@ -19,13 +19,13 @@ from ..reading.files import FrameReadError
 from ..sources import size_and_sample
 
 
-# A member that claims to be larger is no frame; the longest cine runs have a tenth of this
-MOST_BYTES = 2**31
-# Bytes that are fetched together where a zip is read over the network
+# a larger member is not a frame; the longest cines have a tenth of this
+MAX_BYTES = 2**31
+# block size in bytes for reading a zip over the network
 BLOCK_SIZE = 4 * 2**20
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|__macosx(?:/|$)|thumbs\.db$|desktop\.ini$)", re.I)
 _LOCAL_HEADER = b"PK\x03\x04"
-# What the standard library raises for a damaged, encrypted or unknown member
+# exceptions of the standard library for damaged, encrypted or unsupported members
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -40,18 +40,16 @@ DAMAGED = (
 
 @dataclass
 class Listing:
-    """Names in a store: files that may be of use, those of the operating system, and what was left out and why."""
+    """Names in a store: usable files, files of the operating system, and skipped files with reasons."""
 
     paths: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     def add(self, path: str) -> None:
-        """Put a file where it belongs."""
+        """Sort a file into one of the lists."""
         if not path.isprintable() or not _is_text(path):
-            self.faults.append(
-                Fault(ascii(path), "left out, since its name is no text that can be stored. Rename it.")
-            )
+            self.faults.append(Fault(ascii(path), "skipped: its name is not valid text. Rename it."))
         elif _HIDDEN.search(path):
             self.hidden.append(path)
         else:
@@ -67,32 +65,33 @@ def _is_text(path: str) -> bool:
 
 
 class Store(Protocol):
-    """Files by their path, with `/` between the parts."""
+    """Files by path, with `/` as separator."""
 
     def listing(self) -> Listing:
-        """All files."""
+        """List all files."""
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """A file for reading at any place; raises `OSError` or `FrameReadError`."""
+        """Open a file for random access; raises `OSError` or `FrameReadError`."""
         ...
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file; raises `OSError` or `FrameReadError`."""
+        """Read a file; raises `OSError` or `FrameReadError`."""
         ...
 
     def fingerprint(self, path: str) -> list:
-        """What the bytes are, as JSON, reading no more of them than it takes."""
+        """JSON-serialisable identification of the content, reading as little of it as possible."""
         ...
 
     def places(self) -> set[str]:
-        """Folders of this machine that the files lie in: no concern of others, who read what was amiss."""
+        """Local folders of the files; they are removed from published reports."""
         ...
 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Errors of the system with the path inside the store, not that on this machine, since reports are published."""
+    """Re-raise system errors with the path inside the store instead of the local path, because reports are
+    published."""
     try:
         yield
     except OSError as error:
@@ -102,7 +101,7 @@ def _named(path: str) -> Iterator[None]:
 
 
 class FolderStore:
-    """Files below a folder; links are followed, but none twice.
+    """Files below a folder; symbolic links are followed, each folder once.
 
     Args:
         root (`Path`): The folder.
@@ -112,12 +111,12 @@ class FolderStore:
         self.root = root
 
     def listing(self) -> Listing:
-        """All files at every depth, in no order."""
+        """List all files at every depth, unsorted."""
         listing, seen = Listing(), set()
 
         def refused(error: OSError) -> None:
             name = os.path.relpath(error.filename, self.root)
-            listing.faults.append(Fault(name, f"cannot be looked into: {error.strerror}"))
+            listing.faults.append(Fault(name, f"cannot be listed: {error.strerror}"))
 
         for parent, folders, names in os.walk(self.root, followlinks=True, onerror=refused):
             real = os.path.realpath(parent)
@@ -131,27 +130,27 @@ class FolderStore:
         return listing
 
     def open(self, path: str) -> BinaryIO:
-        """A file for reading."""
+        """Open a file."""
         with _named(path):
             return open(self.root / path, "rb")
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file."""
+        """Read a file."""
         with self.open(path) as file:
             return file.read()
 
     def fingerprint(self, path: str) -> list:
-        """Size, and digest of the content, or of samples where it ends with a check sum; see `size_and_sample`."""
+        """Size and digest of the content, or of samples if it ends with a checksum; see `size_and_sample`."""
         with _named(path):
             return list(size_and_sample(self.root / path))
 
     def places(self) -> set[str]:
-        """The folder, by its name and by that without links."""
+        """The folder, as given and with links resolved."""
         return {os.path.abspath(self.root), os.path.realpath(self.root)}
 
 
 class _Opened(NamedTuple):
-    """A zip as one process sees it."""
+    """A zip opened by one process."""
 
     process: int
     archive: zipfile.ZipFile
@@ -160,14 +159,14 @@ class _Opened(NamedTuple):
 
 
 class ZipStore:
-    """Members of a zip, which every process opens for itself.
+    """Members of a zip; every process opens the file separately.
 
     Args:
-        path (`str` or `Path`): File on disk, or what messages call it.
-        opener (callable, *optional*): Opens it where it is not on disk; has to survive pickling.
+        path (`str` or `Path`): Path on disk, or a name for messages.
+        opener (callable, *optional*): Opens the file if it is not on disk; must be picklable.
 
     Attributes:
-        name (`str`): What messages call it: of a file on disk its name alone.
+        name (`str`): Name for messages; for a file on disk, its file name.
     """
 
     def __init__(self, path: str | Path, opener: Callable[[], BinaryIO] | None = None):
@@ -180,10 +179,10 @@ class ZipStore:
         return self.__dict__ | {"_opened": None}
 
     def listing(self) -> Listing:
-        """All members but folders; those that cannot be read or lead out of the archive are faults.
+        """List all members except folders; unreadable members and paths outside the archive are faults.
 
         Raises:
-            DamagedArchiveError: If it is no zip, or its end is missing.
+            DamagedArchiveError: If it is not a zip, or truncated.
         """
         opened = self._open()
         listing = Listing(faults=list(opened.faults))
@@ -192,40 +191,42 @@ class ZipStore:
         return listing
 
     def open(self, path: str) -> BinaryIO:
-        """A member, unpacked in memory."""
+        """Open a member, decompressed in memory."""
         return io.BytesIO(self.read(path))
 
     def read(self, path: str) -> bytes:
-        """The bytes of a member, whose check sum is verified."""
+        """Read a member and verify its checksum."""
         opened = self._open()
         member = opened.members[path]
-        if member.file_size > MOST_BYTES:
-            raise FrameReadError(f"`{path}` in {self.name} claims {member.file_size} bytes, which is no frame.")
+        if member.file_size > MAX_BYTES:
+            raise FrameReadError(f"`{path}` in {self.name} claims {member.file_size} bytes, too many for a frame.")
         try:
             return opened.archive.read(member)
         except DAMAGED as error:
             raise FrameReadError(
-                f"`{path}` in {self.name} is damaged ({type(error).__name__}: {error}). Get the archive again."
+                f"`{path}` in {self.name} is damaged ({type(error).__name__}: {error}). Download the archive again."
             ) from error
         except OSError as error:
             if self._opener is None:
                 raise
-            # It would be taken for a fault of this frame, and of all that follow
-            raise ConnectionAbort(f"{self.name} cannot be read any more ({error}). Run it again to go on.") from error
+            # otherwise counted as a fault of this frame and of all that follow
+            raise ConnectionAbort(
+                f"Lost the connection to {self.name} ({error}). Run the command again to resume."
+            ) from error
 
     def fingerprint(self, path: str) -> list:
-        """Size and check sum, as the directory of the zip has them."""
+        """Size and checksum from the directory of the zip."""
         member = self._open().members[path]
         return [member.file_size, member.CRC]
 
     def places(self) -> set[str]:
-        """The folder it is in, and that of the file that has the bytes, where it is a link in the Hub client's cache."""
+        """Its folder, and that of the link target if it is a link in the Hub cache."""
         if self._opener is not None:
             return set()
         return {os.path.dirname(path) for path in (os.path.abspath(self.path), os.path.realpath(self.path))}
 
     def _open(self) -> _Opened:
-        # A file handle that came through a fork shares its position with the parent
+        # a file handle inherited through fork shares its position with the parent
         if self._opened is None or self._opened.process != os.getpid():
             archive = self._archive()
             faults: list[Fault] = []
@@ -241,17 +242,15 @@ class ZipStore:
 
     def _diagnosis(self, error: Exception) -> str:
         if self._opener is not None:
-            return f"{self.name} is no zip, or the directory at its end is missing ({error}). Look at it on the Hub."
+            return f"{self.name} is not a zip, or is truncated ({error}). Check the file on the Hub."
         with open(self.path, "rb") as file:
             start, size = file.read(4), file.seek(0, os.SEEK_END)
         if start != _LOCAL_HEADER:
-            return (
-                f"{self.name} is no zip ({error}); it has {size} bytes and begins with {start!r}. Check the download."
-            )
+            return f"{self.name} is not a zip ({error}); it has {size} bytes and starts with {start!r}. Check the download."
         return (
-            f"{self.name} begins as a zip, but the directory at its end is missing or damaged ({error}): with {size} bytes "
-            "the download is not complete. Go on with it, such as with `curl -L -C - -o FILE URL`, or delete this file "
-            "and run it again."
+            f"{self.name} starts as a zip, but the directory at its end is missing or damaged ({error}): with {size} "
+            "bytes the download is incomplete. Resume it, for example with `curl -L -C - -o FILE URL`, or delete "
+            "the file and run the command again."
         )
 
 
@@ -260,11 +259,11 @@ class DamagedArchiveError(ValueError):
 
 
 class ConnectionAbort(RuntimeError):
-    """An archive on the network went away; not a fault of one frame, so that it ends what reads it."""
+    """An archive on the network became unavailable; aborts, because it is not a fault of one frame."""
 
 
 def _members(archive: zipfile.ZipFile, faults: list[Fault]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Members by clean path; a later one of the same path takes the place of an earlier one, as on unpacking."""
+    """Members by normalised path; of duplicate paths the last one counts, as when extracting."""
     seen = set()
     for member in archive.infolist():
         path = _clean(member.filename)
@@ -275,7 +274,7 @@ def _members(archive: zipfile.ZipFile, faults: list[Fault]) -> Iterator[tuple[st
             faults.append(Fault(member.filename, reason))
             continue
         if path in seen:
-            faults.append(Fault(path, "is twice in the archive; the later one counts, as on unpacking"))
+            faults.append(Fault(path, "occurs twice in the archive; the last one counts, as when extracting"))
         seen.add(path)
         yield path, member
 
@@ -287,9 +286,9 @@ def _clean(name: str) -> str:
 def _unusable(member: zipfile.ZipInfo) -> str | None:
     name = member.filename.replace("\\", "/")
     if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
-        return "left out, since its path leads out of the archive"
+        return "skipped: its path points outside the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
-        return "left out, since it is a link"
+        return "skipped: it is a link"
     if member.flag_bits & 1:
-        return "left out, since it is encrypted. Unpack the archive with its password and name the folder."
+        return "skipped: it is encrypted. Extract the archive with its password and pass the folder."
     return None

@@ -1,8 +1,8 @@
-"""Building XA-170K: frames in whatever layout become Parquet shards with vesselness masks, a report and a data card.
+"""Building XA-170K: Parquet shards with vesselness masks, a report and a data card, from any supported layout.
 
-A build passes over the frames twice. The survey reads each one for its size, digest and near-duplicate signature, so that
-the groups, which need all frames, the counts and the space on the disk are known before hours of filtering; then the
-shards are written. Both go on where they were when something interrupts them, to the same bytes.
+A build passes over the frames twice. The survey collects sizes, digests and near-duplicate signatures, so groups,
+counts and disk space are known before hours of filtering; then the shards are written. Both passes can resume, with
+identical bytes.
 """
 
 import errno
@@ -50,22 +50,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Another number, another key: what the same frames and options give has changed
+# part of the key: increase it when the output for the same frames and options changes
 BUILD_FORMAT = 1
-# The estimate of a build's size is that good; more is not refused
+# relative accuracy of the size estimate; a build that might fit is not refused
 ESTIMATE_TOLERANCE = 0.9
 
 
 @dataclass(frozen=True)
 class XA170KBuildOptions:
-    """How XA-170K is built.
+    """Options of a build.
 
     Args:
-        source ([`~xa170k_sources.XA170KOptions`]): How the frames are found.
-        vesselness ([`~vesselness.VesselnessOptions`]): How masks are made of frames without a ready one.
-        frames_per_shard (`int`, defaults to 1000): Frames in each Parquet file; a file holds frames of one collection.
-        num_workers (`int`, *optional*): Processes; as many as cores by default.
-        show_progress (`bool`, defaults to `True`): Whether a terminal shows progress bars.
+        source ([`~xa170k_sources.XA170KOptions`]): How frames are found.
+        vesselness ([`~vesselness.VesselnessOptions`]): Filter for frames without a mask.
+        frames_per_shard (`int`, defaults to 1000): Frames per Parquet file; a file contains frames of one collection.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores.
+        show_progress (`bool`, defaults to `True`): Whether to show progress bars in a terminal.
     """
 
     source: XA170KOptions = field(default_factory=XA170KOptions)
@@ -82,15 +82,15 @@ class XA170KBuildOptions:
 
 
 class SourceChangedError(RuntimeError):
-    """A frame is not what it was in the survey of the same build."""
+    """A frame has changed since the survey of the same build."""
 
 
 def xa170k_features() -> "Features":
     """Columns of XA-170K.
 
-    `image` is the grey frame and `vesselness` its 1-bit mask; `sha256` is that of the frame's pixels, see
-    [`~frame_digest.frame_digest`]; `near_duplicate_group` is the row number of the first frame of the group, among all
-    rows of the data set. `patient_id`, `study_id` and `frame_index` are null where a collection does not tell.
+    `image` is the grey frame and `vesselness` its 1-bit mask; `sha256` is that of the pixels, see
+    [`~frame_digest.frame_digest`]; `near_duplicate_group` is the row index of the first frame of the group in the
+    whole data set. `patient_id`, `study_id` and `frame_index` are null if unknown.
 
     Returns:
         `datasets.Features`: Names and types, in order.
@@ -103,44 +103,44 @@ def xa170k_features() -> "Features":
 
 
 def build_xa170k(source: str | Path, output: str | Path, options: XA170KBuildOptions | None = None) -> BuildReport:
-    """Write XA-170K as Parquet into a folder, with its report and data card; an interrupted build goes on.
+    """Write XA-170K as Parquet to a folder, with report and data card; resumes an interrupted build.
 
-    Frames that cannot be read are left out and named in the report, with all else that was amiss. A folder that holds
-    the same build already is left as it is.
+    Unreadable frames are skipped and listed in the report with all other faults. A folder that already contains the
+    same build is left unchanged.
 
     Args:
-        source (`str` or `Path`): Where the frames are, see [`~xa170k_sources.open_xa170k_source`].
-        output (`str` or `Path`): A new folder, an empty one, or that of the same build.
-        options ([`XA170KBuildOptions`], *optional*): How it is built.
+        source (`str` or `Path`): Frames, see [`~xa170k_sources.open_xa170k_source`].
+        output (`str` or `Path`): A new or empty folder, or that of the same build.
+        options ([`XA170KBuildOptions`], *optional*): Options of the build.
 
     Returns:
-        [`BuildReport`]: What is in the folder: counts, differences from the known counts, files, faults.
+        [`BuildReport`]: Contents of the folder: counts, differences from the known counts, files, faults.
 
     Raises:
-        FileExistsError: If `output` holds something else, also a build of other frames or with other options.
-        FileNotFoundError: If there is no such source.
-        ValueError: If it holds no frame that can be read.
-        OSError: If the disk is too small or full. What is done stays; run it again.
-        RuntimeError: If another process builds there, frames change meanwhile, or what was written reads differently.
+        FileExistsError: If `output` contains something else, including a build of other frames or with other options.
+        FileNotFoundError: If the source does not exist.
+        ValueError: If it contains no readable frames.
+        OSError: If there is not enough disk space. Finished work is kept; run it again.
+        RuntimeError: If another process builds there, frames change during the build, or written data cannot be verified.
     """
     options = options or XA170KBuildOptions()
     return build_opened(open_xa170k_source(source, options.source), Path(output), options)
 
 
 def build_opened(source: XA170KSource, output: Path, options: XA170KBuildOptions) -> BuildReport:
-    """Do what [`build_xa170k`] does, for a source that is open.
+    """Same as [`build_xa170k`], for an open source.
 
     Args:
-        source ([`~xa170k_sources.XA170KSource`]): The frames.
-        output (`Path`): Where to build.
-        options ([`XA170KBuildOptions`]): How it is built.
+        source ([`~xa170k_sources.XA170KSource`]): Frames.
+        output (`Path`): Folder of the build.
+        options ([`XA170KBuildOptions`]): Options of the build.
 
     Returns:
-        [`BuildReport`]: What is in the folder.
+        [`BuildReport`]: Contents of the folder.
     """
     key = build_key(source, options)
     report = _finished(output, key) or _build(source, output, key, options)
-    # What another process has taken up, or cannot be removed, does no harm
+    # harmless if another process uses it or it cannot be removed
     if (output / BUILD_NAME).is_dir():
         with suppress(RuntimeError, OSError), build_lock(output):
             _remove_records(output)
@@ -152,7 +152,7 @@ def _build(source: XA170KSource, output: Path, key: str, options: XA170KBuildOpt
     with build_lock(output):
         report = _finished(output, key)
         if report is not None:
-            return report  # by another process, in the meantime
+            return report  # finished by another process in the meantime
         survey = _survey(source, output, key, options)
     rows = _plan_rows(source, survey, options)
     plan = ShardPlan(len(rows.items), options.frames_per_shard, key=key)
@@ -166,7 +166,7 @@ def _build(source: XA170KSource, output: Path, key: str, options: XA170KBuildOpt
         show_progress=options.show_progress,
     )
     if len(wrong):
-        raise RuntimeError(f"Rows could not be made of frames that can be read: {wrong}.")
+        raise RuntimeError(f"Cannot write rows of readable frames: {wrong}.")
     with build_lock(output):
         report = _count(rows, survey, plan, output, options)
         _finish(report, output, options)
@@ -175,16 +175,16 @@ def _build(source: XA170KSource, output: Path, key: str, options: XA170KBuildOpt
 
 
 def _remove_records(output: Path) -> None:
-    """Remove what only an unfinished build needs, while the lock is held: nobody else may be writing there."""
+    """Remove intermediate files. Call while holding the lock, so no other process is writing them."""
     shutil.rmtree(output / BUILD_NAME, ignore_errors=True)
 
 
 def build_key(source: XA170KSource, options: XA170KBuildOptions) -> str:
-    """Name a build by what decides its bytes: the frames, the filter, the length of the shards, the package.
+    """Key of a build, from everything that determines its bytes: frames, filter, shard length, package.
 
     Args:
-        source ([`~xa170k_sources.XA170KSource`]): The frames.
-        options ([`XA170KBuildOptions`]): How it is built.
+        source ([`~xa170k_sources.XA170KSource`]): Frames.
+        options ([`XA170KBuildOptions`]): Options of the build.
 
     Returns:
         `str`: 20 hexadecimal digits.
@@ -195,10 +195,10 @@ def build_key(source: XA170KSource, options: XA170KBuildOptions) -> str:
 
 
 def collection_order(source: XA170KSource) -> np.ndarray:
-    """Put the frames in the order of the data set: collection by collection, and by name.
+    """Order of the frames in the data set: by collection, then by name.
 
     Args:
-        source ([`~xa170k_sources.XA170KSource`]): The frames.
+        source ([`~xa170k_sources.XA170KSource`]): Frames.
 
     Returns:
         `np.ndarray` of shape `(num_items,)`: Indices of the items.
@@ -207,13 +207,13 @@ def collection_order(source: XA170KSource) -> np.ndarray:
 
 
 def frame_row(item: FrameItem, frame: np.ndarray, mask: np.ndarray, group: int | None) -> dict[str, Any]:
-    """Make a row of the data set.
+    """Create a row of the data set.
 
     Args:
-        item ([`~xa170k_layouts.FrameItem`]): What is known of the frame.
+        item ([`~xa170k_layouts.FrameItem`]): Origin of the frame.
         frame (`np.ndarray` of shape `(height, width)`): `uint8`.
         mask (`np.ndarray` of shape `(height, width)`): `bool`, `True` on vessels.
-        group (`int`, *optional*): Its group of near duplicates, `None` where it is not known.
+        group (`int`, *optional*): Its group of near duplicates, `None` if unknown.
 
     Returns:
         `dict`: The columns of [`xa170k_features`].
@@ -234,12 +234,12 @@ def frame_row(item: FrameItem, frame: np.ndarray, mask: np.ndarray, group: int |
 
 @dataclass
 class _Rows:
-    """Makes the rows; places without an item end the last shard of a collection, so that a file holds one alone."""
+    """Creates the rows; empty places fill the last shard of a collection, so a file contains a single collection."""
 
     source: XA170KSource
-    items: np.ndarray  # (num_places,) index of an item, -1 for none
-    groups: np.ndarray  # (num_places,) its group
-    state: np.ndarray  # (num_items,) of the survey, like the next
+    items: np.ndarray  # (num_places,) index of an item, -1 if empty
+    groups: np.ndarray  # (num_places,) near-duplicate group
+    state: np.ndarray  # (num_items,) from the survey, like `digests`
     digests: np.ndarray
     vesselness: dict[str, Any]
 
@@ -256,7 +256,7 @@ class _Rows:
             mask = vessel_mask(frame, **self.vesselness)
         row = frame_row(item, frame, mask, int(self.groups[index]))
         if row["sha256"] != self.digests[number].tobytes().hex():
-            raise _changed(item, "has other pixels now")
+            raise _changed(item, "has different pixels now")
         return row
 
     def _read(self, item: FrameItem, is_ready: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -264,14 +264,14 @@ class _Rows:
             frame = self.source.read(item)
             return frame, self.source.read_vesselness(item, frame.shape) if is_ready else None
         except UNREADABLE as error:
-            # A fault here would leave out a row that groups and counts rely on
-            raise _changed(item, f"cannot be read now ({type(error).__name__}: {error})") from error
+            # counting it as a fault would drop a row that groups and counts include
+            raise _changed(item, f"is unreadable now ({type(error).__name__}: {error})") from error
 
 
 def _changed(item: FrameItem, what: str) -> SourceChangedError:
     return SourceChangedError(
-        f"{item.name} could be read in the survey of this build and {what}. Bring the source back as it was and run the "
-        "build again, or build into a new folder."
+        f"{item.name} was readable in the survey of this build and {what}. Restore the source and run the build "
+        "again, or build into a new folder."
     )
 
 
@@ -281,12 +281,13 @@ def _finished(output: Path, key: str) -> BuildReport | None:
     report = BuildReport.read(output)
     if report.key != key:
         raise FileExistsError(
-            f"{output} holds a finished build of other frames or with other options. Name another folder, or remove it."
+            f"{output} contains a finished build of other frames or with other options. Choose another folder, or "
+            "remove it."
         )
     sizes = {file.path: (output / file.path).stat().st_size for file in report.files if (output / file.path).is_file()}
     if sizes != {file.path: file.num_bytes for file in report.files}:
         raise FileExistsError(
-            f"Files of the finished build in {output} are missing or cut short. Remove it and build anew."
+            f"Files of the finished build in {output} are missing or truncated. Remove it and build again."
         )
     return report
 
@@ -294,8 +295,8 @@ def _finished(output: Path, key: str) -> BuildReport | None:
 def _survey(source: XA170KSource, output: Path, key: str, options: XA170KBuildOptions) -> Survey:
     if survey_keys(output) - {key}:
         raise FileExistsError(
-            f"{output} holds a build of other frames or with other options that is not finished. Name another folder, or "
-            "remove this one."
+            f"{output} contains an unfinished build of other frames or with other options. Choose another folder, or "
+            "remove it."
         )
     survey = survey_frames(source, output, key, num_workers=options.num_workers, show_progress=options.show_progress)
     if not len(survey.readable):
@@ -306,7 +307,7 @@ def _survey(source: XA170KSource, output: Path, key: str, options: XA170KBuildOp
 
 
 def _plan_rows(source: XA170KSource, survey: Survey, options: XA170KBuildOptions) -> _Rows:
-    """Put the readable frames in order, collection by collection, each beginning with a shard of its own."""
+    """Order the readable frames by collection; each collection starts a new shard."""
     order = collection_order(source)
     items = order[np.isin(order, survey.readable)]
     origin = np.array([SOURCES.index(source.items[number].source) for number in items])
@@ -322,12 +323,12 @@ def _plan_rows(source: XA170KSource, survey: Survey, options: XA170KBuildOptions
 def _check_space(output: Path, survey: Survey) -> None:
     there = sum(path.stat().st_size for path in (output / DATA_NAME).glob("*.parquet"))
     needed, free = survey.packed_bytes() - there, shutil.disk_usage(output).free
-    logger.info("the build needs about %.1f GB more, %.1f GB are free", needed / 1e9, free / 1e9)
+    logger.info("the build needs about %.1f GB more; %.1f GB are free", needed / 1e9, free / 1e9)
     if ESTIMATE_TOLERANCE * needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"The build needs about {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free. Free some space and run it "
-            "again; the survey is kept",
+            f"The build needs about {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are free. Free some space and "
+            "run it again; the survey is kept",
             str(output),
         )
 
@@ -358,7 +359,7 @@ def _files(rows: _Rows, plan: ShardPlan, output: Path) -> Iterator[ShardFile]:
     for shard in range(plan.num_shards):
         record = read_record(output, plan, shard)
         if record is None:
-            raise RuntimeError(f"{plan.name(shard)} in {output} has gone. Run the build again.")
+            raise RuntimeError(f"{plan.name(shard)} in {output} is missing. Run the build again.")
         first = plan.items(shard).start
         source = rows.source.items[rows.items[first]].source
         path = f"{DATA_NAME}/{plan.name(shard)}"
@@ -374,7 +375,7 @@ def _unpacked(path: Path) -> int:
 
 
 def _finish(report: BuildReport, output: Path, options: XA170KBuildOptions) -> None:
-    """Verify what was written, then write the card and, as the mark of a finished build, the report."""
+    """Verify the written files, then write the card and, to mark the build as finished, the report."""
     wrong = verify_xa170k(
         output,
         report,
@@ -383,9 +384,7 @@ def _finish(report: BuildReport, output: Path, options: XA170KBuildOptions) -> N
         show_progress=options.show_progress,
     )
     if len(wrong):
-        raise RuntimeError(
-            f"What was written to {output} reads differently: {wrong}. Remove the folder and build anew."
-        )
+        raise RuntimeError(f"Verification of {output} failed: {wrong}. Remove the folder and build again.")
     with atomic_file(output / CARD_NAME) as temporary:
         temporary.write_text(xa170k_card(report, xa170k_features()), encoding="utf-8")
     report.write(output)
@@ -394,5 +393,5 @@ def _finish(report: BuildReport, output: Path, options: XA170KBuildOptions) -> N
 def _log(report: BuildReport, output: Path) -> None:
     logger.info("%d frames of XA-170K in %s, %.1f GB", report.num_rows, output, report.num_bytes / 1e9)
     if report.differences:
-        logger.warning("counts that differ from those of XA-170K: %s", "; ".join(report.differences))
+        logger.warning("counts differ from those of XA-170K: %s", "; ".join(report.differences))
     FaultReport(report.faults).log("frames of XA-170K", sum(count.num_found for count in report.counts))

@@ -1,6 +1,6 @@
-"""The data card of XA-170K: README.md of a build with its front matter, filled from what the build counted.
+"""The data card of XA-170K: README.md of a build, with front matter and the counts of the build.
 
-What was not read at its source is said to be second-hand, and what nobody stated is said to be unknown.
+Facts not read at their source are marked as second-hand, and unstated ones as unknown.
 """
 
 import copy
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from datasets import Features
 
 
-# How the example calls the data set until it is uploaded
+# repository name in the example before the data set is uploaded
 PLACEHOLDER = "OWNER/NAME"
 HOME = "https://huggingface.co/datasets/waha2000huang/XA-170K"
-# What is known of each collection: its title, where it is, its licence as stated
+# title, location and stated licence of each collection
 ORIGINS = {
     "cadica": ("CADICA", "Mendeley Data p9bpx9ctcv, version 5", "CC BY 4.0 (second-hand)"),
     "syntax": ("SYNTAX", "figshare 25801447", "not seen"),
@@ -36,68 +36,68 @@ ORIGINS = {
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
-_INTRODUCTION = """X-ray coronary angiograms from four public collections, as the authors of VasoMIM put them together for
-pre-training (https://arxiv.org/abs/2602.11536), as Parquet with a vesselness mask beside each frame. This is a rendering
-of [their data]({home}) by others: it adds masks, digests and groups of near duplicates, changes no pixel, and has no
-annotation by a person. "Second-hand" is what was read in public code or text of others and not at its source.
+_INTRODUCTION = """X-ray coronary angiograms from four public collections, as combined by the authors of VasoMIM for
+pre-training (https://arxiv.org/abs/2602.11536), as Parquet with a vesselness mask for each frame. This is a
+third-party version of [their data]({home}): it adds masks, digests and groups of near duplicates, leaves all pixels
+unchanged, and has no manual annotations. "Second-hand" marks facts taken from other people's code or text.
 
 ```python
 from datasets import load_dataset
 
-frames = load_dataset("{repo_id}", split="train", streaming=True)  # all, with their masks
-frames = load_dataset("{repo_id}", "cadica", split="train")        # one collection alone
+frames = load_dataset("{repo_id}", split="train", streaming=True)  # all collections, with masks
+frames = load_dataset("{repo_id}", "cadica", split="train")        # a single collection
 ```"""
 
-_COLUMNS = """| column | what |
+_COLUMNS = """| column | content |
 |---|---|
-| `image` | the frame: grey, 8 bits, as large as it was found; its `path` is the name of its file |
+| `image` | the frame: grey, 8 bits, original size; its `path` is its file name |
 | `vesselness` | mask of the same size, 1 bit, true on vessels |
 | `source` | the collection: {sources} |
-| `patient_id`, `study_id`, `frame_index` | as paths and names tell them, else null; ids are the collections' own |
+| `patient_id`, `study_id`, `frame_index` | if contained in paths or names, else null; ids are those of the collections |
 | `width`, `height` | in pixels |
-| `sha256` | of the pixels: SHA-256 of `512x512:uint8` (height, width, type) and then the grey levels row by row |
-| `near_duplicate_group` | number of the first row, of all rows, that is the same picture; see below |"""
+| `sha256` | of the pixels: SHA-256 of `512x512:uint8` (height, width, dtype) followed by the grey values row by row |
+| `near_duplicate_group` | index of the first row of the data set that shows the same image; see below |"""
 
-_MASKS = """{how} The filter is Sato's tubeness at {sigmas} pixels of the frame as it is, without a border of {border}
-pixels, {floor}above the {percentile:g}th percentile, and of that {region} (`vasomim_hf.data.vesselness`, version
-{version}). The masks are what a ridge filter sees: catheters, wires and ribs are among them, and vessels are missing.
-They guide pre-training and are no ground truth."""
+_MASKS = """{how} The filter is Sato's tubeness with scales of {sigmas} pixels of the original frame, without a border of
+{border} pixels, {floor}above the {percentile:g}th percentile, restricted to {region} (`vasomim_hf.data.vesselness`,
+version {version}). The masks are the output of a ridge filter: they include catheters, wires and ribs, and miss some
+vessels. They guide pre-training and are not ground truth."""
 
 _REGIONS = {
-    "brightest": "the connected region that holds the strongest response",
+    "brightest": "the connected region with the strongest response",
     "largest": "the largest connected region",
     "all": "every connected region",
 }
 
-_DUPLICATES = """Consecutive frames of a run are near copies; one user of XA-170K kept 37,945 of 171,478 frames (second-hand).
-Here two frames count as near copies if at most {distance} of {bits} bits of a difference hash differ and their thumbnails
-correlate by at least {correlation:g}; near copies of near copies are one group. Frames without structure are alone in
-theirs. The threshold is a judgement, see `vasomim_hf.data.near_duplicates`.
+_DUPLICATES = """Consecutive frames of a cine are near duplicates; one user of XA-170K kept 37,945 of 171,478 frames
+(second-hand). Here two frames are near duplicates if at most {distance} of {bits} bits of a difference hash differ and
+their thumbnails have a correlation of at least {correlation:g}; groups are transitive. Frames without structure form
+groups of one. The threshold is a judgement call, see `vasomim_hf.data.near_duplicates`.
 
 {figures}"""
 
-_LEAKS = """- Frames of one patient, study and run are in many rows. A split must be made by patient or study where they are known,
-  and must not cut a group: `vasomim_hf.data.split_by_group` does both.
-- CADICA and XCAD are also used for evaluation. A model that was pre-trained on all of these frames has seen the frames
-  of CADICA; that the annotated test frames of XCAD are not among these is likely and was not checked.
+_LEAKS = """- Many rows share a patient, study or cine. Split by patient or study where known, and keep groups of near
+duplicates together: `vasomim_hf.data.split_by_group` does both.
+- CADICA and XCAD are also used for evaluation. A model pre-trained on all of these frames has seen the frames of
+CADICA; the annotated test frames of XCAD are probably not among them, which was not verified.
 - None of the four collections includes ARCADE (second-hand)."""
 
 _LICENCE = """XA-170K itself is CC BY-NC 4.0 (second-hand); read its own page before use. The collections keep their licences,
-as stated in the table; one states none and one was not seen, so that passing their frames on may not be allowed."""
+as stated in the table; one states none and one was not seen, so redistribution of their frames may not be permitted."""
 
-_LIMITS = """- For research. Nothing here was made for, or tested in, the care of patients.
-- How frames were chosen, resized and cleaned of duplicates by the authors of XA-170K is not known.
-- 93 % of the known frames come from one collection. Scanner, hospital, view and patient are known for few of them.
-- Ids come from names of files and folders. Nobody tried to find out who a patient is, and nobody must."""
+_LIMITS = """- For research only. Nothing here was made for, or tested in, patient care.
+- How the authors of XA-170K selected, resized and deduplicated the frames is not known.
+- 93 % of the frames come from one collection. Scanner, hospital, view and patient are known for few of them.
+- Ids come from names of files and folders. Nobody tried to identify patients, and nobody may."""
 
 
 def xa170k_card(report: BuildReport | None, features: "Features", repo_id: str = PLACEHOLDER) -> str:
     """Write the data card.
 
     Args:
-        report ([`~xa170k_report.BuildReport`], *optional*): What was counted; `None` leaves measured figures out.
+        report ([`~xa170k_report.BuildReport`], *optional*): Counts of the build; `None` omits them.
         features (`datasets.Features`): Columns of the data set.
-        repo_id (`str`, defaults to `"OWNER/NAME"`): How the example calls the data set.
+        repo_id (`str`, defaults to `"OWNER/NAME"`): Repository name in the example.
 
     Returns:
         `str`: The text of README.md.
@@ -155,7 +155,7 @@ def _data_files(report: BuildReport | None) -> Iterator[tuple[str, list[dict[str
 
 
 def _content(report: BuildReport | None) -> dict[str, str]:
-    # What `datasets` tells its copies of local folders apart by: file patterns alone are those of any build
+    # `datasets` distinguishes its caches of local folders by this; the file patterns are the same for every build
     return {"description": f"content {report.key}"} if report else {}
 
 
@@ -204,28 +204,28 @@ def _frames(report: BuildReport | None) -> str:
 
 
 def _remarks(report: BuildReport) -> Iterator[str]:
-    yield f"Made from {report.made_from}: {report.num_rows:,} frames, {report.num_bytes / 1e9:,.2f} GB."
+    yield f"Built from {report.made_from}: {report.num_rows:,} frames, {report.num_bytes / 1e9:,.2f} GB."
     if report.differences:
-        yield "Counts differ from those of XA-170K: " + "; ".join(report.differences) + "."
+        yield "The counts differ from those of XA-170K: " + "; ".join(report.differences) + "."
     else:
-        yield "Every count is that of XA-170K."
+        yield "All counts match those of XA-170K."
     if report.faults:
         some = "; ".join(f"{fault.name}: {fault.reason}" for fault in report.faults[:NAMED])
         more = f"; and {len(report.faults) - NAMED:,} more in `{REPORT_NAME}`" if len(report.faults) > NAMED else ""
-        yield f"Found amiss ({len(report.faults):,}): {some}{more}."
+        yield f"Faults ({len(report.faults):,}): {some}{more}."
 
 
 def _masks(report: BuildReport | None) -> str:
     if report is None:
-        return "Made by a ridge filter when the data set is built; the options are told then."
+        return "Computed by a ridge filter when the data set is built; the options are stated then."
     ready = sum(count.num_ready_masks for count in report.counts)
-    how = f"{ready:,} masks lay beside the frames and are taken as they were, the filter made {report.num_rows - ready:,}."
+    how = f"{ready:,} masks were supplied with the frames and are unchanged; the filter computed {report.num_rows - ready:,}."
     options = report.vesselness
     return _MASKS.format(
         how=how,
         sigmas=", ".join(f"{sigma:g}" for sigma in options["sigmas"]),
         border=options["border"],
-        floor="cut to whole grey levels, " if options["floor"] else "",
+        floor="truncated to integers, " if options["floor"] else "",
         percentile=options["percentile"],
         region=_REGIONS[options["region"]],
         version=report.version,
@@ -234,16 +234,16 @@ def _masks(report: BuildReport | None) -> str:
 
 def _duplicates(report: BuildReport | None) -> str:
     threshold = NearDuplicateThreshold()
-    figures = "The groups are counted when the data set is built."
+    figures = "Groups are counted when the data set is built."
     if report is not None:
-        header = ("collection", "frames", "groups that begin in it")
+        header = ("collection", "frames", "groups that start in it")
         counts = [
             (ORIGINS[count.source][0], f"{count.num_rows:,}", f"{count.num_groups:,}") for count in report.counts
         ]
         figures = (
             f"{_table(header, [*counts, ('all', f'{report.num_rows:,}', f'{report.num_groups:,}')])}\n\n"
-            f"The largest group has {report.largest_group:,} frames; {report.num_crossing_groups:,} groups have frames of "
-            "more than one collection. One frame of each group is left by `vasomim_hf.data.drop_near_duplicates`."
+            f"The largest group has {report.largest_group:,} frames; {report.num_crossing_groups:,} groups span "
+            "more than one collection. `vasomim_hf.data.drop_near_duplicates` keeps one frame of each group."
         )
     numbers = {"distance": threshold.max_hash_distance, "correlation": threshold.min_correlation, "bits": HASH_BITS}
     return _DUPLICATES.format(figures=figures, **numbers)
@@ -253,7 +253,7 @@ def _citation() -> str:
     collections = "\n".join(f"- {title}: {where}" for title, where, _ in ORIGINS.values())
     return (
         "XA-170K: Vascular Anatomy-aware Self-supervised Pre-training for X-ray Angiogram Analysis. arXiv:2602.11536, "
-        f"2026.\nCite the collections as their pages ask:\n\n{collections}"
+        f"2026.\nCite the collections as requested on their pages:\n\n{collections}"
     )
 
 

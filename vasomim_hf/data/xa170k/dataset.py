@@ -1,6 +1,6 @@
-"""XA-170K as a `datasets` data set: loaded, streamed, built and published.
+"""XA-170K as a `datasets` data set: loading, streaming, building and publishing.
 
-Loading scripts no longer exist in `datasets`, so this is code that writes Parquet, which anybody then loads without it.
+`datasets` no longer supports loading scripts, so this code writes Parquet, which loads without this package.
 """
 
 import logging
@@ -68,36 +68,36 @@ def load_xa170k(
 ) -> Union["Dataset", "IterableDataset"]:
     """Load XA-170K with its vesselness masks.
 
-    What is Parquet already is loaded as it is. From anything else it is built first, see [`build_xa170k`], or, with
-    `streaming`, each row is made when it is asked for; then `near_duplicate_group` is null, since groups need all frames,
-    and frames that cannot be read are left out with a warning each.
+    Parquet is loaded directly. Anything else is built first, see [`build_xa170k`], or, with `streaming`, read row by
+    row; `near_duplicate_group` is then null, because groups need all frames, and unreadable frames are skipped with a
+    warning.
 
     Args:
         source (`str` or `Path`):
-            A folder that was built, or a repository of the Hub with Parquet files, written `owner/name` or
-            `hf://datasets/owner/name`, with `@revision` behind it or not; or whatever
-            [`~xa170k_sources.open_xa170k_source`] takes: the authors' repository, their zip, that zip unpacked, the
-            originals.
+            A built folder, or a Hub repository with Parquet files, as `owner/name` or `hf://datasets/owner/name`, optionally
+            with `@revision`; or any source of [`~xa170k_sources.open_xa170k_source`]: the authors' repository, their zip,
+            that zip extracted, or the originals.
         output (`str` or `Path`, *optional*):
-            Folder to build into. `None` takes `vasomim_xa170k/<key>` in the cache of `datasets` (`HF_DATASETS_CACHE`); a
-            log line says where.
-        streaming (`bool`, defaults to `False`): Give an iterable data set; nothing is built.
-        drop_near_duplicates (`bool`, defaults to `False`): Keep the first frame of each group alone; not with `streaming`.
-        options ([`XA170KBuildOptions`], *optional*): How frames are found and masks are made.
-        report ([`~reports.FaultReport`], *optional*): Where what is amiss is added.
+            Folder for the build. `None` uses `vasomim_xa170k/<key>` in the cache of `datasets` (`HF_DATASETS_CACHE`);
+            the path is logged.
+        streaming (`bool`, defaults to `False`): Whether to return an iterable data set without building it.
+        drop_near_duplicates (`bool`, defaults to `False`): Whether to keep only the first frame of each group; not with
+            `streaming`.
+        options ([`XA170KBuildOptions`], *optional*): Options of the build.
+        report ([`~reports.FaultReport`], *optional*): Collects faults.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: Columns as in [`xa170k_features`].
 
     Raises:
-        FileNotFoundError: If there is no such source.
-        ValueError: If it holds no frame of XA-170K, or near duplicates are to be dropped from a stream.
-        OSError: If the build needs more space than there is.
+        FileNotFoundError: If the source does not exist.
+        ValueError: If it contains no frames of XA-170K, or `drop_near_duplicates` is combined with `streaming`.
+        OSError: If there is not enough disk space for the build.
     """
     if streaming and drop_near_duplicates:
         raise ValueError(
-            "Near duplicates cannot be dropped from a stream, whose shards are read side by side. Load with "
-            "streaming=False, or filter the stream by `near_duplicate_group` yourself."
+            "Near duplicates cannot be dropped from a stream. Load with streaming=False, or filter the stream by "
+            "`near_duplicate_group`."
         )
     options = options or XA170KBuildOptions()
     parquet = _parquet_in(source, options)
@@ -120,24 +120,24 @@ def push_xa170k(
 ) -> str:
     """Upload a finished build to the Hub, where `datasets.load_dataset(repo_id)` loads it without this package.
 
-    Only the Parquet files, the data card and the report go there; Parquet files of an earlier build are removed from the
-    repository. What is interrupted is taken up by calling it again. The card's example is given the repository's name.
-    Read the card and the licences of the collections before you make a repository public.
+    Uploads the Parquet files, the data card and the report, and removes Parquet files of earlier builds from the
+    repository. Call it again to resume an interrupted upload. The example in the card gets the repository name. Read the
+    card and the licences of the collections before making a repository public.
 
     Args:
-        folder (`str` or `Path`): Folder that [`build_xa170k`] wrote.
-        repo_id (`str`): Repository, `owner/name`; made where it is missing.
-        private (`bool`, defaults to `True`): Whether only its owner may see it. A public one is refused then.
-        revision (`str`, *optional*): Branch; the main one by default.
-        token (`str`, *optional*): Token of the Hub; the stored one by default.
+        folder (`str` or `Path`): Folder written by [`build_xa170k`].
+        repo_id (`str`): Repository, `owner/name`; created if missing.
+        private (`bool`, defaults to `True`): Whether the repository is private. If so, an existing public one is an error.
+        revision (`str`, *optional*): Branch; defaults to the main one.
+        token (`str`, *optional*): Hub token; defaults to the stored one.
 
     Returns:
-        `str`: Address of the commit.
+        `str`: URL of the commit.
 
     Raises:
-        FileNotFoundError: If the folder is no finished build.
-        PermissionError: If the repository is public and must not be.
-        OSError: If what the Hub has differs from what was built.
+        FileNotFoundError: If the folder is not a finished build.
+        PermissionError: If the repository is public but `private` is set.
+        OSError: If the files on the Hub differ from the build.
     """
     folder = Path(folder)
     report = BuildReport.read(folder)
@@ -145,7 +145,9 @@ def push_xa170k(
     if not api.repo_exists(repo_id, repo_type="dataset"):
         api.create_repo(repo_id, repo_type="dataset", private=private)
     elif private and not api.repo_info(repo_id, repo_type="dataset").private:
-        raise PermissionError(f"{repo_id} is public already. Name another repository, or pass private=False.")
+        raise PermissionError(
+            f"{repo_id} already exists and is public. Choose another repository, or pass private=False."
+        )
     _name_in_card(folder / CARD_NAME, repo_id)
     commit = api.upload_folder(
         repo_id=repo_id,
@@ -161,7 +163,7 @@ def push_xa170k(
 
 
 def _parquet_in(source: str | Path, options: XA170KBuildOptions) -> dict[str, Any] | None:
-    """Arguments of `load_dataset`, if the source is Parquet."""
+    """Arguments of `load_dataset` if the source is Parquet."""
     folder = Path(source)
     if folder.is_dir():
         return {"path": str(folder)} if _is_built(folder) else None
@@ -176,8 +178,8 @@ def _is_built(folder: Path) -> bool:
     if (folder / REPORT_NAME).is_file():
         return True
     if survey_keys(folder):
-        raise ValueError(f"{folder} is a build that is not finished. Run it again with the same source: it goes on.")
-    # Beside frames or series, a Parquet file is a table about them
+        raise ValueError(f"{folder} is an unfinished build. Run it again with the same source to resume.")
+    # next to frames or series, a Parquet file is a table about them
     return any(map(_has_columns, folder.rglob("*.parquet"))) and not scan_folder(folder).frames
 
 
@@ -185,7 +187,7 @@ def _has_columns(path: Path) -> bool:
     try:
         names = require("pyarrow.parquet", "data").read_schema(path).names
     except (ValueError, OSError):
-        return False  # no Parquet file, or a damaged one
+        return False  # not Parquet, or damaged
     return xa170k_features().keys() <= set(names)
 
 
@@ -197,7 +199,7 @@ def _has_parquet(repo_id: str, revision: str | None, options: XA170KOptions) -> 
         archive = try_to_load_from_cache(repo_id, options.archive, where, revision, "dataset")
         return not isinstance(archive, str)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
-        return False  # opening it as a source says what is wrong
+        return False  # opening it as a source gives the error
     return any(name.endswith(".parquet") for name in names)
 
 
@@ -212,7 +214,7 @@ def _load_parquet(
         dataset = datasets.load_dataset(**arguments, split="train", streaming=streaming, cache_dir=cache_dir)
     missing = sorted(xa170k_features().keys() - dataset.column_names) if dataset.column_names else []
     if missing:
-        raise ValueError(f"{arguments['path']} is no build of XA-170K: it has no columns {', '.join(missing)}.")
+        raise ValueError(f"{arguments['path']} is not a build of XA-170K: missing columns {', '.join(missing)}.")
     return dataset
 
 
@@ -222,7 +224,7 @@ def _build(
     if output is None:
         cache = Path(require("datasets", "data").config.HF_DATASETS_CACHE)
         output = cache / CACHE_NAME / build_key(opened, options)
-        logger.info("XA-170K is built into %s", output)
+        logger.info("building XA-170K in %s", output)
     built = build_opened(opened, Path(output), options)
     if report is not None:
         report.extend(built.faults)
@@ -231,7 +233,7 @@ def _build(
 
 @dataclass
 class _Stream:
-    """Makes the rows of some items when they are asked for."""
+    """Generates the rows of some items on demand."""
 
     source: XA170KSource
     vesselness: dict[str, Any]
@@ -242,7 +244,7 @@ class _Stream:
             try:
                 frame = self.source.read(item)
             except UNREADABLE as error:
-                logger.warning("%s is left out: %s", item.name, error)
+                logger.warning("skipping %s: %s", item.name, error)
                 continue
             yield frame_row(item, frame, self._mask(item, frame), None)
 
@@ -250,7 +252,7 @@ class _Stream:
         try:
             mask = self.source.read_vesselness(item, frame.shape)
         except UNREADABLE as error:
-            logger.warning("%s: %s Its ready mask is not used, the filter makes one.", item.name, error)
+            logger.warning("%s: %s Its existing mask is not used; the filter computes one.", item.name, error)
             mask = None
         return vessel_mask(frame, **self.vesselness) if mask is None else mask
 
@@ -274,7 +276,7 @@ def _name_in_card(path: Path, repo_id: str) -> None:
 def _check_upload(api: HfApi, report: BuildReport, repo_id: str, revision: str | None) -> None:
     paths = [file.path for file in report.files]
     there = api.get_paths_info(repo_id, paths, repo_type="dataset", revision=revision)
-    # a file that is small enough to be part of a commit has no SHA-256 on the Hub
+    # the Hub has no SHA-256 for files small enough to be part of a commit
     found = {info.path: (info.size, info.lfs and info.lfs.sha256) for info in there if isinstance(info, RepoFile)}
     wrong = [
         file.path
@@ -283,6 +285,6 @@ def _check_upload(api: HfApi, report: BuildReport, repo_id: str, revision: str |
     ]
     if wrong:
         raise OSError(
-            f"{len(wrong)} files of {repo_id} are not what was built, the first is {wrong[0]}. Verify the folder with "
+            f"{len(wrong)} files of {repo_id} differ from the build, the first is {wrong[0]}. Verify the folder with "
             "`verify_xa170k`, then upload it again."
         )

@@ -1,7 +1,7 @@
-"""How the four collections of XA-170K lie on a disk or in an archive: which files are frames, of what, and masks of them.
+"""Folder layouts of the four collections of XA-170K: which files are frames and masks, and what their names tell.
 
-Layouts as published readers of the collections describe them; that of SYNTAX is not known, so that every image counts.
-Nothing is opened here but CADICA's lists of key frames and the heads of CoronaryDominance's series.
+Layouts follow published code that reads the collections; that of SYNTAX is unknown, so every image counts. Only
+CADICA's lists of key frames and the headers of CoronaryDominance's series are opened.
 """
 
 import re
@@ -17,25 +17,25 @@ from .series import count_frames
 
 
 SOURCES = ("cadica", "syntax", "xcad", "coronarydominance")
-# Frames that the authors of XA-170K took from each collection
+# number of frames that the authors of XA-170K used from each collection
 KNOWN_COUNTS = {"cadica": 6594, "syntax": 2943, "xcad": 1621, "coronarydominance": 160320}
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-# Ready masks lie beside the frames under either name; the first one is that of the authors' README
+# folder names of existing masks; the first one is used in the authors' README
 MASK_FOLDERS = ("frangi", "filter_92")
-# Between the name of a store and the path inside it
-BETWEEN = "::"
+# separates the name of a store from the path inside it
+SEPARATOR = "::"
 
 _NUMBERED = r"(?:[ ._-]*(?:v?\d+|main|master|data|dataset))?"
 _COLLECTIONS = {
     "cadica": re.compile(rf"cadica{_NUMBERED}"),
-    # a number of figshare, which names a download
+    # figshare id, used as download name
     "syntax": re.compile(rf"(?:syntax|25801447){_NUMBERED}"),
     "xcad": re.compile(rf"xcad{_NUMBERED}"),
     "coronarydominance": re.compile(rf"coronary[ _-]?dominance{_NUMBERED}"),
 }
-# Folders inside a collection by which it is known where the folder around them has another name
-_INSIDE = {
+# sub-folders that identify a collection if its own folder has another name
+_SUBFOLDERS = {
     "cadica": re.compile(r"(?:non)?selectedvideos"),
     "coronarydominance": re.compile(
         r"(?:left|right)_dominance|main_normal|main_others|real_distribution|domain_shift_dataset"
@@ -54,7 +54,7 @@ _ARCADE = re.compile(r"(?:^|/)annotations/[^/]*\.json$", re.I)
 
 
 class Ids(NamedTuple):
-    """What is known of where a frame comes from, see [`FrameItem`]."""
+    """Origin of a frame, see [`FrameItem`]."""
 
     patient_id: str | None
     study_id: str | None
@@ -63,16 +63,16 @@ class Ids(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FrameItem:
-    """One frame of XA-170K: where it comes from and where its bytes are.
+    """A frame of XA-170K: its origin and the location of its bytes.
 
     Args:
         source (`str`): One of `SOURCES`.
-        name (`str`): Begins with the source; unique, the same on every machine, and the key of the order. Frames of a
-            series have a number behind `#`: `coronarydominance/Left_Dominance/Study00001_1/LCA/3.npz#00012`.
-        patient_id (`str`, *optional*): As the collection calls the patient, where a path tells.
-        study_id (`str`, *optional*): As the collection calls the study, where a path tells; of CADICA it is the video.
-        frame_index (`int`, *optional*): Number of the frame in its run, where a name tells.
-        location (`str`): Store and path inside it, with `::` between them.
+        name (`str`): Starts with the source; unique, identical on every machine, and the sort key. Frames of a series
+            have an index after `#`: `coronarydominance/Left_Dominance/Study00001_1/LCA/3.npz#00012`.
+        patient_id (`str`, *optional*): Patient id of the collection, if the path contains it.
+        study_id (`str`, *optional*): Study id of the collection, if the path contains it; for CADICA, the video.
+        frame_index (`int`, *optional*): Index of the frame in its cine, if the name contains it.
+        location (`str`): Store and path inside it, separated by `::`.
     """
 
     source: str
@@ -89,9 +89,9 @@ class Collection:
 
     Args:
         source (`str`): One of `SOURCES`.
-        files (`dict[str, str]`): Path in the store by path inside the collection.
-        masks (`dict[str, dict[str, str]]`): For each of `MASK_FOLDERS`, path in the store by path inside the folder,
-            without its ending.
+        files (`dict[str, str]`): Path in the store by path in the collection.
+        masks (`dict[str, dict[str, str]]`): For each of `MASK_FOLDERS`, path in the store by path in the folder without
+            its suffix.
     """
 
     source: str
@@ -101,13 +101,13 @@ class Collection:
 
 @dataclass
 class Lister:
-    """Turns the files of a store into frames.
+    """Lists the frames among the files of a store.
 
     Args:
         key (`str`): Name of the store in `FrameItem.location`.
-        store (`Store`): Where the files are.
-        all_cadica_frames (`bool`): Whether frames of CADICA that are no key frames count.
-        report (`FaultReport`): Takes what is left out.
+        store (`Store`): Store with the files.
+        all_cadica_frames (`bool`): Whether CADICA frames other than key frames are included.
+        report (`FaultReport`): Collects skipped files.
     """
 
     key: str
@@ -116,22 +116,24 @@ class Lister:
     report: FaultReport
 
     def frames(self, collection: Collection) -> Iterator[FrameItem]:
-        """Frames of a collection, in no order.
+        """Frames of a collection, unsorted.
 
         Args:
-            collection (`Collection`): Files that belong together.
+            collection (`Collection`): Files of the collection.
 
         Yields:
-            `FrameItem`: A frame; faults go to the report.
+            `FrameItem`: A frame; faults are added to the report.
         """
         if is_arcade(collection):
-            self.report.add("syntax", "left out: with its annotations/*.json it is ARCADE, no part of XA-170K")
+            self.report.add(
+                "syntax", "skipped: its annotations/*.json show that it is ARCADE, which is not part of XA-170K"
+            )
             return
         layouts = {"cadica tree": self._cadica, "xcad tree": self._xcad, "series": self._with_series}
         yield from layouts.get(layout_of(collection), self._flat)(collection.source, collection.files)
 
     def _item(self, source: str, inner: str, path: str, ids: Ids) -> FrameItem:
-        return FrameItem(source, f"{source}/{inner}", *ids, f"{self.key}{BETWEEN}{path}")
+        return FrameItem(source, f"{source}/{inner}", *ids, f"{self.key}{SEPARATOR}{path}")
 
     def _flat(self, source: str, files: dict[str, str]) -> Iterator[FrameItem]:
         for inner, path in files.items():
@@ -145,7 +147,7 @@ class Lister:
         frames = {(match["folder"], match["stem"]): inner for inner, match in found.items()}
         chosen = set(frames) if self.all_cadica_frames else self._key_frames(files)
         for folder, stem in sorted(chosen - set(frames)):
-            self.report.add(f"{folder}/input/{stem}", "is in the list of key frames, but no such image is there")
+            self.report.add(f"{folder}/input/{stem}", "is in the list of key frames, but the image is missing")
         if not self.all_cadica_frames:
             self._without_list({folder for folder, _ in frames}, {folder for folder, _ in chosen})
         for key in chosen & set(frames):
@@ -154,7 +156,7 @@ class Lister:
             yield self._item(source, frames[key], files[frames[key]], ids)
 
     def _key_frames(self, files: dict[str, str]) -> set[tuple[str, str]]:
-        """Folder of the video and stem of every frame that is in a list."""
+        """Video folder and file stem of every listed frame."""
         chosen = set()
         for inner, path in files.items():
             if match := _CADICA_LIST.fullmatch(inner):
@@ -164,16 +166,16 @@ class Lister:
         return chosen
 
     def _without_list(self, videos: set[str], listed: set[str]) -> None:
-        # Videos that were not selected have no list
+        # videos without key frames have no list
         for video in sorted(videos - listed):
             if "nonselectedvideos" not in video.lower():
-                self.report.add(video, "left out, since its list *_selectedFrames.txt is missing or empty")
+                self.report.add(video, "skipped: its list *_selectedFrames.txt is missing or empty")
 
     def _xcad(self, source: str, files: dict[str, str]) -> Iterator[FrameItem]:
-        # The others there are fractals that serve as masks, frames without contrast, and the labelled test set
+        # the others are fractals used as masks, frames without contrast, and the annotated test set
         frames = {inner: path for inner, path in files.items() if _XCAD_TRAINING.search(inner)}
         if not frames:
-            self.report.add(source, "has train/ or test/, but no angiograms in train/trainB/")
+            self.report.add(source, "has train/ or test/ but no angiograms in train/trainB/")
         yield from self._flat(source, frames)
 
     def _with_series(self, source: str, files: dict[str, str]) -> Iterator[FrameItem]:
@@ -195,7 +197,7 @@ class Lister:
 
 
 def layout_of(collection: Collection) -> str:
-    """How a collection lies: `"cadica tree"`, `"xcad tree"`, `"series"` or `"flat"`."""
+    """Layout of a collection: `"cadica tree"`, `"xcad tree"`, `"series"` or `"flat"`."""
     kinds: dict[str, tuple[str, Callable[[str], object]]] = {
         "cadica": ("cadica tree", _CADICA_FRAME.fullmatch),
         "xcad": ("xcad tree", _XCAD_PARTS.search),
@@ -206,23 +208,23 @@ def layout_of(collection: Collection) -> str:
 
 
 def is_arcade(collection: Collection) -> bool:
-    """Whether a folder `syntax` is that of ARCADE, which has nothing to do with the SYNTAX collection."""
+    """Whether a folder `syntax` is from ARCADE, which is unrelated to the SYNTAX collection."""
     return collection.source == "syntax" and any(map(_ARCADE.search, collection.files))
 
 
 def is_image(path: str) -> bool:
-    """Whether the ending is that of an image."""
+    """Whether the suffix is that of an image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def ids_from_name(path: str) -> Ids:
-    """What the name of a single frame tells; where it tells nothing, nothing is guessed.
+    """Ids contained in the name of a single frame; nothing is guessed.
 
     Args:
-        path (`str`): File name, with folders before it or not.
+        path (`str`): File name, with or without folders.
 
     Returns:
-        `Ids`: Patient and video of CADICA's `p1_v2_00012.png`; study and frame of a name made from the path of a series.
+        `Ids`: Patient and video for CADICA's `p1_v2_00012.png`; study and frame for names derived from a series path.
 
     Example:
         >>> ids_from_name("cadica/p1_v2_00012.png")
@@ -237,26 +239,24 @@ def ids_from_name(path: str) -> Ids:
         return Ids(match[1], f"{match[1]}_{match[2]}", int(match[3]))
     if match := _SERIES_STEM.search(stem):
         return Ids(None, match["study"], int(match["frame"]))
-    # A number behind it may be part of the study or of the frame; the study alone never parts what belongs together
+    # a trailing number may belong to the study or the frame; grouping by study is correct in both cases
     match = _STUDY_STEM.search(stem)
     return Ids(None, match[1] if match else None, None)
 
 
 def stray_reason(path: str) -> str:
-    """Why a file is no frame, and what to do."""
+    """Why a file is not a frame, and what to do."""
     if path.lower().endswith(".7z"):
-        return (
-            f"is packed. Unpack it, with `7z x {path.rpartition('/')[2]}`, and name the folder that holds the result"
-        )
-    return "is an image in no folder of a collection" if is_image(path) else "is no image"
+        return f"is a packed archive. Extract it with `7z x {path.rpartition('/')[2]}` and pass the folder"
+    return "is an image outside the folders of the collections" if is_image(path) else "is not an image"
 
 
 def collect(paths: Iterable[str], prefix: str = "") -> tuple[dict[str, Collection], list[str]]:
-    """Find the collections among the files of a store, by the names of folders.
+    """Find the collections in a store by folder names.
 
     Args:
-        paths (iterable of `str`): Of the files in the store.
-        prefix (`str`, defaults to `""`): Folders that stand before all of them, with `/` at the end.
+        paths (iterable of `str`): Files in the store.
+        prefix (`str`, defaults to `""`): Path prefix to prepend to all of them, ending in `/`.
 
     Returns:
         `tuple[dict[str, Collection], list[str]]`: Collections by source, and the files that belong to none.
@@ -270,12 +270,12 @@ def collect(paths: Iterable[str], prefix: str = "") -> tuple[dict[str, Collectio
 
 
 def whole(source: str, paths: Iterable[str]) -> Collection:
-    """Take all files of a store for one collection."""
+    """Treat all files of a store as one collection."""
     return Collection(source, {path: path for path in paths})
 
 
 def source_of(name: str) -> str | None:
-    """Which collection the name of a folder or a zip means, if any."""
+    """Collection that the name of a folder or zip refers to, if any."""
     return next((source for source, pattern in _COLLECTIONS.items() if pattern.fullmatch(name.lower())), None)
 
 
@@ -286,18 +286,18 @@ def _place(found: dict[str, Collection], parts: list[str], path: str) -> bool:
             continue
         inner = parts[depth if meaning.is_inside else depth + 1 :]
         if meaning.masks is not None:
-            folder = _of(found, meaning.source).masks.setdefault(meaning.masks, {})
+            folder = _collection_of(found, meaning.source).masks.setdefault(meaning.masks, {})
             folder[mask_key("/".join(inner))] = path
             return True
         while len(inner) > 1 and source_of(inner[0]) == meaning.source:
             inner = inner[1:]
-        _of(found, meaning.source).files["/".join(inner)] = path
+        _collection_of(found, meaning.source).files["/".join(inner)] = path
         return True
     return False
 
 
 class _Meaning(NamedTuple):
-    """What a folder is: of which collection, whether it stands inside of it, and one of `MASK_FOLDERS`."""
+    """Meaning of a folder: its collection, whether it lies inside it, and its entry in `MASK_FOLDERS`."""
 
     source: str
     is_inside: bool = False
@@ -311,15 +311,15 @@ def _meaning(folder: str) -> _Meaning | None:
         return _Meaning(match[1], masks=match[2])
     if source := source_of(name):
         return _Meaning(source)
-    return next((_Meaning(s, is_inside=True) for s, pattern in _INSIDE.items() if pattern.fullmatch(name)), None)
+    return next((_Meaning(s, is_inside=True) for s, pattern in _SUBFOLDERS.items() if pattern.fullmatch(name)), None)
 
 
-def _of(found: dict[str, Collection], source: str) -> Collection:
+def _collection_of(found: dict[str, Collection], source: str) -> Collection:
     return found.setdefault(source, Collection(source))
 
 
 def mask_key(inner: str) -> str:
-    """Under what a mask and its frame find each other: the path without its ending."""
+    """Key that matches masks to frames: the path without its suffix."""
     folder, between, name = inner.rpartition("/")
     return f"{folder}{between}{_stem(name)}"
 

@@ -1,4 +1,4 @@
-"""What a build of XA-170K holds, as it was counted, and whether its files still hold it."""
+"""Report of an XA-170K build: its counts and files, and verification against them."""
 
 import io
 import json
@@ -28,21 +28,21 @@ from .sources import KNOWN_COUNTS, FrameItem, XA170KOptions
 
 REPORT_NAME = "build_report.json"
 CARD_NAME = "README.md"
-# A worker process takes about as long to start as this many rows take to check
+# starting a worker process takes about as long as checking this many rows
 MIN_ROWS_FOR_PROCESSES = 6000
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One Parquet file of a build.
+    """A Parquet file of a build.
 
     Args:
-        path (`str`): Below the folder of the build.
-        source (`str`): The collection that its frames come from.
-        first_row (`int`): Number of its first row in the whole data set.
-        num_rows (`int`): Rows in it.
-        num_bytes (`int`): Its size.
-        num_bytes_unpacked (`int`): Bytes of its columns, as they are when read.
+        path (`str`): Relative to the folder of the build.
+        source (`str`): Collection of its frames.
+        first_row (`int`): Index of its first row in the data set.
+        num_rows (`int`): Number of rows.
+        num_bytes (`int`): File size.
+        num_bytes_unpacked (`int`): Uncompressed size of its columns.
         sha256 (`str`): Its digest, hexadecimal.
     """
 
@@ -57,18 +57,18 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class SourceCount:
-    """What was counted of one collection.
+    """Counts of one collection.
 
     Args:
-        source (`str`): Its name.
-        num_known (`int`): Frames that the authors of XA-170K took from it.
-        num_found (`int`): Frames that were found.
-        num_rows (`int`): Frames in the data set: those found, without the unreadable ones.
-        num_ready_masks (`int`): Frames whose mask lay beside them; the filter made the others.
-        num_patients (`int`, *optional*): Different patients, `None` where no frame tells its patient.
-        num_studies (`int`, *optional*): Different studies, in the same way.
-        num_groups (`int`): Groups of near duplicates that begin in it: frames that are left without the others.
-        num_copies (`int`): Frames whose pixels equal those of an earlier frame of the data set.
+        source (`str`): Name of the collection.
+        num_known (`int`): Frames that the authors of XA-170K used from it.
+        num_found (`int`): Frames found.
+        num_rows (`int`): Frames in the data set: those found minus the unreadable ones.
+        num_ready_masks (`int`): Frames supplied with a mask; the filter computed the others.
+        num_patients (`int`, *optional*): Distinct patients, `None` if unknown for all frames.
+        num_studies (`int`, *optional*): Distinct studies, `None` if unknown for all frames.
+        num_groups (`int`): Groups of near duplicates that start in it.
+        num_copies (`int`): Frames with the same pixels as an earlier frame of the data set.
     """
 
     source: str
@@ -82,23 +82,23 @@ class SourceCount:
     num_copies: int
 
     def difference(self) -> str | None:
-        """What differs from the known count, in words; `None` if nothing does."""
+        """Difference from the known count as text; `None` if they are equal."""
         if self.num_rows == self.num_known:
             return None
         unreadable = self.num_found - self.num_rows
-        why = f", {unreadable:,} more cannot be read" if unreadable else ""
-        return f"{self.source}: {self.num_known:,} frames are known, {self.num_rows:,} are here{why}"
+        why = f", {unreadable:,} more are unreadable" if unreadable else ""
+        return f"{self.source}: expected {self.num_known:,} frames, found {self.num_rows:,}{why}"
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """What is known of each row of a build.
+    """Properties of the rows of a build.
 
     Args:
-        items (`list[FrameItem]`): Its frame.
-        groups (`np.ndarray` of shape `(num_rows,)`): `int64`, number of the first row of its group.
+        items (`list[FrameItem]`): Frame of each row.
+        groups (`np.ndarray` of shape `(num_rows,)`): `int64`, index of the first row of the group.
         digests (`np.ndarray` of shape `(num_rows, 32)`): `uint8`, see [`~frame_digest.frame_digest`].
-        is_ready (`np.ndarray` of shape `(num_rows,)`): `bool`, whether its mask was there.
+        is_ready (`np.ndarray` of shape `(num_rows,)`): `bool`, whether the mask was supplied.
     """
 
     items: list[FrameItem]
@@ -107,7 +107,7 @@ class RowTable:
     is_ready: np.ndarray
 
     def rows_of(self, source: str) -> np.ndarray:
-        """Numbers of the rows of one collection, shape `(num_rows_of_it,)`."""
+        """Indices of the rows of one collection, shape `(num_rows_of_collection,)`."""
         return np.array([row for row, item in enumerate(self.items) if item.source == source], dtype=np.int64)
 
     def is_copy(self) -> np.ndarray:
@@ -117,18 +117,18 @@ class RowTable:
         return copies
 
     def num_crossing_groups(self) -> int:
-        """Number of groups with frames of more than one collection."""
+        """Number of groups that span more than one collection."""
         pairs = {(group, item.source) for group, item in zip(self.groups.tolist(), self.items, strict=True)}
         return sum(number > 1 for number in Counter(group for group, _ in pairs).values())
 
 
 def count_source(source: str, found: list[FrameItem], table: RowTable) -> SourceCount:
-    """Count what is of one collection.
+    """Count the frames of one collection.
 
     Args:
-        source (`str`): Its name.
-        found (`list[FrameItem]`): All frames that were found.
-        table ([`RowTable`]): Those that are rows.
+        source (`str`): Name of the collection.
+        found (`list[FrameItem]`): All frames found.
+        table ([`RowTable`]): Rows of the build.
 
     Returns:
         [`SourceCount`]: The counts.
@@ -152,16 +152,16 @@ def count_source(source: str, found: list[FrameItem], table: RowTable) -> Source
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build holds; `build_report.json` of its folder.
+    """Contents of a build; stored as `build_report.json` in its folder.
 
     Args:
-        key (`str`): Digest of the frames and options it was made from.
-        made_from (`str`): The frames' origin, in words.
-        counts (`tuple[SourceCount, ...]`): One for each of the four collections, also where nothing of it was found.
-        files (`tuple[ShardFile, ...]`): The Parquet files.
-        faults (`tuple[Fault, ...]`): All that was found amiss: frames left out, masks not used, what is missing.
-        largest_group (`int`): Frames in the largest group of near duplicates.
-        num_crossing_groups (`int`): Groups with frames of more than one collection.
+        key (`str`): Digest of frames and options.
+        made_from (`str`): Origin of the frames, as text.
+        counts (`tuple[SourceCount, ...]`): One per collection, including those not found.
+        files (`tuple[ShardFile, ...]`): Parquet files.
+        faults (`tuple[Fault, ...]`): All faults: skipped frames, unused masks, missing files.
+        largest_group (`int`): Size of the largest group of near duplicates.
+        num_crossing_groups (`int`): Number of groups that span more than one collection.
         vesselness (`dict`): Options of the filter.
         version (`str`): Version of this package.
     """
@@ -178,30 +178,30 @@ class BuildReport:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the data set."""
+        """Number of rows in the data set."""
         return sum(file.num_rows for file in self.files)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the Parquet files."""
+        """Total size of the Parquet files."""
         return sum(file.num_bytes for file in self.files)
 
     @property
     def num_groups(self) -> int:
-        """Groups of near duplicates: the frames that are left when one of each is kept."""
+        """Number of groups of near duplicates, i.e. of frames after deduplication."""
         return sum(count.num_groups for count in self.counts)
 
     @property
     def differences(self) -> list[str]:
-        """Every collection that does not have the number of frames known of it, in words."""
+        """Differences from the known counts, one text per collection."""
         return [text for count in self.counts if (text := count.difference()) is not None]
 
     def files_of(self, source: str) -> list[ShardFile]:
-        """The files of one collection."""
+        """Files of one collection."""
         return [file for file in self.files if file.source == source]
 
     def write(self, folder: Path) -> None:
-        """Write `build_report.json`, atomically.
+        """Write `build_report.json` atomically.
 
         Args:
             folder (`Path`): Folder of the build.
@@ -219,14 +219,14 @@ class BuildReport:
             folder (`str` or `os.PathLike`): Folder of a finished build.
 
         Raises:
-            FileNotFoundError: If there is none: the build is not finished, or the folder is something else.
+            FileNotFoundError: If there is none: the build is unfinished, or the folder is something else.
             ValueError: If it cannot be read.
         """
         path = Path(folder, REPORT_NAME)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{folder} has no {REPORT_NAME}, so that it is no finished build of XA-170K. Build it, or run an "
-                "interrupted build again: it goes on where it was."
+                f"{folder} has no {REPORT_NAME}, so it is not a finished build of XA-170K. Build it, or run an "
+                "interrupted build again to resume."
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -236,18 +236,20 @@ class BuildReport:
             content["faults"] = tuple(Fault(*fault) for fault in content["faults"])
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no report of this version of the package: {error}. Build anew.") from error
+            raise ValueError(
+                f"{path} is not a report of this version of the package: {error}. Build again."
+            ) from error
 
 
 def origin_of(description: str, options: XA170KOptions) -> str:
-    """Say where frames come from, as others may read it: a path on this machine is no concern of theirs.
+    """Describe the origin of the frames without local paths, for publication.
 
     Args:
-        description (`str`): What was opened: a folder, a zip, or a repository of the Hub.
-        options ([`~xa170k_sources.XA170KOptions`]): How it was opened.
+        description (`str`): Source that was opened: a folder, a zip, or a Hub repository.
+        options ([`~xa170k_sources.XA170KOptions`]): Options it was opened with.
 
     Returns:
-        `str`: A name in Markdown; of a repository with its commit, where that is known.
+        `str`: Markdown; for a repository with its commit, if known.
     """
     path = Path(description)
     if path.exists():
@@ -261,17 +263,17 @@ def origin_of(description: str, options: XA170KOptions) -> str:
 
 
 def without_places(faults: Iterable[Fault], places: Iterable[str]) -> Iterator[Fault]:
-    """Leave out of faults the part of a path that only concerns this machine, wherever a message still has it.
+    """Remove local folders from the paths in faults.
 
     Args:
-        faults (iterable of `Fault`): What was amiss.
+        faults (iterable of `Fault`): Faults.
         places (iterable of `str`): Absolute paths of folders.
 
     Yields:
-        `Fault`: The same, with paths below these folders.
+        `Fault`: The same faults with paths relative to these folders.
     """
     longest_first = sorted({place.rstrip("/") for place in places} - {""}, key=len, reverse=True)
-    # not where it is the end of a longer path
+    # not if it is the end of a longer path
     pattern = re.compile("|".join(rf"(?<![\w./-]){re.escape(place)}/" for place in longest_first) or r"(?!)")
     for fault in faults:
         yield Fault(pattern.sub("", fault.name), pattern.sub("", fault.reason))
@@ -287,26 +289,26 @@ def verify_xa170k(
 ) -> FaultReport:
     """Read every file of a build again and compare it with its report.
 
-    Compared are the files' digests, numbers of rows, collections and groups, and of each row the digest of the decoded
-    frame, and that frame and mask have the size the row says.
+    Compares digests, numbers of rows, collections and groups of the files, and for each row the digest of the decoded
+    frame and the sizes of frame and mask.
 
     Args:
         folder (`str` or `Path`): Folder of the build.
-        report ([`BuildReport`], *optional*): What to compare with; the folder's own by default.
-        results (`Path`, *optional*): Folder where results are kept, so that what is interrupted can go on.
-        num_workers (`int`, *optional*): Processes; as many as cores by default.
-        show_progress (`bool`, defaults to `True`): Whether a terminal shows a progress bar.
+        report ([`BuildReport`], *optional*): Report to compare with; defaults to that in the folder.
+        results (`Path`, *optional*): Folder for intermediate results, to resume an interrupted verification.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores.
+        show_progress (`bool`, defaults to `True`): Whether to show a progress bar in a terminal.
 
     Returns:
-        [`~reports.FaultReport`]: What differs, by file; empty if all is well.
+        [`~reports.FaultReport`]: Differences by file; empty if there are none.
 
     Raises:
-        FileNotFoundError: If the folder is no finished build.
+        FileNotFoundError: If the folder is not a finished build.
     """
     folder = Path(folder)
     report = report or BuildReport.read(folder)
-    # made where it is needed only: a killed process could not remove it
-    with _place(results) as place:
+    # created only if needed: a killed process could not remove it
+    with _results_folder(results) as place:
         job = _Check(folder, report.files, Path(place))
         todo = [number for number in range(len(report.files)) if job.read(number) is None]
         workers = num_workers if report.num_rows >= MIN_ROWS_FOR_PROCESSES else 1
@@ -318,13 +320,13 @@ def verify_xa170k(
     return FaultReport(Fault(file.path, reason) for file, texts in reasons for reason in texts)
 
 
-def _place(results: Path | None) -> AbstractContextManager[str | Path]:
+def _results_folder(results: Path | None) -> AbstractContextManager[str | Path]:
     return nullcontext(results) if results is not None else tempfile.TemporaryDirectory(prefix="vasomim-verify-")
 
 
 @dataclass
 class _Check:
-    """Checks one file; sent to every worker once."""
+    """Checks one file; sent to each worker once."""
 
     folder: Path
     files: tuple[ShardFile, ...]
@@ -351,7 +353,7 @@ def _differences(folder: Path, file: ShardFile) -> Iterator[str]:
         yield "is missing"
         return
     if path.stat().st_size != file.num_bytes or file_digest(path) != file.sha256:
-        yield f"its bytes have changed: expected {file.num_bytes:,} of them with SHA-256 {file.sha256}"
+        yield f"has changed: expected {file.num_bytes:,} bytes with SHA-256 {file.sha256}"
         return
     reader = require("pyarrow.parquet", "data").ParquetFile(path)
     if reader.metadata.num_rows != file.num_rows:
@@ -359,7 +361,7 @@ def _differences(folder: Path, file: ShardFile) -> Iterator[str]:
     reasons: Counter[str] = Counter()
     row = file.first_row
     for group in range(reader.num_row_groups):
-        # row by row, since a group may hold a hundred large frames
+        # row by row, because a row group may contain a hundred large frames
         for content in _rows(reader.read_row_group(group)):
             reasons.update(_row_differences(content, row, file.source))
             row += 1
@@ -374,18 +376,18 @@ def _rows(table: Any) -> Iterator[dict[str, Any]]:
 def _row_differences(row: dict[str, Any], number: int, source: str) -> Iterator[str]:
     size = (row["width"], row["height"])
     if row["source"] != source:
-        yield f"of another collection than {source}"
+        yield f"belong to another collection than {source}"
     if not 0 <= row["near_duplicate_group"] <= number:
-        yield "a group that does not begin with an earlier row"
+        yield "have a group that does not start at an earlier row"
     try:
         frame, mask = (_decode(row[column]["bytes"]) for column in ("image", "vesselness"))
     except UNREADABLE as error:
         yield f"cannot be decoded ({type(error).__name__})"
         return
     if frame_digest(frame).hex() != row["sha256"]:
-        yield "the frame has other pixels than its sha256 says"
+        yield "have a frame that does not match its sha256"
     if frame.shape[::-1] != size or mask.shape != frame.shape or mask.dtype != np.bool_:
-        yield "frame or mask has another size or type than expected"
+        yield "have a frame or mask of unexpected size or dtype"
 
 
 def _decode(content: bytes) -> np.ndarray:

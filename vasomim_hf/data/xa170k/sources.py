@@ -1,6 +1,6 @@
-"""The frames of XA-170K, wherever they are: the authors' zip on the Hub or on disk, that zip unpacked, or the originals.
+"""Sources of the frames of XA-170K: the authors' zip on the Hub or on disk, that zip extracted, or the originals.
 
-Nothing is unpacked: a zip is read member by member, a series of frames series by series.
+Nothing is extracted: members of a zip are read one at a time, as are series of frames.
 """
 
 import io
@@ -28,9 +28,9 @@ from ..reading.files import UNREADABLE, decode_frame
 from ..sources import HUB_PREFIX, mask_from_image
 from .archives import BLOCK_SIZE, DamagedArchiveError, FolderStore, Store, ZipStore
 from .layouts import (
-    BETWEEN,
     KNOWN_COUNTS,
     MASK_FOLDERS,
+    SEPARATOR,
     SOURCES,
     Collection,
     FrameItem,
@@ -63,19 +63,18 @@ _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+?)(?:@(.+))?")
 
 @dataclass(frozen=True)
 class XA170KOptions:
-    """What may be said about the frames besides where they are.
+    """Options for finding and reading the frames.
 
     Args:
-        layout (`str`, *optional*): One of `SOURCES`, where a folder or a zip holds one collection and does not look like
-            it, such as a folder of images; `None` finds out by looking.
-        sources (`tuple[str, ...]`, *optional*): Which collections are wanted, some of `SOURCES`; others are passed over
-            and a wanted one that is missing is reported. `None` takes what is there, and misses none of the four unless
-            what is there is a single original.
-        all_cadica_frames (`bool`): Whether to take every frame of CADICA, not only the selected key frames.
-        use_masks (`bool`): Whether masks in `<source>_frangi` or `<source>_filter_92` beside the frames are used.
-        archive (`str`): Name of the zip in a repository of the Hub.
-        stream (`bool`): Whether members of a zip on the Hub are read over the network, without downloading the zip.
-        cache_dir (`str` or `Path`, *optional*): Where downloads are kept; `None` is the Hub client's own cache.
+        layout (`str`, *optional*): One of `SOURCES`, for a folder or zip with a single collection that cannot be recognised,
+            such as a plain folder of images; `None` detects it.
+        sources (`tuple[str, ...]`, *optional*): Collections to use, some of `SOURCES`; missing ones are reported. `None`
+            uses all that are found, and expects all four unless the source is a single original collection.
+        all_cadica_frames (`bool`): Whether to use every frame of CADICA instead of the selected key frames.
+        use_masks (`bool`): Whether to use existing masks in `<source>_frangi` or `<source>_filter_92` next to the frames.
+        archive (`str`): Name of the zip in a Hub repository.
+        stream (`bool`): Whether to read a zip on the Hub over the network instead of downloading it.
+        cache_dir (`str` or `Path`, *optional*): Folder for downloads; `None` is the cache of the Hub client.
     """
 
     layout: str | None = None
@@ -90,18 +89,18 @@ class XA170KOptions:
         named = [name for name in (self.layout, *(self.sources or ())) if name is not None]
         unknown = sorted(set(named) - set(SOURCES))
         if unknown:
-            raise ValueError(f"There is no collection {unknown[0]!r} in XA-170K. Name one of {', '.join(SOURCES)}.")
+            raise ValueError(f"XA-170K has no collection {unknown[0]!r}. Choose from {', '.join(SOURCES)}.")
 
 
 class XA170KSource:
-    """Frames of XA-170K and how to read them. It can be pickled: files are opened when something is read.
+    """Frames of XA-170K and how to read them. Picklable: files are opened on first access.
 
     Args:
-        description (`str`): How messages call it.
-        stores (`dict[str, Store]`): Where the bytes are, by the first part of `FrameItem.location`.
-        items (`list[FrameItem]`): Sorted by name, every name once.
-        masks (`dict[str, str]`): Location of the ready mask by name of the frame.
-        report (`FaultReport`): What was found amiss.
+        description (`str`): Name for messages.
+        stores (`dict[str, Store]`): Stores by the first part of `FrameItem.location`.
+        items (`list[FrameItem]`): Sorted by name, without duplicates.
+        masks (`dict[str, str]`): Location of the existing mask by frame name.
+        report (`FaultReport`): Faults found so far.
     """
 
     def __init__(
@@ -123,9 +122,9 @@ class XA170KSource:
         return len(self.items)
 
     def signature(self) -> list:
-        """What the frames are, as JSON: equal lists mean equal frames, wherever they lie.
+        """Identification of the frames, JSON-serialisable: equal lists mean equal frames, wherever they are stored.
 
-        Names, sizes, and check sums of a zip or digests of the content on disk; no times, which a copy changes.
+        Contains names, sizes, and checksums of a zip or digests of files on disk; no times, because copying changes them.
         """
         known: dict[str, list] = {}
         return [self._signature_of(item, known) for item in self.items]
@@ -145,7 +144,7 @@ class XA170KSource:
             return ["unreadable"]  # the survey reports it
 
     def places(self) -> set[str]:
-        """Folders of this machine that the frames lie in, which reports leave out."""
+        """Local folders of the frames, removed from reports."""
         return set().union(*(store.places() for store in self._stores.values()))
 
     def read(self, item: FrameItem) -> np.ndarray:
@@ -158,27 +157,27 @@ class XA170KSource:
             `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
         Raises:
-            OSError: If its file is gone.
+            OSError: If its file no longer exists.
             FrameReadError: If it cannot be read.
         """
         store, path = self._find(item.location)
         if path.lower().endswith(".npz"):
-            key = item.location.partition(BETWEEN)[0]
+            key = item.location.partition(SEPARATOR)[0]
             return self._series.read(key, store, path, int(item.name.rpartition("#")[2]))
         return decode_frame(store.read(path), path)
 
     def read_vesselness(self, item: FrameItem, size: tuple[int, int]) -> np.ndarray | None:
-        """Read the ready vesselness mask of a frame.
+        """Read the existing vesselness mask of a frame.
 
         Args:
             item (`FrameItem`): One of `items`.
             size (`tuple[int, int]`): Height and width of the frame.
 
         Returns:
-            `np.ndarray` of shape `size`, `bool`, or `None` where there is none and the filter has to make it.
+            `np.ndarray` of shape `size`, `bool`, or `None` if there is none and the filter must compute it.
 
         Raises:
-            ValueError: If it cannot be read or does not fit; the filter has to make it then, too.
+            ValueError: If it cannot be read or does not match; the filter must then compute it.
         """
         if item.name not in self._masks:
             return None
@@ -193,33 +192,34 @@ class XA170KSource:
             raise ValueError(f"The mask {path} cannot be read ({type(error).__name__}: {error}).") from error
 
     def _find(self, location: str) -> tuple[Store, str]:
-        key, _, path = location.partition(BETWEEN)
+        key, _, path = location.partition(SEPARATOR)
         return self._stores[key], path
 
 
-# Finding the frames -------------------------------------------------------------------------------------------------
+# Finding the frames
+# ---------------------------------------------------------------------------------------------------
 
 
 def open_xa170k_source(source: str | Path, options: XA170KOptions | None = None) -> XA170KSource:
     """Find the frames of XA-170K.
 
-    Known are the zip of the authors (`dataset/{cadica,syntax,xcad,coronarydominance}/*.png`, with another folder around
-    them or none) and that zip unpacked, with `<source>_frangi` or `<source>_filter_92` masks beside the frames or not;
-    and the originals, together in one folder or one alone, unpacked or as zip: CADICA's tree, XCAD's, the `.npz` series
-    of CoronaryDominance, and SYNTAX, whose layout is not known, so that each of its images is taken.
+    Supported are the authors' zip (`dataset/{cadica,syntax,xcad,coronarydominance}/*.png`, with or without an outer folder)
+    and that zip extracted, with or without `<source>_frangi` or `<source>_filter_92` masks next to the frames; and the
+    originals, in one folder or alone, extracted or as zip: the folder trees of CADICA and XCAD, the `.npz` series of
+    CoronaryDominance, and SYNTAX, whose layout is unknown, so all of its images are used.
 
     Args:
         source (`str` or `Path`):
-            A folder, a zip, or a repository of the Hub that holds a zip, written `owner/name` or
-            `hf://datasets/owner/name`, with `@revision` behind it or not.
-        options (`XA170KOptions`, *optional*): What else is known.
+            A folder, a zip, or a Hub repository that contains a zip, as `owner/name` or `hf://datasets/owner/name`,
+            optionally with `@revision`.
+            options (`XA170KOptions`, *optional*): Options for finding the frames.
 
     Returns:
-        `XA170KSource`: The frames, sorted by name, and what was found amiss.
+        `XA170KSource`: Frames, sorted by name, and faults.
 
     Raises:
-        FileNotFoundError: If there is no such folder, zip or repository.
-        ValueError: If it holds no frame of XA-170K, or is a damaged zip.
+        FileNotFoundError: If the folder, zip or repository does not exist.
+        ValueError: If it contains no frames of XA-170K, or is a damaged zip.
     """
     options = options or XA170KOptions()
     search = _Search(str(source), options)
@@ -227,7 +227,7 @@ def open_xa170k_source(source: str | Path, options: XA170KOptions | None = None)
     if path.is_dir():
         search.folder(path)
     elif path.is_file():
-        _refuse_packed(path)
+        _check_not_packed(path)
         _search_alone(search, path.name, ZipStore(path.resolve()), path.stem)
     else:
         _search_alone(search, "hub", _hub_archive(str(source), options), "")
@@ -238,18 +238,18 @@ def _search_alone(search: "_Search", key: str, store: ZipStore, name: str) -> No
     try:
         search.archive(key, store, name)
     except DamagedArchiveError as error:
-        # This ends up in no report, and where a file on disk is has to be known for it to be removed
-        place = f" It is {os.path.realpath(store.path)}." if store.places() else ""
+        # not part of a report, and the path on disk is needed to delete the file
+        place = f" Path: {os.path.realpath(store.path)}." if store.places() else ""
         raise ValueError(f"{error}{place}") from error
 
 
-def _refuse_packed(path: Path) -> None:
+def _check_not_packed(path: Path) -> None:
     if path.suffix.lower() == ".7z":
         raise ValueError(f"{path} {stray_reason(path.name)}.")
 
 
 class _Search:
-    """Gathers the frames of one or several stores."""
+    """Collects frames from one or more stores."""
 
     def __init__(self, description: str, options: XA170KOptions):
         self.description = description
@@ -262,11 +262,11 @@ class _Search:
         self.is_one_whole = False
 
     def folder(self, root: Path) -> None:
-        """Take what is in a folder, and in zips in it."""
+        """Add the contents of a folder and of zips in it."""
         root = root.resolve()
         paths = self._listed("folder", FolderStore(root))
         archives = [path for path in paths if path.lower().endswith(".zip")]
-        self._take("folder", [path for path in paths if not path.lower().endswith(".zip")], root.name)
+        self._add("folder", [path for path in paths if not path.lower().endswith(".zip")], root.name)
         for path in archives:
             try:
                 self.archive(path, ZipStore(root / path), Path(path).stem, f"{path[:-4]}/")
@@ -274,26 +274,26 @@ class _Search:
                 self.report.add(path, error)
 
     def archive(self, key: str, store: ZipStore, name: str, prefix: str = "") -> None:
-        """Take what is in a zip; `name` is what it is called, `prefix` the folders that count as standing before it."""
-        key = key.replace(BETWEEN, "__")
-        self._take(key, self._listed(key, store), name, prefix)
+        """Add the contents of a zip; `name` is its display name, `prefix` a path prefix for its members."""
+        key = key.replace(SEPARATOR, "__")
+        self._add(key, self._listed(key, store), name, prefix)
 
     def _listed(self, key: str, store: Store) -> list[str]:
         self.stores[key] = store
         listing = store.listing()
         self.report.extend(listing.faults)
         if listing.hidden:
-            some = f"{len(listing.hidden)} files of the operating system or hidden ones are passed over"
+            some = f"{len(listing.hidden)} hidden files or files of the operating system are ignored"
             self.report.add(sorted(listing.hidden)[0], some)
         return sorted(listing.paths)
 
-    def _take(self, key: str, paths: list[str], name: str, prefix: str = "") -> None:
+    def _add(self, key: str, paths: list[str], name: str, prefix: str = "") -> None:
         found, strays = self._collect(paths, name, prefix)
         for path in strays:
             self.report.add(path, stray_reason(path))
         for source in SOURCES:
             if source in found and source in (self.options.sources or SOURCES):
-                self._take_collection(key, found[source])
+                self._add_collection(key, found[source])
 
     def _collect(self, paths: list[str], name: str, prefix: str) -> tuple[dict[str, Collection], list[str]]:
         found, strays = collect(paths, prefix)
@@ -302,32 +302,30 @@ class _Search:
             return {layout: found[layout]}, strays
         source = layout or source_of(name)
         if source is None or (found and layout is None):
-            # Tables beside an original that is alone
+            # tables that accompany a single original collection
             known = set(found) == {source}
             return found, [path for path in strays if not known or path.lower().endswith(".7z")]
         self.is_one_whole = True
         return {source: whole(source, paths)}, []
 
-    def _take_collection(self, key: str, collection: Collection) -> None:
+    def _add_collection(self, key: str, collection: Collection) -> None:
         lister = Lister(key, self.stores[key], self.options.all_cadica_frames, self.report)
         self.collections.append((key, collection))
         frames = sorted(lister.frames(collection), key=lambda item: (item.name, item.location))
         if frames and all(item.name in self.items for item in frames):
-            self.report.add(key, f"left out: its {len(frames)} frames of {collection.source} were found elsewhere")
+            self.report.add(key, f"skipped: its {len(frames)} frames of {collection.source} were found elsewhere")
             return
         taken = {name.casefold(): name for name in self.items}
         for item in frames:
             other = taken.setdefault(item.name.casefold(), item.name)
             if item.name in self.items or other != item.name:
-                self.report.add(
-                    item.location, f"left out: {other} has the same name, or one that differs in case only"
-                )
+                self.report.add(item.location, f"skipped: {other} has the same name, or one that differs only in case")
             else:
                 self.items[item.name] = item
         if self.options.use_masks and collection.masks:
-            self._take_masks(key, collection, frames)
+            self._add_masks(key, collection, frames)
 
-    def _take_masks(self, key: str, collection: Collection, frames: Iterable[FrameItem]) -> None:
+    def _add_masks(self, key: str, collection: Collection, frames: Iterable[FrameItem]) -> None:
         source, folders = collection.source, " or ".join(f"{collection.source}_{name}" for name in collection.masks)
         by_key = {
             inner: path for name in reversed(MASK_FOLDERS) for inner, path in collection.masks.get(name, {}).items()
@@ -335,65 +333,66 @@ class _Search:
         for item in frames:
             path = by_key.pop(mask_key(item.name.removeprefix(f"{source}/")), None)
             if path is None:
-                self.report.add(item.name, f"has no mask in {folders}, so that the filter makes it")
+                self.report.add(item.name, f"has no mask in {folders}; the filter computes it")
             else:
-                self.masks[item.name] = f"{key}{BETWEEN}{path}"
+                self.masks[item.name] = f"{key}{SEPARATOR}{path}"
         for path in by_key.values():
             self.report.add(path, "is a mask without a frame")
 
     def result(self) -> XA170KSource:
-        """What was found.
+        """Create the source from all collected frames.
 
         Returns:
-            `XA170KSource`: The frames.
+            `XA170KSource`: Frames.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there are none.
         """
-        self._say_what_is_missing()
+        self._report_missing()
         if not self.items:
             raise ValueError(
-                f"{self.description} holds no frame of XA-170K. Expected folders {', '.join(SOURCES)} with images, or the "
-                "originals of these collections; for a folder of images that has another name say which collection it is "
-                f"with `layout`. Found amiss: {self.report or 'nothing'}."
+                f"{self.description} contains no frames of XA-170K. Expected folders {', '.join(SOURCES)} with "
+                "images, or the originals of these collections; for a folder of images with another name, specify "
+                f"the collection with `layout`. Faults: {self.report or 'none'}."
             )
         items = sorted(self.items.values(), key=lambda item: item.name)
         return XA170KSource(self.description, self.stores, items, self.masks, self.report)
 
-    def _say_what_is_missing(self) -> None:
+    def _report_missing(self) -> None:
         found = {item.source for item in self.items.values()}
         layouts = {layout_of(collection) for _, collection in self.collections}
         is_original = self.is_one_whole or bool(layouts - {"flat"})
         expected = self.options.sources or (tuple(found) if len(found) == 1 and is_original else SOURCES)
         for source in expected:
             if source not in found:
-                self.report.add(source, f"is missing: {KNOWN_COUNTS[source]} frames were expected")
+                self.report.add(source, f"is missing: expected {KNOWN_COUNTS[source]} frames")
         if is_original and "syntax" in found:
-            logger.warning(
-                "%s: the layout of SYNTAX is not known, so that each of its images is taken", self.description
-            )
+            logger.warning("%s: the layout of SYNTAX is unknown, so all of its images are used", self.description)
 
 
-# The Hub ------------------------------------------------------------------------------------------------------------
+# Hub
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def _hub_archive(source: str, options: XA170KOptions) -> ZipStore:
     found = _REPOSITORY.fullmatch(source.removeprefix(HUB_PREFIX))
     if found is None:
         raise FileNotFoundError(
-            f"There is no folder and no zip {source}. For a repository of the Hub write owner/name or "
-            f"{HUB_PREFIX}owner/name, such as {AUTHORS_REPOSITORY}."
+            f"{source} is not an existing folder or zip. For a Hub repository use owner/name or "
+            f"{HUB_PREFIX}owner/name, for example {AUTHORS_REPOSITORY}."
         )
     repository, revision = found[1], found[2]
     try:
         return (_streamed if options.stream else _downloaded)(repository, revision, options)
     except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(f"{source} is not here, and the Hub cannot be asked ({error}).") from error
+        raise FileNotFoundError(
+            f"{source} does not exist locally, and the Hub cannot be reached ({error})."
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{source} is no folder or zip here, and the Hub has no {options.archive} in a dataset {repository} "
-            f"{f'at {revision} ' if revision else ''}({type(error).__name__}: {error}). Check the name; another name of "
-            "the zip is given as `archive`. Parquet files are read with `datasets.load_dataset`."
+            f"{source} is not a local folder or zip, and the Hub has no {options.archive} in a dataset {repository} "
+            f"{f'at {revision} ' if revision else ''}({type(error).__name__}: {error}). Check the name; if the zip "
+            "has another name, pass it as `archive`. Load Parquet files with `datasets.load_dataset`."
         ) from error
 
 
@@ -406,7 +405,7 @@ def _downloaded(repository: str, revision: str | None, options: XA170KOptions) -
 
 
 def _streamed(repository: str, revision: str | None, options: XA170KOptions) -> ZipStore:
-    # The commit, so that every process reads the same one
+    # pinned to a commit, so every process reads the same version
     commit = HfApi().dataset_info(repository, revision=revision).sha
     path = f"{HUB_PREFIX}{repository}@{commit}/{options.archive}"
     opener = partial(_open_on_hub, path.removeprefix("hf://"))

@@ -1,7 +1,7 @@
-"""The first pass over the frames of XA-170K: every frame is read once, so that a build knows what it will hold.
+"""First pass over the frames of XA-170K, which collects everything that a build must know in advance.
 
-Sizes, digests and near-duplicate signatures of a fixed range of frames go to a file of their own, so that an interrupted
-survey goes on where it was.
+Sizes, digests and near-duplicate signatures are saved in one file per range of frames, so an interrupted survey can
+resume.
 """
 
 import errno
@@ -25,24 +25,24 @@ from .sources import XA170KSource
 
 
 FRAMES_PER_CHUNK = 500
-# A worker process takes about as long to start as this many frames take to survey
+# starting a worker process takes about as long as surveying this many frames
 MIN_FRAMES_FOR_PROCESSES = 2000
 
-# What becomes of a frame
+# states of a frame
 UNREADABLE_FRAME, FILTERED, READY = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of each item of a source.
+    """Properties of the items of a source.
 
     Args:
-        state (`np.ndarray` of shape `(num_items,)`): `uint8`: 0 cannot be read, 1 the filter makes its mask, 2 it has one.
-        sizes (`np.ndarray` of shape `(num_items, 2)`): `int32`, height and width in pixels, 0 where it cannot be read.
+        state (`np.ndarray` of shape `(num_items,)`): `uint8`: 0 unreadable, 1 needs a mask from the filter, 2 has a mask.
+        sizes (`np.ndarray` of shape `(num_items, 2)`): `int32`, height and width in pixels, 0 if unreadable.
         digests (`np.ndarray` of shape `(num_items, 32)`): `uint8`, see [`~frame_digest.frame_digest`].
         signatures (`np.ndarray` of shape `(num_items, SIGNATURE_SIZE)`): `uint8`, see [`~near_duplicates.frame_signature`].
-        packed_share (`np.ndarray` of shape `(num_chunks,)`): `float32`, packed bytes for each pixel, of one frame a chunk.
-        faults (`tuple[Fault, ...]`): Frames that cannot be read, and masks that are not used.
+        packed_share (`np.ndarray` of shape `(num_chunks,)`): `float32`, compressed bytes per pixel, sampled once per chunk.
+        faults (`tuple[Fault, ...]`): Unreadable frames and unused masks.
     """
 
     state: np.ndarray
@@ -54,11 +54,11 @@ class Survey:
 
     @property
     def readable(self) -> np.ndarray:
-        """Indices of the items that can be read, shape `(num_readable,)`, `int64`, ascending."""
+        """Indices of the readable items, shape `(num_readable,)`, `int64`, ascending."""
         return np.flatnonzero(self.state != UNREADABLE_FRAME)
 
     def packed_bytes(self) -> int:
-        """About how many bytes the frames take as Parquet, from those that were packed to see."""
+        """Estimated size of the frames as Parquet, from the sampled compression."""
         pixels = int(self.sizes.astype(np.int64).prod(axis=1).sum())
         shares = self.packed_share[self.packed_share > 0]
         return int(pixels * float(shares.mean())) if len(shares) else 0
@@ -67,20 +67,20 @@ class Survey:
 def survey_frames(
     source: XA170KSource, output: Path, key: str, *, num_workers: int | None = None, show_progress: bool = True
 ) -> Survey:
-    """Read every frame of a source once, or what an interrupted survey left to do.
+    """Read every frame of a source once; resumes an interrupted survey.
 
     Args:
-        source ([`~xa170k_sources.XA170KSource`]): The frames.
+        source ([`~xa170k_sources.XA170KSource`]): Frames.
         output (`Path`): Folder of the data set; the survey is in its sub-folder `.build`.
-        key (`str`): Digest of the source; without `-`; parts of another survey are not used.
-        num_workers (`int`, *optional*): Processes; as many as cores by default.
-        show_progress (`bool`, defaults to `True`): Whether a terminal shows a progress bar.
+        key (`str`): Digest of the source, without `-`; files of other surveys are ignored.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores.
+        show_progress (`bool`, defaults to `True`): Whether to show a progress bar in a terminal.
 
     Returns:
-        [`Survey`]: What is known of each item.
+        [`Survey`]: Properties of each item.
 
     Raises:
-        OSError: If a part cannot be written. Finished parts stay, and the next call goes on.
+        OSError: If a file cannot be written. Finished files stay, and the next call resumes.
     """
     job = _SurveyJob(source, output / BUILD_NAME, key)
     chunks = range(-(-len(source.items) // FRAMES_PER_CHUNK))
@@ -94,20 +94,20 @@ def survey_frames(
 
 
 def survey_keys(output: Path) -> set[str]:
-    """Keys of the surveys that were begun in a folder.
+    """Keys of the surveys started in a folder.
 
     Args:
         output (`Path`): Folder of the data set.
 
     Returns:
-        `set[str]`: The keys, at most one if all is well.
+        `set[str]`: Keys; normally at most one.
     """
     return {path.name.split("-")[1] for path in (output / BUILD_NAME).glob("survey-*.npz")}
 
 
 @dataclass
 class _SurveyJob:
-    """Surveys one chunk; sent to every worker once."""
+    """Surveys one chunk; sent to each worker once."""
 
     source: XA170KSource
     folder: Path
@@ -140,14 +140,14 @@ class _SurveyJob:
         report = FaultReport()
         for row, index in enumerate(indices):
             try:
-                self._look_at(index, row, part, report)
+                self._survey_frame(index, row, part, report)
             except UNREADABLE as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
                     raise
                 report.add(self.source.items[index].name, error)
         return Survey(part.state, part.sizes, part.digests, part.signatures, part.packed_share, tuple(report))
 
-    def _look_at(self, index: int, row: int, part: Survey, report: FaultReport) -> None:
+    def _survey_frame(self, index: int, row: int, part: Survey, report: FaultReport) -> None:
         item = self.source.items[index]
         frame = self.source.read(item)
         part.sizes[row] = frame.shape
@@ -160,7 +160,7 @@ class _SurveyJob:
             if self.source.read_vesselness(item, frame.shape) is not None:
                 part.state[row] = READY
         except UNREADABLE as error:
-            report.add(item.name, f"{error} Its ready mask is not used, the filter makes one.")
+            report.add(item.name, f"{error} Its existing mask is not used; the filter computes one.")
 
 
 def _empty(num: int) -> Survey:
@@ -176,7 +176,7 @@ def _empty(num: int) -> Survey:
 
 def _packed_size(frame: np.ndarray) -> int:
     codec = require("pyarrow", "data").Codec("zstd", compression_level=1)
-    # and its mask, which is seldom above an eightieth of a byte a pixel
+    # plus the mask, which rarely exceeds 1/80 byte per pixel
     return len(codec.compress(encode_png(frame))) + frame.size // 80
 
 

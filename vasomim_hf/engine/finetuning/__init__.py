@@ -1,4 +1,4 @@
-"""Fine-tuning of the task heads on transformers' `Trainer`, and the linear probe."""
+"""Fine-tuning of task models with transformers' `Trainer`, and the linear probe."""
 
 from typing import TYPE_CHECKING
 

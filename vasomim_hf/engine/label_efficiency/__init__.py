@@ -1,4 +1,4 @@
-"""How the score grows with the number of labelled frames, for several initialisations."""
+"""Label efficiency: scores as a function of the number of labelled frames, for several initialisations."""
 
 from typing import TYPE_CHECKING
 

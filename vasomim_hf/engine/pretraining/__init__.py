@@ -1,4 +1,4 @@
-"""Pre-training of VasoMIM, and training of its segmentor."""
+"""Pre-training of VasoMIM and training of its segmentor."""
 
 from typing import TYPE_CHECKING
 

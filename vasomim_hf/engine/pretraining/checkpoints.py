@@ -1,7 +1,7 @@
-"""Checkpoints: a folder each, complete or not there, kept by count, free of pickle.
+"""Checkpoints: one folder each, written atomically, limited in number, without pickle.
 
-`checkpoints/step_00001234` holds `model/` (as `save_pretrained` writes it, so it also loads alone),
-`optimizer.safetensors` and `state.json`. It is written under a hidden name and renamed when all is on disk.
+`checkpoints/step_00001234` contains `model/` (written by `save_pretrained`, so it can be loaded separately),
+`optimizer.safetensors` and `state.json`. It is written under a hidden name and renamed once complete.
 """
 
 import json
@@ -23,17 +23,17 @@ _STEP_NAME = re.compile(r"step_(\d{8,})")
 
 
 def save_checkpoint(output_dir: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict) -> Path:
-    """Write a checkpoint.
+    """Save a checkpoint.
 
     Args:
-        output_dir (`Path`): Folder of the run.
+        output_dir (`Path`): Folder of the training run.
         model (`PreTrainedModel`): Unwrapped model.
-        optimizer (`torch.optim.Optimizer`): Its moments are saved under the parameters' names; rates are not, since they
-            belong to the run.
-        state (`dict`): JSON; must hold `step`, the optimiser steps done.
+        optimizer (`torch.optim.Optimizer`): Its moments are saved by parameter name; learning rates are not, because they
+            belong to the run configuration.
+        state (`dict`): JSON-serialisable; must contain `step`, the number of completed optimiser steps.
 
     Returns:
-        `Path`: The checkpoint's folder.
+        `Path`: Folder of the checkpoint.
     """
     folder = output_dir / CHECKPOINTS_NAME / f"step_{state['step']:08d}"
     if folder.is_dir() and read_state(folder) is None:
@@ -48,18 +48,18 @@ def save_checkpoint(output_dir: Path, model: PreTrainedModel, optimizer: torch.o
 
 
 def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict:
-    """Put a checkpoint's weights and moments into a model and its optimiser.
+    """Load the weights and moments of a checkpoint into a model and its optimiser.
 
     Args:
         folder (`Path`): Folder of the checkpoint.
         model (`PreTrainedModel`): Unwrapped model of the same configuration.
-        optimizer (`torch.optim.Optimizer`): Keeps its own rates and decay.
+        optimizer (`torch.optim.Optimizer`): Keeps its learning rates and weight decay.
 
     Returns:
-        `dict`: The state given to [`save_checkpoint`].
+        `dict`: The state passed to [`save_checkpoint`].
 
     Raises:
-        FileNotFoundError: If the folder is no complete checkpoint.
+        FileNotFoundError: If the folder is not a complete checkpoint.
         ValueError: If it belongs to another model.
     """
     state = read_state(folder)
@@ -74,7 +74,7 @@ def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim
 
 
 def read_state(folder: Path) -> dict | None:
-    """The state in a checkpoint; `None` if a file is missing or cut short."""
+    """State of a checkpoint; `None` if a file is missing or truncated."""
     try:
         state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
         is_complete = all((folder / name).stat().st_size == size for name, size in state["files"].items())
@@ -84,12 +84,12 @@ def read_state(folder: Path) -> dict | None:
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The complete checkpoint of the latest step in a run's folder, if there is one."""
+    """Complete checkpoint with the highest step in the folder of a run, if any."""
     return next((folder for folder in _by_step(output_dir) if read_state(folder) is not None), None)
 
 
 def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what an interrupted save has left; 0 keeps all."""
+    """Delete all but the newest `keep` checkpoints, and leftovers of interrupted saves; 0 keeps all."""
     for folder in (output_dir / CHECKPOINTS_NAME).glob(".step_*"):
         shutil.rmtree(folder, ignore_errors=True)
     if keep > 0:
@@ -107,7 +107,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    # Large models are saved in several files
+    # large models are saved in several shards
     weights: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         weights.update(load_file(path))
@@ -132,5 +132,5 @@ def _load_optimizer_tensors(
         name, _, key = full_name.partition("|")
         state.setdefault(numbers[id(parameters[name])], {})[key] = tensor
     if state:
-        # load_state_dict brings each tensor to the device and type that the optimiser needs
+        # load_state_dict moves each tensor to the device and dtype that the optimiser needs
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""From a run file to the model that it pre-trains, with its segmentor and its first weights."""
+"""Creation of the model of a pre-training run, with its segmentor and initial weights."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..run_config import PretrainRun, RunConfigError
 
 
 def build_config(run: PretrainRun) -> VasoMIMConfig:
-    """Configuration of a run's model: a preset or a file, the keys under `model`, the sizes of the segmentor."""
+    """Configuration of the model of a run: a preset or a file, the keys under `model`, the sizes of the segmentor."""
     overrides = dict(run.model)
     if run.segmentor is not None and "segmentor_config" not in overrides:
         overrides["segmentor_config"] = UNeXtConfig.from_pretrained(_existing(run.segmentor, "segmentor"))
@@ -23,11 +23,11 @@ def build_config(run: PretrainRun) -> VasoMIMConfig:
 
 
 def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
-    """Model of a run, with its segmentor's weights.
+    """Create the model of a run with the weights of its segmentor.
 
     Raises:
-        FileNotFoundError: If a folder is not there.
-        ValueError: If the model needs a segmentor and gets none, or `init` does not fit the configuration.
+        FileNotFoundError: If a folder does not exist.
+        ValueError: If the model needs a segmentor and none is given, or `init` does not match the configuration.
     """
     config = build_config(run)
     torch.manual_seed(run.seed)
@@ -36,8 +36,8 @@ def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
         model.load_segmentor(run.segmentor)
     elif config.has_segmentor and not (run.init is not None and _holds_segmentor(Path(run.init))):
         raise RunConfigError(
-            "This model is guided by a trained vessel segmentor, and the run names none. Train one with "
-            "training/train_segmentor.py and give its folder with --segmentor, or leave it out: "
+            "This model needs a trained vessel segmentor, but the run has none. Train one with "
+            "training/train_segmentor.py and pass its folder as --segmentor, or disable it: "
             "--model.filter_weight 1 --model.consistency_loss_weight 0"
         )
     if run.gradient_checkpointing:
@@ -47,7 +47,7 @@ def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
 
 def _existing(folder: str, key: str) -> str:
     if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"`{key}`: {folder} holds no model, there is no config.json in it.")
+        raise FileNotFoundError(f"`{key}`: {folder} is not a model folder: it has no config.json.")
     return folder
 
 
@@ -56,11 +56,11 @@ def _load_initial(folder: str, config: VasoMIMConfig) -> VasoMIMForPreTraining:
         folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
     fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    # An encoder alone is a fair start; a half-filled encoder is a mistake
+    # initialising the encoder alone is intended; a partially initialised encoder is a mistake
     broken = [name for name in fresh if "vasomim." in name]
     if broken:
         raise RunConfigError(
-            f"`init`: {folder} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}"
+            f"`init`: {folder} does not match the model: {len(broken)} encoder weights differ: {broken[:3]}"
         )
     return model
 

@@ -27,26 +27,26 @@ from .loop import (
 from .step_plan import StepPlan
 
 
-# Measuring Dice on more frames than these takes time and says no more
+# Dice on more frames takes longer and is not more informative
 MAX_VALIDATION_FRAMES = 512
 VALIDATION_BATCH_SIZE = 16
 NUM_PICTURES = 6
-# Last word of the seed that chooses the validation frames
+# last word of the seed that selects the validation frames
 VALIDATION_STREAM = 3
 
 
 def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) -> TrainingResult:
-    """Train a UNeXt to find what the vesselness filter finds, as a run file says.
+    """Train a UNeXt segmentor to reproduce the vesselness filter.
 
     Args:
-        run (`SegmentorRun`): The run.
-        on_finished (`Callable[[Path], None]`, *optional*): May add files to the final folder.
+        run (`SegmentorRun`): Run configuration.
+        on_finished (`Callable[[Path], None]`, *optional*): Called with the final folder, to add files.
 
     Returns:
-        `TrainingResult`: Whether training is finished; `folder` is the final model, or the checkpoint it stopped at.
+        `TrainingResult`: Whether training is finished; `folder` is the final model, or the last checkpoint.
 
     Raises:
-        ValueError: If the run does not fit its data or an earlier run in the same folder.
+        ValueError: If the run does not match its data or an earlier run in the same folder.
     """
     with training_processes(run) as accelerator:
         checkpoint_to_resume(run)
@@ -67,18 +67,18 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
 
 
 def split_frames(cache: FrameCache, validation_share: float, seed: int) -> tuple[FrameCache, FrameCache]:
-    """Hold out frames by chance, at most 512.
+    """Hold out random frames, at most 512.
 
-    Neighbouring frames of a run look alike, so the Dice on held-out frames says how well the filter is imitated, not
-    how well vessels are found in another patient.
+    Neighbouring frames of a cine look alike, so Dice on held-out frames measures how well the filter is imitated, not
+    how well vessels are found in other patients.
 
     Args:
         cache (`FrameCache`): All frames.
-        validation_share (`float`): Share to hold out, in [0, 1); at least one frame unless it is 0.
-        seed (`int`): Of the choice.
+        validation_share (`float`): Fraction to hold out, in [0, 1); at least one frame unless it is 0.
+        seed (`int`): Random seed.
 
     Returns:
-        `tuple[FrameCache, FrameCache]`: Frames to train on and frames held out.
+        `tuple[FrameCache, FrameCache]`: Training frames and held-out frames.
     """
     order = np.random.default_rng([seed, 0, 0, VALIDATION_STREAM]).permutation(len(cache)).tolist()
     count = min(max(1, round(validation_share * len(cache))), MAX_VALIDATION_FRAMES, len(cache) - 1)
@@ -87,7 +87,7 @@ def split_frames(cache: FrameCache, validation_share: float, seed: int) -> tuple
 
 
 def dice_of_masks(predicted: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Dice of each pair of masks; 1 where both are empty.
+    """Dice of each pair of masks; 1 if both are empty.
 
     Args:
         predicted, expected (`torch.Tensor` of shape `(batch_size, 1, height, width)`): `bool`.
@@ -109,12 +109,12 @@ def _relative_rate(step: int, plan: StepPlan) -> float:
 
 
 class SegmentorTask:
-    """One step of the segmentor's training, its score on held-out frames and the pictures of some.
+    """Training step of the segmentor, validation score and pictures.
 
     Args:
-        run (`SegmentorRun`): The run.
-        image_processor (`VasoMIMImageProcessor`): The only home of the pixel statistics.
-        validation (`FrameCacheDataset`): Held-out frames, whole.
+        run (`SegmentorRun`): Run configuration.
+        image_processor (`VasoMIMImageProcessor`): Defines the normalisation.
+        validation (`FrameCacheDataset`): Held-out frames, uncropped.
     """
 
     metric_names = ("loss",)
@@ -140,7 +140,7 @@ class SegmentorTask:
         return {"loss": (output.loss, 1.0)}
 
     def epoch_values(self, model: UNeXtForVesselSegmentation, epoch: int, progress: float) -> dict[str, float]:
-        """Mean Dice on the held-out frames against their vesselness, at a probability of one half."""
+        """Mean Dice on the held-out frames against their vesselness, at a threshold of one half."""
         if len(self.validation) == 0:
             return {}
         model.eval()
@@ -156,7 +156,7 @@ class SegmentorTask:
         return model(normalize_frames(pixels, self.mean, self.std)).logits.float()
 
     def picture(self, model: UNeXtForVesselSegmentation, epoch: int, progress: float) -> Image.Image | None:
-        """Held-out frames, their vesselness and what the segmentor finds; when a checkpoint is saved."""
+        """Held-out frames, their vesselness and the segmentor's prediction; drawn when a checkpoint is saved."""
         is_due = epoch % self.run.save_every_epochs == 0 or epoch == self.run.epochs
         if not is_due or len(self.validation) == 0:
             return None

@@ -1,8 +1,8 @@
-"""Which frames an optimiser step sees, as a function of the step: what makes a resumed run the same run.
+"""Frames of each optimiser step as a function of the step, which makes training resumable.
 
-The order of an epoch, the crops (see `FrameCacheDataset`) and the masks each have a stream of random numbers of their
-own, found from the seed and their place in training. Nothing random is carried from step to step, so there is nothing
-to restore, and neither loader processes nor a stop in the middle of an epoch change what comes next.
+The order of an epoch, the crops (see `FrameCacheDataset`) and the masks have separate random streams, seeded by the
+run and the position in training. No random state is carried from step to step, so nothing has to be restored, and
+neither the number of loader processes nor an interruption within an epoch changes the frames that follow.
 """
 
 from collections.abc import Iterator
@@ -15,30 +15,30 @@ import torch
 from ...data.parquet.row_order import StreamOptions, stream_order
 
 
-# Last word of each stream's seed; crops have (seed, epoch, index), which counts as a last word 0
+# last word of each stream's seed; crops use (seed, epoch, index), which is equivalent to a last word of 0
 ORDER_STREAM, STEP_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Division of the frames into epochs, steps, batches and processes.
+    """Assignment of frames to epochs, steps, batches and processes.
 
-    A step takes the next `frames_per_step` frames of the epoch's order; the first batch of process 0 comes first, then
-    the first batch of process 1, and so on. What does not fill a step is left out of that epoch (drop last, as the
-    authors do); the next order brings other frames to the end.
+    A step takes the next `frames_per_step` frames of the epoch: the first batch of process 0, then the first batch of
+    process 1, and so on. Frames that do not fill a step are dropped in that epoch (as by the authors); the next epoch
+    has another order.
 
     Args:
-        num_frames (`int`): Frames in the data.
-        batch_size (`int`): Frames that a process sees at once.
-        accumulation (`int`): Batches of a process in one optimiser step.
-        num_processes (`int`): Processes that train together.
+        num_frames (`int`): Number of frames in the data.
+        batch_size (`int`): Frames per forward pass of a process.
+        accumulation (`int`): Batches per process and optimiser step.
+        num_processes (`int`): Number of training processes.
         num_epochs (`int`): Length of training.
         seed (`int`): Seed of the order.
-        row_groups (`tuple[int, ...]`, *optional*): Rows of each row group, where frames are read from Parquet in training.
-            Each process then takes frames from row groups of its own, in the order of [`stream_order`].
+        row_groups (`tuple[int, ...]`, *optional*): Rows per row group, if frames are read from Parquet during training. Each
+            process then reads separate row groups, in the order of [`stream_order`].
 
     Raises:
-        ValueError: If there are fewer frames than one step takes.
+        ValueError: If there are fewer frames than one step needs.
 
     Example:
         >>> plan = StepPlan(num_frames=10, batch_size=2, accumulation=1, num_processes=2, num_epochs=3, seed=0)
@@ -57,28 +57,28 @@ class StepPlan:
     def __post_init__(self):
         if self.num_frames < self.frames_per_step:
             raise ValueError(
-                f"One step takes {self.frames_per_step} frames (batch_size={self.batch_size} × "
-                f"gradient_accumulation_steps={self.accumulation} × {self.num_processes} processes), and there are only "
-                f"{self.num_frames}. Lower batch_size."
+                f"One step needs {self.frames_per_step} frames (batch_size={self.batch_size} × "
+                f"gradient_accumulation_steps={self.accumulation} × {self.num_processes} processes), but there are "
+                f"only {self.num_frames}. Lower batch_size."
             )
 
     @property
     def frames_per_step(self) -> int:
-        """Frames in one optimiser step, of all processes."""
+        """Frames per optimiser step, over all processes."""
         return self.batch_size * self.accumulation * self.num_processes
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch."""
+        """Optimiser steps per epoch."""
         return self.num_frames // self.frames_per_step
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Total number of optimiser steps."""
         return self.steps_per_epoch * self.num_epochs
 
     def batch(self, step: int, part: int, process: int) -> list[tuple[int, int]]:
-        """Epoch and index of each frame in one batch: the `part`-th of a step, for one process."""
+        """Epoch and index of each frame of a batch: the `part`-th of a step, for one process."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         if self.row_groups is not None:
             place = (step_in_epoch * self.accumulation + part) * self.batch_size
@@ -94,7 +94,7 @@ class StepPlan:
         )
 
     def step_seed(self, step: int, part: int, process: int) -> int:
-        """Seed of everything random in one forward pass."""
+        """Seed for all randomness of one forward pass."""
         words = [self.seed, step, part * self.num_processes + process, STEP_STREAM]
         return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
@@ -105,12 +105,12 @@ def _order(num_frames: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class StepSampler(torch.utils.data.Sampler):
-    """The batches of one process from a step on, to the end of training, for a `DataLoader`'s `batch_sampler`.
+    """Batch sampler of one process from a given step to the end of training.
 
     Args:
-        plan (`StepPlan`): The division.
-        process (`int`): Number of this process.
-        first_step (`int`, defaults to 0): Step to begin with.
+        plan (`StepPlan`): Assignment of frames.
+        process (`int`): Index of this process.
+        first_step (`int`, defaults to 0): Step to start from.
     """
 
     def __init__(self, plan: StepPlan, process: int, first_step: int = 0):

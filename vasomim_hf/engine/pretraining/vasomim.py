@@ -1,4 +1,4 @@
-"""Pre-training: what a run file becomes, and what one step of it does."""
+"""Pre-training of VasoMIM: setup of a run and its training step."""
 
 from typing import Any
 
@@ -27,23 +27,23 @@ from .model import build_model
 from .step_plan import StepPlan
 
 
-# The same frames and masks in every picture and every probe of a run
+# the same frames and masks in every picture and every probe
 FIXED_SEED = 0
 PROBE_BATCH_SIZE = 16
 
 
 def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> TrainingResult:
-    """Pre-train VasoMIM as a run file says.
+    """Pre-train VasoMIM.
 
     Args:
-        run (`PretrainRun`): The run.
-        on_finished (`Callable[[Path], None]`, *optional*): May add files to the final folder.
+        run (`PretrainRun`): Run configuration.
+        on_finished (`Callable[[Path], None]`, *optional*): Called with the final folder, to add files.
 
     Returns:
-        `TrainingResult`: Whether training is finished; `folder` is the final model, or the checkpoint it stopped at.
+        `TrainingResult`: Whether training is finished; `folder` is the final model, or the last checkpoint.
 
     Raises:
-        ValueError: If the run does not fit its data, its segmentor or an earlier run in the same folder.
+        ValueError: If the run does not match its data, its segmentor or an earlier run in the same folder.
     """
     with training_processes(run) as accelerator:
         checkpoint_to_resume(run)
@@ -86,13 +86,13 @@ def _relative_rate(run: PretrainRun) -> Any:
 
 
 class PretrainTask:
-    """One step of pre-training, what it logs and the pictures it makes.
+    """Training step of pre-training, logged values and pictures.
 
     Args:
-        run (`PretrainRun`): The run.
-        config (`VasoMIMConfig`): Of the model.
-        image_processor (`VasoMIMImageProcessor`): The only home of the pixel statistics.
-        dataset (`FrameCacheDataset`): Whose frames are shown in pictures.
+        run (`PretrainRun`): Run configuration.
+        config (`VasoMIMConfig`): Model configuration.
+        image_processor (`VasoMIMImageProcessor`): Defines the normalisation.
+        dataset (`FrameCacheDataset`): Source of the frames in pictures.
     """
 
     metric_names = ("loss", "reconstruction_loss", "consistency_loss", "hidden_vessel_share")
@@ -125,7 +125,7 @@ class PretrainTask:
     def metrics(
         self, output: VasoMIMForPreTrainingOutput, inputs: dict[str, Any]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
-        """Losses, and vessel pixels under hidden patches of all vessel pixels."""
+        """Losses, and the fraction of vessel pixels that are masked."""
         vessels = patch_scores(inputs["vesselness"].float(), self.config.patch_size)
         return {
             "loss": (output.loss, 1.0),
@@ -135,11 +135,11 @@ class PretrainTask:
         }
 
     def epoch_values(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> dict[str, float]:
-        """Where the guidance is, what a uniform mask would hide of the vessels, and the losses of the probe.
+        """Guidance ratio, fraction of vessels that a uniform mask would hide, and losses of the probe.
 
-        The losses of training rise when the guidance hides more of what is hard to guess. Those of the probe, whole
-        frames of the training set under the same masks in every epoch, show what was learnt. These masks are drawn as at
-        the start of the schedule: uniformly, with the paper's.
+        Training losses rise when guidance masks more patches that are hard to predict. The probe, whole training
+        frames with the same masks in every epoch, shows what was learned. Its masks are sampled as at the start of the
+        schedule: uniformly, with the paper's settings.
         """
         num_visible = int(self.num_patches * (1 - self.config.mask_ratio))
         start, end = self.config.guidance_ratio_start, self.config.guidance_ratio_end
@@ -168,7 +168,7 @@ class PretrainTask:
         return ForwardContext(progress, torch.Generator(model.device).manual_seed(FIXED_SEED))
 
     def picture(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> Image.Image | None:
-        """Frame, what is visible of it, reconstruction, and the vessels of each; every so many epochs."""
+        """Frame, visible patches, reconstruction, and the vessels of each; drawn at regular intervals."""
         every = self.run.picture_every_epochs
         if every == 0 or (epoch % every and epoch != self.run.epochs):
             return None
@@ -194,7 +194,8 @@ class PretrainTask:
 
 
 def _some_frames(dataset: FrameCacheDataset, count: int) -> FrameCacheDataset:
-    """Whole frames from all over a dataset; from the first row group of Parquet, since each costs the reading of another."""
+    """Whole frames spread over a dataset; for Parquet from the first row group only, because each group has to be
+    read."""
     cache = dataset.cache
     row_groups = cache.row_groups
     total = row_groups[0] if row_groups and row_groups[0] >= count else len(dataset)
