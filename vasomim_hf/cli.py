@@ -5,7 +5,6 @@ Each command imports what it needs when it runs, so that `vasomim --help` answer
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -287,7 +286,9 @@ def _read_salt(path: str) -> str:
 
 
 def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    from .progress import set_up_logging
+
+    set_up_logging()
 
 
 def _filter_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_a_resumed_log_holds_each_step_once(tmp_path):
 def test_only_the_main_process_writes(tmp_path):
     log = RunLog(tmp_path / "run", is_main=False, tensorboard=True, first_step=0)
     log.write("step", 1, {"loss": 0.5})
-    log.picture("x", 1, Image.new("L", (4, 4)))
+    log.picture("x", 1, Image.new("L", (4, 4)), "x")
     log.close()
     assert not (tmp_path / "run").exists()
 
@@ -39,11 +39,13 @@ def test_numbers_and_pictures_reach_tensorboard(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log = RunLog(tmp_path, is_main=True, tensorboard=True, first_step=0)
     log.write("epoch", 7, {"loss": 0.25, "device": "cpu"})
-    log.picture("reconstruction", 7, Image.new("L", (4, 4)))
+    log.picture("reconstruction", 7, Image.new("L", (4, 4), 200), "epoch_0007")
     log.close()
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("epoch/loss")] == [(7, 0.25)]
     assert events.Tags()["images"] == ["reconstruction"]
+    with Image.open(tmp_path / "pictures/epoch_0007.png") as picture:
+        assert picture.size == (4, 4) and picture.getpixel((0, 0)) == 200
 
 
 def test_means_are_weighted_and_those_without_weight_left_out():

@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 PACKAGE = Path(__file__).parents[2] / "vasomim_hf"
 # From the lowest to the highest; the first pattern that fits counts. A new module needs a place here.
 LAYERS = [
-    ["version", "import_utils", "folders", "optimization"],
+    ["version", "import_utils", "folders", "optimization", "progress"],
     ["configuration_unext", "masking_vasomim", "image_processing_reading", "image_processing_boxes"],
     ["configuration_vasomim", "modeling_unext", "modeling_vasomim_detection_loss", "image_processing_vasomim"],
     ["modeling_vasomim", "presets"],

@@ -21,9 +21,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..import_utils import require
+from ..progress import Progress
 from .crops import CROP_SCALE, Crop, crop_frame, crop_vesselness, random_crop
 from .reading.files import UNREADABLE
 from .sources import FrameSource
@@ -252,7 +252,7 @@ def build_frame_cache(
         cache_dir (`str` or `Path`): Parent of cache folders. One 512×512 frame takes 295 kB.
         vesselness_options (`dict`, *optional*): Fields of [`VesselnessOptions`], such as `{"border": 3}`.
         num_workers (`int`, defaults to 1): Processes that decode and filter.
-        show_progress (`bool`, defaults to `True`): Whether a terminal shows a progress bar.
+        show_progress (`bool`, defaults to `True`): Whether to show how far it is.
 
     Returns:
         `FrameCache`: The opened cache.
@@ -271,7 +271,8 @@ def build_frame_cache(
     # private, and stays so: it holds decoded frames of patients
     temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{key}-"))
     try:
-        results = _show(_read_all(source, options, num_workers), len(source), show_progress)
+        results = _read_all(source, options, num_workers)
+        results = Progress(results, what="decoding and filtering", total=len(source), is_shown=show_progress)
         index = _write_frames(temporary, source, results)
         index.update(format=CACHE_FORMAT, key=key, source=source.description, vesselness_options=options)
         (temporary / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
@@ -298,11 +299,6 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
         # Another process was quicker: its cache has the same key, so the same content
         if not (folder / INDEX_NAME).is_file():
             raise
-
-
-def _show(results: Iterator, total: int, show_progress: bool) -> Iterator:
-    # `None` shows the bar on terminals only
-    return tqdm(results, total=total, desc="vesselness", unit="frame", disable=None if show_progress else True)
 
 
 def _write_frames(folder: Path, source: FrameSource, results: Iterator) -> dict:

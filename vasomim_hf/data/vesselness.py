@@ -19,10 +19,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..folders import atomic_file
 from ..import_utils import require
+from ..progress import Progress
 from .reading.files import FrameReadError, list_frames, read_frame
 
 
@@ -499,7 +499,7 @@ def vesselness_files(
     for folder in {target.parent for _, target in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
     work = partial(_write_file, options=checked, kind=kind, bits_stored=bits_stored)
-    results = tqdm(_run(work, jobs, workers), total=len(jobs), unit="frame", desc="vesselness", disable=None)
+    results = Progress(_run(work, jobs, workers), what="vesselness", total=len(jobs))
     for (source, target), reason in zip(jobs, results, strict=True):
         if reason is None:
             report.written.append(target)

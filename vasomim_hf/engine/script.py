@@ -8,6 +8,7 @@ from typing import TypeVar
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
+from ..progress import set_up_logging
 from .pretraining.loop import TrainingDivergedError, TrainingResult
 from .run_config import TrainingRun, describe_keys, load_run
 
@@ -41,7 +42,7 @@ def run_script(
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{doc}\nKeys of the run file, with their defaults:\n{describe_keys(kind)}\n")
         return 0 if arguments else 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    set_up_logging()
     disable_progress_bar()
     try:
         result = train(load_run(kind, arguments[0], arguments[1:]))

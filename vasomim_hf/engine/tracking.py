@@ -1,4 +1,7 @@
-"""What a run tells: a log of JSON lines, TensorBoard, a progress bar; and running means that do not wait for the device."""
+"""What a training run records: log.jsonl, TensorBoard and pictures; and running means that do not wait for the device.
+
+What it shows meanwhile, on a terminal or in a file, comes from [`~progress`].
+"""
 
 import json
 import time
@@ -13,12 +16,14 @@ from ..import_utils import require
 
 
 LOG_NAME = "log.jsonl"
+PICTURES_NAME = "pictures"
+TENSORBOARD_NAME = "tensorboard"
 
 
 class RunLog:
     """Log of a run, written by the main process.
 
-    `log.jsonl` has one JSON object a line, with `kind` (`"start"`, `"step"`, `"epoch"`, ...) and `step`, the optimiser
+    `log.jsonl` has one JSON object per line, with `kind` (`"start"`, `"step"`, `"epoch"`, ...) and `step`, the optimiser
     steps done. A resumed run first drops the lines behind its checkpoint, so that each step stands there once.
 
     Args:
@@ -37,7 +42,7 @@ class RunLog:
         _drop_lines_after(self._path, first_step)
         if tensorboard:
             writer = require("torch.utils.tensorboard", "training").SummaryWriter
-            self._board = writer(str(folder / "tensorboard"), purge_step=first_step or None)
+            self._board = writer(str(folder / TENSORBOARD_NAME), purge_step=first_step or None)
 
     def write(self, kind: str, step: int, values: dict) -> None:
         """Write one line; numbers also go to TensorBoard under `kind/name`."""
@@ -51,8 +56,14 @@ class RunLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def picture(self, name: str, step: int, image: Image.Image) -> None:
-        """Give a picture to TensorBoard."""
+    def picture(self, name: str, step: int, image: Image.Image, file_stem: str) -> None:
+        """Save a picture as `pictures/FILE_STEM.png`, and give it to TensorBoard under its name."""
+        if self._path is None:
+            return
+        folder = self._path.parent / PICTURES_NAME
+        folder.mkdir(exist_ok=True)
+        with atomic_file(folder / f"{file_stem}.png") as temporary:
+            image.save(temporary, format="PNG")
         if self._board is not None:
             self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 

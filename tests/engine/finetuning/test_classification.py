@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
 from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
-from vasomim_hf.engine.finetuning.linear_probe import Features, finetune_classification, fit_logistic_regression
+from vasomim_hf.engine.finetuning.linear_probe import finetune_classification
+from vasomim_hf.engine.finetuning.logistic_regression import Features, fit_logistic_regression
 from vasomim_hf.engine.finetuning.rows import LabelledRows, choose_fraction, hold_out, load_task_data
 from vasomim_hf.engine.finetuning.run import ClassificationRun
 from vasomim_hf.engine.finetuning.trainer import read_metrics

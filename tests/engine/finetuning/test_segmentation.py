@@ -87,7 +87,7 @@ def stop_in_step(step: int, monkeypatch) -> None:
     def stop(guard, args, state, control, **kwargs):
         begin(guard, args, state, control, **kwargs)
         if state.global_step == step - 1:
-            stops[-1].signal = 15
+            stops[-1].signal.number = 15
 
     monkeypatch.setattr(finetuning, "StopCallback", lambda: stops.append(real()) or stops[-1])
     monkeypatch.setattr(finetune_callbacks.LossGuard, "on_step_begin", stop)

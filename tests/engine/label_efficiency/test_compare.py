@@ -129,7 +129,7 @@ def test_a_cell_stopped_in_the_middle_of_its_training_ends_as_one_that_was_not(b
 
     def stopped():
         callback = real()
-        callback.signal = 15
+        callback.signal.number = 15
         return callback
 
     run = comparison(base, tmp_path / "out", **keys)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from ...import_utils import require
+from ...progress import Progress
 
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def to_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"rows-{uuid.uuid4().hex[:12]}.arrow"
     try:
-        _write_rows(path, rows(items), features)
+        shown: Any = Progress(items, what="reading", unit="files")
+        _write_rows(path, rows(shown), features)
         return datasets.Dataset.from_file(str(path))
     except BaseException:
         path.unlink(missing_ok=True)

@@ -20,10 +20,9 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tqdm.auto import tqdm
-
 from ...folders import atomic_file
 from ...import_utils import require
+from ...progress import Progress
 from ..faults import Fault, FaultReport
 from ..reading.files import UNREADABLE
 
@@ -146,7 +145,7 @@ def write_shards(
         _check_plan(output, plan)
         job = _ShardJob(make_row, plan, output, features)
         todo = [shard for shard in range(plan.num_shards) if read_record(output, plan, shard) is None]
-        with tqdm(total=plan.num_items, desc=plan.split, unit="row", disable=None if show_progress else True) as bar:
+        with Progress(what=plan.split, total=plan.num_items, unit="rows", is_shown=show_progress) as bar:
             bar.update(plan.num_items - sum(len(plan.items(shard)) for shard in todo))
             for shard in run_jobs(job, todo, num_workers if len(todo) > 1 and _is_long(plan, todo) else 1):
                 bar.update(len(plan.items(shard)))

@@ -377,7 +377,8 @@ def paint(canvas: np.ndarray, objects: Iterable[tuple[int, CocoObject]]) -> np.n
         if item.runs is not None:
             canvas[_run_mask(item.runs)] = value
         elif item.outlines:
-            canvas[_filled(item.outlines, *canvas.shape)] = value
+            part, mask = _filled(item.outlines, *canvas.shape)
+            canvas[part][mask] = value
     return canvas
 
 
@@ -386,11 +387,13 @@ def _run_mask(runs: RunLengths) -> np.ndarray:
     return values.reshape(runs.width, runs.height).T
 
 
-def _filled(outlines: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The union of filled polygons, `bool` of shape `(height, width)`."""
+def _filled(outlines: Iterable[np.ndarray], height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The union of filled polygons: its bounding box in the frame, and what it fills of that, `bool`."""
     coco = require("pycocotools.mask", "data")
-    runs = coco.frPyObjects([points.reshape(-1).tolist() for points in outlines], height, width)
+    runs = coco.merge(coco.frPyObjects([points.reshape(-1).tolist() for points in outlines], height, width))
+    left, top, columns, rows = coco.toBbox(runs).astype(int).tolist()
+    part = (slice(top, top + rows), slice(left, left + columns))
     with warnings.catch_warnings():
         # raised by the compiled part of pycocotools 2.0.11 under numpy 2
         warnings.simplefilter("ignore", DeprecationWarning)
-        return coco.decode(coco.merge(runs)).view(np.bool_)
+        return part, coco.decode(runs)[part].astype(bool)

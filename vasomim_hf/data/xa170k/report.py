@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ...folders import atomic_file
 from ...import_utils import require
+from ...progress import Progress
 from ..faults import Fault, FaultReport
 from ..frame_digest import frame_digest
 from ..parquet.write import file_digest, run_jobs
@@ -312,7 +312,7 @@ def verify_xa170k(
         job = _Check(folder, report.files, Path(place))
         todo = [number for number in range(len(report.files)) if job.read(number) is None]
         workers = num_workers if report.num_rows >= MIN_ROWS_FOR_PROCESSES else 1
-        with tqdm(total=report.num_rows, desc="verify", unit="row", disable=None if show_progress else True) as bar:
+        with Progress(what="verify", total=report.num_rows, unit="rows", is_shown=show_progress) as bar:
             bar.update(report.num_rows - sum(report.files[number].num_rows for number in todo))
             for number in run_jobs(job, todo, workers):
                 bar.update(report.files[number].num_rows)

@@ -11,10 +11,10 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ...folders import atomic_file
 from ...import_utils import require
+from ...progress import Progress
 from ..faults import Fault, FaultReport
 from ..frame_digest import frame_digest
 from ..near_duplicates import SIGNATURE_SIZE, frame_signature
@@ -86,7 +86,7 @@ def survey_frames(
     chunks = range(-(-len(source.items) // FRAMES_PER_CHUNK))
     todo = [chunk for chunk in chunks if job.read(chunk) is None]
     workers = num_workers if len(todo) * FRAMES_PER_CHUNK >= MIN_FRAMES_FOR_PROCESSES else 1
-    with tqdm(total=len(source.items), desc="survey", unit="frame", disable=None if show_progress else True) as bar:
+    with Progress(what="survey", total=len(source.items), is_shown=show_progress) as bar:
         bar.update(sum(len(job.items(chunk)) for chunk in chunks) - sum(len(job.items(chunk)) for chunk in todo))
         for chunk in run_jobs(job, todo, workers):
             bar.update(len(job.items(chunk)))

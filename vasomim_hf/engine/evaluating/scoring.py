@@ -3,8 +3,6 @@
 One frame's probabilities are in memory at a time, so that memory does not grow with the data.
 """
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +18,10 @@ from ...evaluation.classification_metrics import ClassificationScores
 from ...evaluation.detection_metrics import Boxes, DetectionScores
 from ...evaluation.segmentation_scores import SegmentationScores
 from ...inference.prediction import InferenceOptions, predict_boxes, predict_classes, predict_masks
+from ...progress import Progress
 from ..finetuning.decoded import class_id, corner_boxes, grey_frame, label_map
 from ..finetuning.rows import LabelledRows
 from ..finetuning.run import CLASSIFICATION, DETECTION, SEGMENTATION
-
-
-logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +92,10 @@ class FrameScorer:
         _check_ids(rows.image_ids)
         scores = make_scores(self.kind, self.labels)
         patients = dict(zip(rows.image_ids, rows.patient_ids, strict=True))
-        begin = told = time.monotonic()
-        for number, frame in enumerate(self.frames(rows), start=1):
+        for frame in Progress(self.frames(rows), what="evaluating", total=len(rows)):
             _add(scores, frame, patients[frame.image_id])
             if watch is not None:
                 watch(frame)
-            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
-                told = time.monotonic()
-                logger.info("%d of %d frames, %.1f frames/s", number, len(rows), number / (told - begin))
         return scores
 
     def frames(self, rows: LabelledRows) -> Iterator[ScoredFrame]:

@@ -2,21 +2,22 @@
 
 import json
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...folders import atomic_file
+from ...progress import Progress, TrainingProgress, shorten_values
 from ..pretraining.loop import TrainingDivergedError
+from ..stopping import StopSignal
 from ..tracking import RunLog
 from .decoded import FinetuneDataset
 
@@ -27,21 +28,32 @@ INPUTS_NAME = "inputs.safetensors"
 
 
 class LogCallback(TrainerCallback):
-    """Writes `log.jsonl` and measures the speed of training, without the time of evaluations and checkpoints.
+    """Shows how far training is, records it, and measures its speed without the time of evaluations and checkpoints.
 
     Args:
         folder (`Path`): Of the run.
         tensorboard (`bool`): Whether to write a TensorBoard log too.
         frames_per_step (`int`): Frames of an optimiser step.
+        draw (`Callable`, *optional*): Draws the picture of an evaluation; is given the epochs that are done, and returns
+            `None` where no picture is due.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool, frames_per_step: int):
+    def __init__(
+        self,
+        folder: Path,
+        tensorboard: bool,
+        frames_per_step: int,
+        draw: Callable[[float], Image.Image | None] | None = None,
+    ):
         self.folder = folder
         self.tensorboard = tensorboard
         self.frames_per_step = frames_per_step
+        self.draw = draw
         self.kind = "evaluation"
         self.seconds, self.steps = 0.0, 0
         self._log: RunLog | None = None
+        self._bar: Progress | None = None
+        self._evaluation_bar: Progress | None = None
         self._mark = 0.0
 
     @property
@@ -52,12 +64,31 @@ class LogCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the log, behind what a checkpoint knows of."""
         self._log = RunLog(self.folder, state.is_world_process_zero, self.tensorboard, state.global_step)
+        is_shown = state.is_world_process_zero
+        self._bar = TrainingProgress(state.max_steps, state.global_step, self.frames_per_step, is_shown)
         self._start(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count the step and its time."""
         now = time.perf_counter()
         self.seconds, self.steps, self._mark = self.seconds + now - self._mark, self.steps + 1, now
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Count a batch of an evaluation."""
+        if self._evaluation_bar is None:
+            is_shown = state.is_world_process_zero
+            total = None if eval_dataloader is None else len(eval_dataloader)
+            self._evaluation_bar = Progress(what="validation", total=total, unit="batches", is_shown=is_shown)
+        self._evaluation_bar.update()
 
     def on_evaluate(
         self,
@@ -68,19 +99,28 @@ class LogCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Write the validation metrics."""
+        self._close_evaluation_bar()
         values = {
             name.removeprefix("eval_"): value
             for name, value in (metrics or {}).items()
             if not name.endswith(("_runtime", "_per_second"))
         }
-        if self._log is not None:
-            self._log.write(self.kind, state.global_step, values)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
-        where = f"step {state.global_step} of {state.max_steps}"
+        where = f"step {state.global_step}/{state.max_steps}"
         if self.kind == "final" and args.load_best_model_at_end:
             where = f"best weights, of step {state.best_global_step} by {args.metric_for_best_model}"
-        logger.info("%s: %s", where, shown)
+        if state.is_world_process_zero:
+            numbers = {name: value for name, value in values.items() if isinstance(value, float) and name != "epoch"}
+            logger.info("%s", shorten_values(where, numbers))
+            self._record(state, values)
         self._mark = time.perf_counter()
+
+    def _record(self, state: TrainerState, values: dict[str, Any]) -> None:
+        if self._log is None:
+            return
+        self._log.write(self.kind, state.global_step, values)
+        picture = self.draw(state.epoch or 0.0) if self.draw is not None and self.kind != "final" else None
+        if picture is not None:
+            self._log.picture("predictions", state.global_step, picture, f"step_{state.global_step:06d}")
 
     def on_log(
         self,
@@ -91,14 +131,31 @@ class LogCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Write loss, rate and gradient norm."""
-        if self._log is not None and logs and "loss" in logs:
+        if self._log is not None and self._bar is not None and logs and "loss" in logs:
             speed = round(self.frames_per_second, 2)
             self._log.write("step", state.global_step, {**logs, "frames_per_second": speed})
+            self._bar.show({"loss": logs["loss"]})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the log."""
-        if self._log is not None:
-            self._log.close()
+        """Close the bar; the log stays open for the final evaluation."""
+        if self._bar is not None:
+            self._bar.close()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Whatever happens within the block, log and bars are closed at its end."""
+        try:
+            yield
+        finally:
+            self._close_evaluation_bar()
+            for opened in (self._bar, self._log):
+                if opened is not None:
+                    opened.close()
+
+    def _close_evaluation_bar(self) -> None:
+        if self._evaluation_bar is not None:
+            self._evaluation_bar.close()
+            self._evaluation_bar = None
 
     def _start(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._mark = time.perf_counter()
@@ -129,31 +186,14 @@ class StopCallback(TrainerCallback):
     """Ends training after the step in which SIGINT or SIGTERM came, with a checkpoint."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal = StopSignal()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save and stop, where there is more to do."""
-        if self.signal is not None and state.global_step < state.max_steps:
+        if self.signal.came and state.global_step < state.max_steps:
             # an evaluation that is due stays so: it may choose the best weights, or end training early
             control.should_save = control.should_training_stop = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Note the two signals within the block; a second SIGINT interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
+            logger.info("stopping at step %d of %d, as asked", state.global_step, state.max_steps)
 
 
 class LossGuard(TrainerCallback):

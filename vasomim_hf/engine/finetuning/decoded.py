@@ -30,6 +30,7 @@ from ...data.crops import normalize_frames
 from ...data.faults import FaultReport
 from ...image_processing_reading import read_frames, scale_to_8_bit
 from ...modeling_vasomim_segmentation import IGNORED_LABEL
+from ...progress import Progress
 from .rows import LabelledRows
 from .run import CLASSIFICATION, DETECTION, SEGMENTATION
 
@@ -153,7 +154,7 @@ def decode(rows: LabelledRows, options: DecodeOptions, folder: Path) -> Samples:
     folder.mkdir(parents=True, exist_ok=True)
     reader = _RowReader(rows, options)
     with open(folder / _PLANES_NAME, "wb") as frames, open(folder / f"masks_{_PLANES_NAME}", "wb") as masks:
-        for number in range(len(rows)):
+        for number in Progress(range(len(rows)), what=f"decoding {folder.name} frames"):
             frame, mask = reader.read(number)
             frame.tofile(frames)
             if mask is not None:

@@ -8,11 +8,9 @@ frames. Standardisation and regression are one linear layer, which becomes the m
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -20,9 +18,10 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
 from ...folders import atomic_file
-from ...import_utils import require
+from ...progress import Progress
 from ..pretraining.loop import TrainingResult
 from .decoded import Collator, FinetuneDataset, private_folder
+from .logistic_regression import Features, fit_logistic_regression
 from .meters import ClassificationMeter
 from .rows import LabelledRows, hold_out, load_task_data
 from .run import ClassificationRun, save_finetune_run
@@ -44,34 +43,12 @@ logger = logging.getLogger(__name__)
 
 FEATURES_NAME = "features.safetensors"
 CHOOSING_SHARE = 0.2
-_MOST_ITERATIONS = 10_000
-_TOLERANCE = 1e-6
-# Of a class that no frame has. The logits of the others add up to 0, so that its probability stays below 3e-9
-_LOGIT_OF_ABSENT = -20.0
 # Keys of a run that are about training by steps
 _UNUSED = (
     *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
     *("warmup_share", "weight_decay", "betas", "clip_grad_norm", "evaluations", "metric", "keep", "saves", "patience"),
     *("augmentation", "mixed_precision", "log_every_steps", "tensorboard"),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Features of frames with their classes.
-
-    Args:
-        values (`torch.Tensor` of shape `(num_frames, hidden_size)`): float32.
-        labels (`torch.Tensor` of shape `(num_frames,)`): int64.
-    """
-
-    values: torch.Tensor
-    labels: torch.Tensor
-
-    def select(self, indices: np.ndarray) -> "Features":
-        """Those of some frames, by their numbers of shape `(num_chosen,)`."""
-        chosen = torch.from_numpy(indices)
-        return Features(self.values[chosen], self.labels[chosen])
 
 
 def finetune_classification(run: ClassificationRun) -> TrainingResult:
@@ -150,7 +127,8 @@ def _features(run: ClassificationRun, parts: FinetuneParts, dataset: FinetuneDat
     plain = FinetuneDataset(dataset.samples, run.image_size)
     collator = Collator(tuple(parts.image_processor.image_mean), tuple(parts.image_processor.image_std))
     values, labels = [], []
-    for batch in DataLoader(plain, batch_size=run.batch_size, collate_fn=collator, num_workers=run.num_workers):
+    loader = DataLoader(plain, batch_size=run.batch_size, collate_fn=collator, num_workers=run.num_workers)
+    for batch in Progress(loader, what="computing features", unit="batches"):
         values.append(model.pooled_features(batch["pixel_values"].to(device)).float().cpu())
         labels.append(batch["labels"])
     model.to("cpu")
@@ -191,54 +169,6 @@ def choose_weight_decay(
 def _logits(learnt: Features, num_labels: int, weight_decay: float, judged: Features) -> torch.Tensor:
     with torch.no_grad():
         return fit_logistic_regression(learnt, num_labels, weight_decay)(judged.values)
-
-
-def fit_logistic_regression(features: Features, num_labels: int, weight_decay: float) -> nn.Linear:
-    """Multinomial logistic regression on standardised features, fitted to the end.
-
-    Minimises mean cross entropy + `weight_decay` / 2 x the sum of the squared weights; the bias is not penalised.
-
-    Args:
-        features (`Features`): To learn from; of at least two classes.
-        num_labels (`int`): Number of classes.
-        weight_decay (`float`): >= 0.
-
-    Returns:
-        `nn.Linear`: For features as they are: the standardisation is in its weights.
-
-    Example:
-        >>> features = Features(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
-        >>> fit_logistic_regression(features, 2, 1e-3)(features.values).argmax(dim=1).tolist()
-        [0, 0, 1, 1]
-    """
-    scaler = require("sklearn.preprocessing", "training").StandardScaler()
-    values = scaler.fit_transform(features.values.double().numpy())
-    weight, bias = _fit(values, features.labels.numpy(), num_labels, weight_decay)
-    layer = nn.Linear(values.shape[1], num_labels)
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weight / scaler.scale_))
-        layer.bias.copy_(torch.from_numpy(bias - weight / scaler.scale_ @ scaler.mean_))
-    return layer
-
-
-def _fit(
-    values: np.ndarray, labels: np.ndarray, num_labels: int, weight_decay: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of shape `(num_labels, num_features)` and biases of shape `(num_labels,)`."""
-    present = np.unique(labels)
-    # scikit-learn minimises the sum of the losses x C + the penalty; of two classes it fits one difference of weights,
-    # whose penalty is twice that of the two halves
-    num_frames = len(labels) if len(present) > 2 else len(labels) / 2
-    inverse = 1 / (weight_decay * num_frames) if weight_decay else np.inf
-    regression = require("sklearn.linear_model", "training").LogisticRegression
-    fitted = regression(C=inverse, tol=_TOLERANCE, max_iter=_MOST_ITERATIONS).fit(values, labels)
-    weight, bias = np.zeros((num_labels, values.shape[1])), np.full(num_labels, _LOGIT_OF_ABSENT)
-    if len(present) == 2:
-        weight[present] = np.array([[-0.5], [0.5]]) * fitted.coef_
-        bias[present] = np.array([-0.5, 0.5]) * fitted.intercept_
-    else:
-        weight[present], bias[present] = fitted.coef_, fitted.intercept_
-    return weight, bias
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ def finetune(run: FinetuneRun) -> TrainingResult:
         logger.info("%s holds the finished run already", run.output_dir)
         return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
     prepare_process(run)
+    logger.info("reading %s", run.data)
     data = load_task_data(run)
     model = build_finetune_model(run, data.id2label)
     return finetune_model(run, model, data, checkpoint)
@@ -190,10 +191,18 @@ def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> T
     epochs = EpochCallback(parts.training, steps_per_epoch(run, len(parts.training)))
     trainer = make_trainer(run, parts, arguments, [guard, log, epochs, stop, *early])
     logger.info("%d training and %d validation frames", len(parts.training), len(parts.validation))
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with log.open():
+        with stop.signal.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return _finish(run, parts, trainer, log, stop)
+
+
+def _finish(
+    run: FinetuneRun, parts: FinetuneParts, trainer: Trainer, log: LogCallback, stop: StopCallback
+) -> TrainingResult:
+    """After the last step: a checkpoint to go on from, or the final model and its score."""
     step, is_main = trainer.state.global_step, trainer.is_world_process_zero()
-    if stop.signal is not None and step < trainer.state.max_steps and not _gave_up(trainer):
+    if stop.signal.came and step < trainer.state.max_steps and not _gave_up(trainer):
         folder = newest_checkpoint(Path(run.output_dir)) or Path(run.output_dir)
         return TrainingResult(False, step, folder, is_main)
     log.kind = "final"

@@ -15,7 +15,8 @@ from ...data.sources import SourceOptions, open_source
 from ...folders import new_folder
 from ...image_processing_vasomim import VasoMIMImageProcessor
 from ..run_config import PretrainRun, TrainingRun
-from .loop import PICTURES_NAME, TrainingResult
+from ..tracking import PICTURES_NAME
+from .loop import TrainingResult
 
 
 if TYPE_CHECKING:

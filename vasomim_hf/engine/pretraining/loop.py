@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, default_collate
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...data.frame_cache import FrameCacheDataset, StoredFrames
@@ -30,7 +28,9 @@ from ...folders import atomic_file
 from ...import_utils import require
 from ...inference.prediction import has_fast_bf16
 from ...optimization import learning_rate_scheduler, training_progress
+from ...progress import TrainingProgress, shorten_values
 from ..run_config import RunConfigError, TrainingRun
+from ..stopping import StopSignal
 from ..tracking import RunLog, RunningMeans
 from .checkpoints import load_checkpoint, newest_checkpoint, read_state, remove_old_checkpoints, save_checkpoint
 from .step_plan import StepPlan, StepSampler
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PICTURES_NAME = "pictures"
 # What a checkpoint cannot be resumed without: they decide which frames a step sees
 FIXED_BY_CHECKPOINT = ("num_frames", "frames_per_step", "seed", "cache_key", "stream")
 # Keys of a run that change nothing in the weights
@@ -73,6 +72,8 @@ class Task(Protocol):
     """What differs between kinds of training."""
 
     metric_names: tuple[str, ...]
+    # of its pictures in TensorBoard
+    picture_name: str
 
     def inputs(self, batch: dict[str, torch.Tensor], context: ForwardContext) -> dict[str, Any]:
         """Arguments of the model's `forward`, from a batch of the cache on the device."""
@@ -226,7 +227,7 @@ class TrainingLoop:
         self.window = RunningMeans(task.metric_names, accelerator.device)
         self.epoch_means = RunningMeans(task.metric_names, accelerator.device)
         self.first_bad = torch.full((), -1, dtype=torch.long, device=accelerator.device)
-        self.stop_signal: int | None = None
+        self.stop = StopSignal()
         self.learning_rate = 0.0
         self.seconds, self.waited, self.steps_timed = 0.0, 0.0, 0
         self.is_alone_on_cpu = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
@@ -251,7 +252,7 @@ class TrainingLoop:
         self._log_start()
         self.model.train()
         try:
-            with self._stop_on_signals(), self._progress_bar() as self.bar:
+            with self.stop.listening(), self._progress_bar() as self.bar:
                 return self._steps()
         finally:
             self.log.close()
@@ -276,6 +277,7 @@ class TrainingLoop:
             if is_epoch_end:
                 saved = self._end_epoch(saved)
             if must_stop and self.step < self.plan.num_steps:
+                self.bar.close()
                 return self._stop(saved)
         return TrainingResult(True, self.step, self.output_dir, self.accelerator.is_main_process)
 
@@ -340,9 +342,9 @@ class TrainingLoop:
 
     # Log
 
-    def _progress_bar(self) -> Any:
-        is_hidden = None if self.accelerator.is_main_process else True
-        return tqdm(total=self.plan.num_steps, initial=self.step, unit="step", disable=is_hidden, dynamic_ncols=True)
+    def _progress_bar(self) -> TrainingProgress:
+        is_shown = self.accelerator.is_main_process
+        return TrainingProgress(self.plan.num_steps, self.step, self.plan.frames_per_step, is_shown)
 
     def _log_start(self) -> None:
         values = {
@@ -357,7 +359,10 @@ class TrainingLoop:
             "peak_learning_rate": max(group["initial_lr"] for group in self.parts.optimizer.param_groups),
         }
         if self.accelerator.is_main_process:
-            logger.info("training from step %d of %d: %s", self.step, self.plan.num_steps, values)
+            of_these = (
+                f"{self.plan.num_frames} frames, {self.plan.frames_per_step} per step, {self.plan.num_epochs} epochs"
+            )
+            logger.info("training from step %d of %d: %s", self.step, self.plan.num_steps, of_these)
         self.log.write("start", self.step, values)
 
     def _means(self, means: RunningMeans) -> dict[str, float]:
@@ -368,7 +373,7 @@ class TrainingLoop:
         self.window.reset()
         values["learning_rate"] = self.learning_rate
         self.log.write("step", self.step, values)
-        self.bar.set_postfix({name: f"{values[name]:.4g}" for name in self.task.metric_names[:1] if name in values})
+        self.bar.show({name: values[name] for name in self.task.metric_names[:1] if name in values})
 
     def _end_epoch(self, saved: int) -> int:
         epoch = self.step // self.plan.steps_per_epoch
@@ -391,14 +396,9 @@ class TrainingLoop:
         picture = self.task.picture(model, epoch, self.progress)
         self.model.train()
         self.log.write("epoch", self.step, {"epoch": epoch, **values})
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logger.info("epoch %d of %d: %s", epoch, self.plan.num_epochs, shown)
+        logger.info("%s", shorten_values(f"epoch {epoch}/{self.plan.num_epochs}", values))
         if picture is not None:
-            folder = self.output_dir / PICTURES_NAME
-            folder.mkdir(exist_ok=True)
-            with atomic_file(folder / f"epoch_{epoch:04d}.png") as temporary:
-                picture.save(temporary)
-            self.log.picture("reconstruction", self.step, picture)
+            self.log.picture(self.task.picture_name, self.step, picture, f"epoch_{epoch:04d}")
 
     # Checkpoints
 
@@ -466,38 +466,18 @@ class TrainingLoop:
 
     # Stopping
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._note_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note_signal(self, number: int, _: object) -> None:
-        if self.stop_signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop_signal = number
-
     def _must_stop(self) -> bool:
         if self.accelerator.num_processes == 1:
-            return self.stop_signal is not None
+            return self.stop.came
         # All processes have to leave at the same step
-        flag = torch.tensor(float(self.stop_signal is not None), device=self.accelerator.device)
+        flag = torch.tensor(float(self.stop.came), device=self.accelerator.device)
         return self.accelerator.reduce(flag, reduction="sum").item() > 0
 
     def _stop(self, saved: int) -> TrainingResult:
-        folder = self._save() if saved != self.step else newest_checkpoint(self.output_dir) or self.output_dir
         if self.accelerator.is_main_process:
-            self.log.write("stop", self.step, {"signal": self.stop_signal})
-            logger.warning(
-                "stopped at step %d of %d, saved %s. Go on with the same command and --resume auto",
-                *(self.step, self.plan.num_steps, folder),
-            )
+            logger.info("stopping at step %d of %d, as asked", self.step, self.plan.num_steps)
+            self.log.write("stop", self.step, {"signal": self.stop.number})
+        folder = self._save() if saved != self.step else newest_checkpoint(self.output_dir) or self.output_dir
         return TrainingResult(False, self.step, folder, self.accelerator.is_main_process)
 
     def _check_loss(self) -> None:

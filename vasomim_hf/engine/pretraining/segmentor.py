@@ -118,6 +118,7 @@ class SegmentorTask:
     """
 
     metric_names = ("loss",)
+    picture_name = "segmentation"
 
     def __init__(self, run: SegmentorRun, image_processor: VasoMIMImageProcessor, validation: FrameCacheDataset):
         self.run = run

@@ -96,6 +96,7 @@ class PretrainTask:
     """
 
     metric_names = ("loss", "reconstruction_loss", "consistency_loss", "hidden_vessel_share")
+    picture_name = "reconstruction"
 
     def __init__(
         self,
