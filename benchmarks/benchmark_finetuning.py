@@ -1,8 +1,8 @@
-"""Time of a fine-tuning step, encoder and head, in bf16 against fp32; and of MONAI's U-Net beside the segmentation.
+"""Fine-tuning step (encoder and head) in bf16 and fp32, compared with MONAI's U-Net for segmentation.
 
     python benchmarks/benchmark_finetuning.py [--preset tiny] [--image-size 256] [--batch-size 8] [--rounds 3] [--threads 1]
 
-Variants take turns in each round and the fastest round of each counts, so that a busy machine disturbs all alike.
+Variants alternate within each round and the fastest round of each counts, so other load affects all of them equally.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
         if kind == "segmentation":
             unet = ReferenceUNet(2).to(device).train()
             variants |= {
-                f"U-Net of MONAI, {name}": training_step(unet, batch, name == "bf16") for name in ("bf16", "fp32")
+                f"MONAI U-Net, {name}": training_step(unet, batch, name == "bf16") for name in ("bf16", "fp32")
             }
         times = fastest(variants, arguments.rounds, device)
         report(f"{kind} step, {arguments.preset}, {side} pixels, batch {size}", times, f"{kind}, fp32", size)

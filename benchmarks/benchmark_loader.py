@@ -1,11 +1,11 @@
-"""Augmented crops a second on one core: every way to load frames against a plain loader, in one run.
+"""Augmented crops per second on one core: all ways of loading frames compared with a plain loader.
 
     python benchmarks/benchmark_loader.py FOLDER_OF_FRAMES [--format png] [--crops 600]
 
-The plain loader does what a usual masked-image-modelling script does for a frame and its mask: open two files with
-Pillow, convert both, crop and resize both (antialiased bicubic, nearest), flip, and turn the frame into a normalised float
-tensor. Without a folder, synthetic frames of 512×512 take the place of real ones. Also shown: what each part of a crop
-from Parquet costs, and how far the crops are from Pillow's.
+The plain loader does what a typical masked-image-modelling script does for a frame and its mask: open two files with
+Pillow, convert, crop and resize both (antialiased bicubic, nearest), flip, and convert the frame to a normalised float
+tensor. Without a folder, synthetic frames of 512×512 are used. Also shown: the cost of each stage of a crop from Parquet,
+and the difference between the crops and Pillow's.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from vasomim_hf.data.sources import FolderSource
 SIZE = (224, 224)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 ROUNDS = 5
-# As in published data sets; enough of them that the stream has to load and to let go
+# as in published data sets, and enough that the stream has to load and release row groups
 ROWS, ROWS_IN_GROUP = 1000, 100
 
 
@@ -51,7 +51,7 @@ def synthetic_frames(folder: Path, count: int = 32) -> Path:
 
 
 def write_pairs(cache: FrameCache, folder: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """Write frames and masks as the pairs of files that the plain loader reads."""
+    """Write frames and masks as file pairs for the plain loader."""
     pairs = []
     for index in range(len(cache)):
         frame_path, mask_path = folder / f"{index}.{suffix}", folder / f"{index}_mask.{suffix}"
@@ -62,7 +62,7 @@ def write_pairs(cache: FrameCache, folder: Path, suffix: str) -> list[tuple[Path
 
 
 def write_parquet(cache: FrameCache, path: Path) -> ParquetFrames:
-    """Write the frames again and again as rows of a Parquet file, packed by zstd, and open it."""
+    """Write the frames repeatedly as rows of a zstd-compressed Parquet file, and open it."""
     rows = [
         {
             "image": {"bytes": encode_png(np.asarray(cache.frame(index))), "path": None},
@@ -92,7 +92,8 @@ def plain_item(paths: tuple[Path, Path], generator: np.random.Generator) -> tupl
 
 
 def rates(variants: dict[str, Callable[[], int]]) -> dict[str, float]:
-    """Items a second: the best of several rounds in which the variants take turns, so that other work counts little."""
+    """Items per second: the best of several rounds in which the variants alternate, which reduces the effect of
+    load."""
     best = dict.fromkeys(variants, 0.0)
     for _ in range(ROUNDS):
         for name, work in variants.items():
@@ -103,17 +104,17 @@ def rates(variants: dict[str, Callable[[], int]]) -> dict[str, float]:
 
 
 def repeat(work: Callable[[int], object], count: int) -> Callable[[], int]:
-    """Call with the numbers from 0 on; the number of calls."""
+    """A function that calls `work` with 0, 1, ... and returns the number of calls."""
     return lambda: len([work(number) for number in range(count)])
 
 
 def loaders(cache: FrameCache, folder: Path, suffix: str, crops: int) -> dict[str, Callable[[], int]]:
-    """The ways to load, each yielding a number of crops."""
+    """The loaders, each as a function that returns a number of crops."""
     pairs = write_pairs(cache, folder, suffix)
     dataset = FrameCacheDataset(cache, SIZE)
     stream = ParquetCropStream(write_parquet(cache, folder / "frames.parquet"), SIZE, StreamOptions(batch_size=64))
     generator = np.random.default_rng(0)
-    # Frames of one size, as many as fit
+    # frames of the same size, as many as fit
     whole = [i for i in range(len(cache)) if cache.size(i) == cache.size(0)][:32]
     pixels = torch.from_numpy(np.stack([cache.frame(i) for i in whole]))[:, None]
     masks = torch.from_numpy(np.stack([cache.vesselness(i) for i in whole]))[:, None]
@@ -136,7 +137,7 @@ def loaders(cache: FrameCache, folder: Path, suffix: str, crops: int) -> dict[st
 
 
 def parts(cache: FrameCache, folder: Path) -> dict[str, Callable[[], int]]:
-    """What a crop from Parquet is made of, and other ways to decode."""
+    """Stages of a crop from Parquet, and alternative decoders."""
     frames = [memoryview(encode_png(np.asarray(cache.frame(i)))) for i in range(len(cache))]
     masks = [memoryview(encode_mask_png(cache.vesselness(i).view(bool))) for i in range(len(cache))]
     file = pq.ParquetFile(folder / "frames.parquet", memory_map=True)
@@ -155,7 +156,7 @@ def parts(cache: FrameCache, folder: Path) -> dict[str, Callable[[], int]]:
         return np.asarray(Image.open(io.BytesIO(data)))
 
     return {
-        "reading and unpacking a row": read,
+        "reading and decompressing a row": read,
         "decoding a frame": each(decode_frame, frames),
         "    with OpenCV": each(with_opencv, frames),
         "    with Pillow": each(with_pillow, frames),
@@ -166,7 +167,7 @@ def parts(cache: FrameCache, folder: Path) -> dict[str, Callable[[], int]]:
 
 
 def compare_crops(cache: FrameCache, crops_of_each: int = 5) -> dict[str, float]:
-    """How far fast crops are from Pillow's antialiased bicubic, on average over crops; levels are of 255."""
+    """Mean difference between fast crops and Pillow's antialiased bicubic, in levels of 255."""
     generator = np.random.default_rng(0)
     differences, ratios = [], []
     for index in range(len(cache)):
@@ -185,13 +186,13 @@ def compare_crops(cache: FrameCache, crops_of_each: int = 5) -> dict[str, float]
 
 
 def pillow_crop(frame: np.ndarray, crop: Crop) -> np.ndarray:
-    """The same box, cut and resized by Pillow."""
+    """The same crop by Pillow."""
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     return np.asarray(Image.fromarray(frame).crop(box).resize(SIZE, Image.Resampling.BICUBIC), np.float64)
 
 
 def gradient_energy(image: np.ndarray) -> float:
-    """Mean squared difference of neighbours."""
+    """Mean squared difference between neighbouring pixels."""
     return float(np.mean(np.diff(image, axis=0) ** 2) + np.mean(np.diff(image, axis=1) ** 2))
 
 
@@ -203,17 +204,17 @@ def report(cache: FrameCache, suffix: str, found: dict[str, float], costs: dict[
         "plain": f"two {suffix.upper()} files, Pillow, normalised",
         "cache": "frame cache, uint8",
         "stream": "Parquet, streamed",
-        "batch": "batch of frames by crop_batch, on the CPU",
+        "batch": "batch with crop_batch, on the CPU",
     }
     for name, label in labels.items():
         print(f"{label:42}{found[name]:8.0f} crops/s   {found[name] / plain:5.1f}×")
     for name in ("cache", "stream"):
         both = 1 / (1 / found[name] + 1 / found["normalise"])
-        print(f"{labels[name] + ', and normalising on the CPU':42}{both:8.0f} crops/s   {both / plain:5.1f}×")
-    print("What a crop from Parquet is made of, and other ways to decode")
+        print(f"{labels[name] + ', and normalisation on the CPU':42}{both:8.0f} crops/s   {both / plain:5.1f}×")
+    print("Stages of a crop from Parquet, and alternative decoders")
     for name, per_second in costs.items():
         print(f"{name:42}{1e6 / per_second:8.0f} µs")
-    print("Fast crops against Pillow's antialiased bicubic")
+    print("Fast crops compared with Pillow's antialiased bicubic")
     for name, value in compare_crops(cache).items():
         print(f"{name:42}{value:8.3f}")
 

@@ -1,9 +1,9 @@
-"""Time and operations of a batch of guided masks, against a loop over the images, in the same run.
+"""Time and number of operations for a batch of guided masks, compared with a loop over the images.
 
     python benchmarks/benchmark_masking.py [--batch-size 256] [--rounds 20]
 
-The loop is the usual way to write the method: for each image `torch.multinomial` for the guided patches, a permutation
-for the rest, and a question to the tensor of how many there are.
+The loop is the obvious implementation: for each image `torch.multinomial` for the guided patches, a permutation for
+the rest, and `.item()` for their number.
 """
 
 import argparse
@@ -28,7 +28,7 @@ class CountOperations(TorchDispatchMode):
 
     def summary(self) -> str:
         waiting = sum(name in ("aten::_local_scalar_dense", "aten::nonzero") for name in self.names)
-        return f"{len(self.names):6d} operations, {waiting:5d} of them wait for the device"
+        return f"{len(self.names):6d} operations, {waiting:5d} of them synchronise"
 
 
 def looped_mask(scores: torch.Tensor, mask_ratio: float, guidance_ratio: float) -> torch.Tensor:

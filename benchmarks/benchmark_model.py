@@ -1,8 +1,8 @@
-"""Time of a pre-training step and of the encoder at size ViT-B/16, in bf16 and fp32, beside transformers' ViTMAE.
+"""Pre-training step and encoder at size ViT-B/16, in bf16 and fp32, compared with transformers' ViTMAE.
 
     python benchmarks/benchmark_model.py [--preset base] [--batch-size 8] [--rounds 5] [--device cpu]
 
-Variants take turns in each round and the fastest round of each counts, so that a busy machine disturbs all alike.
+Variants alternate within each round and the fastest round of each counts, so other load affects all of them equally.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def attention(size: tuple[int, int, int, int], plain: bool) -> Callable[[], None
 
 
 def fastest(variants: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Seconds of the fastest round of each variant; the first round warms up and does not count."""
+    """Seconds of the fastest round of each variant; the first round is a warm-up."""
     times = {name: float("inf") for name in variants}
     for count in range(rounds + 1):
         for name, variant in variants.items():
@@ -112,12 +112,12 @@ def main() -> None:
     steps = {
         "VasoMIM, bf16": training_step(model, guided, bf16=True),
         "VasoMIM, fp32": training_step(model, guided, bf16=False),
-        "ViTMAE of transformers, fp32": training_step(vit_mae.train(), frames, bf16=False),
-        "ViTMAE of transformers, bf16": training_step(vit_mae, frames, bf16=True),
+        "transformers ViTMAE, fp32": training_step(vit_mae.train(), frames, bf16=False),
+        "transformers ViTMAE, bf16": training_step(vit_mae, frames, bf16=True),
     }
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     times = fastest(steps, arguments.rounds, device)
-    report(f"pre-training step, {arguments.preset}, batch {size}", times, "ViTMAE of transformers, fp32", size)
+    report(f"pre-training step, {arguments.preset}, batch {size}", times, "transformers ViTMAE, fp32", size)
     encoder = VasoMIMModel(config).to(device).eval()
     encodings = {f"encoder, {name}": encoding(encoder, frames, name == "bf16") for name in ("bf16", "fp32")}
     times = fastest(encodings, arguments.rounds, device)

@@ -1,13 +1,14 @@
-"""Near copies: how many are found on angiograms whose twins are known, what is taken for one, and what grouping costs.
+"""Near duplicates: recall and precision on angiograms with known duplicates, and the cost of grouping.
 
     python benchmarks/benchmark_near_duplicates.py [ARCADE_FOLDER] [--frames 171478]
 
 With the ARCADE folder (2,400 frames, and `twins.json`, which lists frames shown more than once), thresholds are swept on
-one half of the frames and the default is judged on the other. `twins.json` was itself made with a difference hash and a
-correlation, at a strict threshold, so that it cannot show copies that such a search misses, and does not list frames of
-one run a moment apart. Every pair not listed up to 112 different bits with a correlation of at least 0.3 was therefore
-looked at: 66 of 68 are frames of the same run, `DIFFERENT` are the others. Then come changes that must not matter, or
-must; runs that move; and time and memory on synthetic signatures, of which 78 % are near copies in runs of 100.
+one half of the frames and the default is evaluated on the other. `twins.json` was itself created with a difference hash
+and a correlation, at a strict threshold, so it cannot reveal duplicates that such a search misses, and it does not list
+frames of the same cine a moment apart. Every unlisted pair with up to 112 different bits and a correlation of at least
+0.3 was therefore inspected: 66 of 68 are frames of the same cine, `DIFFERENT` are the others. Further parts: changes that
+must not matter, or must; simulated cines with motion; and time and memory on synthetic signatures, of which 78 % are near
+duplicates in cines of 100.
 """
 
 import argparse
@@ -42,11 +43,12 @@ DISTANCES = (16, 24, 32, 48, 64, 80, 88, 96, 104, 112)
 CORRELATIONS = (0.3, 0.45, 0.55, 0.65, 0.8, 0.9)
 
 
-# ARCADE -------------------------------------------------------------------------------------------------------------
+# ARCADE
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def arcade_frames(root: Path) -> dict[str, np.ndarray]:
-    """Frames by the names that `twins.json` uses."""
+    """Frames by their names in `twins.json`."""
     paths = sorted(root.glob("*/*/images/*.*"))
     frames = {f"{path.parts[-4]}/{path.parts[-3]}/{path.stem}": cv2.imread(str(path), 0) for path in paths}
     return {name: frame for name, frame in frames.items() if frame is not None}
@@ -60,59 +62,61 @@ def compare(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (HASH_BITS - signs @ signs.T) / 2, levels @ levels.T / np.outer(norms, norms)
 
 
-def half(name: str, twins: dict[str, int]) -> int:
-    """0 or 1; twins are in the same half."""
-    return hashlib.sha256(str(twins.get(name, name)).encode()).digest()[0] % 2
+def half(name: str, duplicates: dict[str, int]) -> int:
+    """0 or 1; duplicates are in the same half."""
+    return hashlib.sha256(str(duplicates.get(name, name)).encode()).digest()[0] % 2
 
 
-def scores(names: list[str], signatures: np.ndarray, twins: dict[str, int]) -> list[tuple[float, float, str]]:
-    """Different bits, correlation and what it is (`twin`, `same run`, `different`) for pairs that may matter."""
+def scores(names: list[str], signatures: np.ndarray, duplicates: dict[str, int]) -> list[tuple[float, float, str]]:
+    """Different bits, correlation and kind (`duplicate`, `same cine`, `different`) of all relevant pairs."""
     distance, correlation = compare(signatures)
-    listed = np.array([twins.get(name, -1 - number) for number, name in enumerate(names)])
-    twin = listed[:, None] == listed
+    listed = np.array([duplicates.get(name, -1 - number) for number, name in enumerate(names)])
+    is_duplicate = listed[:, None] == listed
     near = (distance <= REVIEWED.max_hash_distance) & (correlation >= REVIEWED.min_correlation)
     found = []
-    for i, j in zip(*np.nonzero(np.triu(twin | near, 1)), strict=True):
+    for i, j in zip(*np.nonzero(np.triu(is_duplicate | near, 1)), strict=True):
         is_different = frozenset((names[i], names[j])) in DIFFERENT
-        kind = "twin" if twin[i, j] else "different" if is_different else "same run"
+        kind = "duplicate" if is_duplicate[i, j] else "different" if is_different else "same cine"
         found.append((float(distance[i, j]), float(correlation[i, j]), kind))
     return found
 
 
 def rates(pairs: list[tuple[float, float, str]], threshold: NearDuplicateThreshold) -> str:
-    """Recall and precision against the list, precision after looking, and recall of the runs that were looked at."""
+    """Recall and precision by the list, precision after inspection, and recall of the inspected pairs of the same
+    cine."""
     taken = [kind for bits, c, kind in pairs if bits <= threshold.max_hash_distance and c >= threshold.min_correlation]
-    twins, runs = taken.count("twin"), taken.count("same run")
-    all_twins, all_runs = (sum(pair[2] == kind for pair in pairs) for kind in ("twin", "same run"))
+    duplicates, runs = taken.count("duplicate"), taken.count("same cine")
+    all_duplicates, all_runs = (sum(pair[2] == kind for pair in pairs) for kind in ("duplicate", "same cine"))
     found = max(len(taken), 1)
     return (
-        f"{twins:5d}/{all_twins}  recall {twins / all_twins:.3f}  precision {twins / found:.3f}, after looking "
-        f"{(twins + runs) / found:.3f}  same run {runs}/{all_runs}"
+        f"{duplicates:5d}/{all_duplicates}  recall {duplicates / all_duplicates:.3f}  precision {duplicates / found:.3f}, after inspection "
+        f"{(duplicates + runs) / found:.3f}  same cine {runs}/{all_runs}"
     )
 
 
 def arcade(root: Path) -> None:
-    """Sweep on one half, judge on the other."""
+    """Sweep on one half, evaluate on the other."""
     frames = arcade_frames(root)
     names, signatures = list(frames), np.stack([frame_signature(frame) for frame in frames.values()])
     groups = json.loads((root / "twins.json").read_text())["twins"]
-    twins = {name: number for number, group in enumerate(groups) for name in group}
-    halves = np.array([half(name, twins) for name in names])
+    duplicates = {name: number for number, group in enumerate(groups) for name in group}
+    halves = np.array([half(name, duplicates) for name in names])
     pairs = {}
     for which in (0, 1):
         rows = np.flatnonzero(halves == which)
-        pairs[which] = scores([names[row] for row in rows], signatures[rows], twins)
+        pairs[which] = scores([names[row] for row in rows], signatures[rows], duplicates)
         print(f"half {which}: {len(rows)} frames, {len(rows) * (len(rows) - 1) // 2} pairs")
-    print(f"\nsweep on half 0, twins found at correlation >= {DEFAULT.min_correlation}")
+    print(f"\nsweep on half 0, duplicates found at correlation >= {DEFAULT.min_correlation}")
     for bits in DISTANCES:
         print(f"  {bits:3d} bits  {rates(pairs[0], NearDuplicateThreshold(bits, DEFAULT.min_correlation))}")
     print(f"and at <= {DEFAULT.max_hash_distance} bits")
     for correlation in CORRELATIONS:
         print(
-            f"  >= {correlation:.2f}  {rates(pairs[0], NearDuplicateThreshold(DEFAULT.max_hash_distance, correlation))}"
+            f"  >= {correlation:.2f}  "
+            f"{rates(pairs[0], NearDuplicateThreshold(DEFAULT.max_hash_distance, correlation))}"
         )
     print(f"\ndefault on half 1  {rates(pairs[1], DEFAULT)}")
-    print(f"default on both    {rates(scores(names, signatures, twins), DEFAULT)}")
+    print(f"default on both    {rates(scores(names, signatures, duplicates), DEFAULT)}")
     sizes = np.unique(group_near_duplicates(signatures), return_counts=True)[1]
     print(f"groups by size: {dict(enumerate(np.bincount(sizes)[1:].tolist(), start=1))}")
     changes(list(frames.values())[::24])
@@ -158,8 +162,8 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def changes(frames: list[np.ndarray]) -> None:
-    """How many of the frames are grouped with a changed copy of themselves."""
-    print(f"\nchanged copies of {len(frames)} frames: grouped, median of different bits, of correlation")
+    """How many frames are grouped with a changed copy of themselves."""
+    print(f"\nchanged copies of {len(frames)} frames: grouped, median of different bits and correlation")
     for name, change in CHANGES.items():
         taken, bits, correlations = 0, [], []
         for frame in frames:
@@ -172,9 +176,10 @@ def changes(frames: list[np.ndarray]) -> None:
 
 
 def openings(frames: list[np.ndarray]) -> None:
-    """Different pictures behind the same collimator, which are alike only in what is hidden."""
+    """Different images behind the same collimator, which are alike only in the hidden area."""
     print(
-        f"\n{len(frames)} different pictures behind the same opening: pairs taken for copies, fewest bits, highest r"
+        f"\n{len(frames)} different images behind the same opening: pairs counted as duplicates, fewest bits, "
+        "highest r"
     )
     y, x = np.mgrid[:512, :512] - 255.5
     masks = {f"square {side}": (abs(x) < side / 2) & (abs(y) < side / 2) for side in (400, 330, 260, 200)}
@@ -188,11 +193,12 @@ def openings(frames: list[np.ndarray]) -> None:
         print(f"  {name:16s} {taken:4d} of {len(bits)}  {bits.min():4.0f}  {r.max():.2f}")
 
 
-# Runs ---------------------------------------------------------------------------------------------------------------
+# Cines
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def beating(frame: np.ndarray, amplitude: float, phase: float) -> np.ndarray:
-    """Move the middle of a frame as the heart does, in a circle of some pixels, and leave its edge where it is."""
+    """Move the centre of a frame in a circle of some pixels, like the heart, with fixed edges."""
     height, width = frame.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     weight = np.exp(-(((x - width / 2) / (0.3 * width)) ** 2 + ((y - height / 2) / (0.3 * height)) ** 2))
@@ -202,7 +208,7 @@ def beating(frame: np.ndarray, amplitude: float, phase: float) -> np.ndarray:
 
 
 def steps(frame: np.ndarray, pixels: float, count: int = 16) -> Iterator[np.ndarray]:
-    """A run in which the middle moves by so many pixels from frame to frame, with fresh noise in each."""
+    """A cine in which the centre moves by a number of pixels per frame, with new noise in each frame."""
     amplitude = pixels / (2 * np.sin(np.pi / count))
     for number in range(count):
         generator = np.random.default_rng(number)
@@ -211,10 +217,11 @@ def steps(frame: np.ndarray, pixels: float, count: int = 16) -> Iterator[np.ndar
 
 
 def runs(num: int = 16) -> None:
-    """At which speed consecutive frames of a beating heart stop being grouped."""
+    """Speed at which consecutive frames of a beating heart are no longer grouped."""
     frames = [synthetic_angiogram(seed).image for seed in range(num)]
     print(
-        f"\n{num} synthetic runs of 16 frames, 512 x 512, one beat, noise of 4 levels: groups in a run; neighbours joined"
+        f"\n{num} synthetic cines of 16 frames, 512 x 512, one beat, noise of 4 levels: groups per cine; neighbours "
+        "joined"
     )
     for pixels in (1, 2, 4, 6, 8, 12, 16, 24, 32):
         number, joined = [], 0
@@ -223,7 +230,7 @@ def runs(num: int = 16) -> None:
             number.append(len(np.unique(group_near_duplicates(signatures))))
             for pair in itertools.pairwise(signatures):
                 joined += int(group_near_duplicates(np.stack(pair))[1] == 0)
-        print(f"  {pixels:3d} px a frame  {np.mean(number):5.1f} groups  {joined / (15 * num):6.1%} of neighbours")
+        print(f"  {pixels:3d} px per frame  {np.mean(number):5.1f} groups  {joined / (15 * num):6.1%} of neighbours")
     filling(num)
     signatures = np.stack([frame_signature(frame) for frame in frames])
     print(
@@ -232,7 +239,7 @@ def runs(num: int = 16) -> None:
 
 
 def filling(num: int) -> None:
-    """Contrast that fills the arteries in some frames, without motion; an empty tree is painted over."""
+    """Contrast filling the arteries in some frames, without motion; an empty tree is painted over."""
     for count in (2, 3, 5, 9):
         number = []
         for seed in range(num):
@@ -242,18 +249,19 @@ def filling(num: int) -> None:
             shares = np.linspace(0, 1, count)
             frames = [noisy((empty + share * (full.image - empty)).astype(np.uint8), 4) for share in shares]
             number.append(len(np.unique(group_near_duplicates(np.stack([frame_signature(f) for f in frames])))))
-        print(f"  filled in {count - 1} steps: {np.mean(number):.2f} groups in a run")
+        print(f"  filled in {count - 1} steps: {np.mean(number):.2f} groups per cine")
 
 
-# Cost ---------------------------------------------------------------------------------------------------------------
+# Cost
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def synthetic_signatures(num: int, run: int = 100, share: float = 0.78) -> np.ndarray:
-    """Signatures as of runs, in which `share` of the frames are near copies of others, the rest alone."""
+    """Signatures like those of cines, a fraction `share` of which are near duplicates of others."""
     generator = np.random.default_rng(0)
     copied = int(num * share / (run - 1)) * run
     signatures = np.empty((num, SIGNATURE_SIZE), np.uint8)
-    for start in range(0, num, 1000):  # piece by piece, so that the peak of memory is that of the grouping
+    for start in range(0, num, 1000):  # in blocks, so peak memory is that of the grouping
         rows = signatures[start : start + 1000]
         rows[:] = (128 + 40 * generator.standard_normal(rows.shape, np.float32)).clip(1, 255)
     signatures[:, : HASH_BITS // 8] = generator.integers(0, 256, (num, HASH_BITS // 8), np.uint8)
@@ -277,7 +285,7 @@ def cost(most: int) -> None:
         start = time.perf_counter()
         frame_signature(frame)
         times.append(time.perf_counter() - start)
-    print(f"\nsignature of a frame of 512 x 512: {min(times) * 1e3:.2f} ms on one core, {SIGNATURE_SIZE} bytes")
+    print(f"\nsignature of a 512 x 512 frame: {min(times) * 1e3:.2f} ms on one core, {SIGNATURE_SIZE} bytes")
     for num in (most // 16, most // 4, most):
         signatures = synthetic_signatures(num)
         start, cpu = time.perf_counter(), time.process_time()
@@ -286,7 +294,7 @@ def cost(most: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"  {num:7d} signatures ({signatures.nbytes / 2**20:.0f} MiB): {len(np.unique(groups))} groups, "
-            f"{seconds:.1f} s ({cpu:.1f} s of processor time), peak of the process {peak:.0f} MiB"
+            f"{seconds:.1f} s ({cpu:.1f} s of CPU time), peak memory of the process {peak:.0f} MiB"
         )
 
 

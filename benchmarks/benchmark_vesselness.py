@@ -1,9 +1,10 @@
-"""Time of a vessel mask on one core, against the pipeline it reproduces, in the same run.
+"""Time of a vessel mask on one core, compared with the pipeline it reproduces.
 
     python benchmarks/benchmark_vesselness.py [--frames DIR] [--count 8] [--rounds 7]
 
-The other pipeline is scikit-image's Sato filter on float64, numpy's percentile and a region growing in Python. For
-each frame and part the fastest of the rounds counts; reading files does not. Without --frames the frames are made up.
+The reference pipeline consists of scikit-image's Sato filter on float64, numpy's percentile and region growing in
+Python. For each frame and stage the fastest round counts; reading files is excluded. Without --frames, synthetic
+frames are used.
 """
 
 import argparse
@@ -24,7 +25,7 @@ BORDER = 20
 OPTIONS = vesselness.VesselnessOptions(border=BORDER)
 
 
-def made_up_frame(seed: int, size: int = 512) -> np.ndarray:
+def synthetic_frame(seed: int, size: int = 512) -> np.ndarray:
     """A smooth grey background with quantum noise and a few curved dark vessels."""
     generator = np.random.default_rng(seed)
     rows, columns = np.indices((size, size)) / size
@@ -72,14 +73,14 @@ def fastest(function: Callable, *arguments: Any, rounds: int) -> tuple[Any, floa
 
 
 def measure(frame: np.ndarray, rounds: int) -> dict[str, float]:
-    """Milliseconds of each part, ours and the reference's, and whether the masks are equal."""
+    """Milliseconds of each stage, ours and the reference's, and whether the masks are equal."""
     times = {}
     few = max(2, rounds // 3)
     levels, times["reference: filter"] = fastest(reference_levels, frame, rounds=few)
     kept, times["reference: percentile"] = fastest(reference_threshold, levels, rounds=few)
     expected, times["reference: region"] = fastest(reference_region, kept, rounds=few)
     response, times["ours: filter"] = fastest(vesselness.sato_response, frame, OPTIONS.sigmas, BORDER, rounds=rounds)
-    ours, times["ours: whole levels"] = fastest(vesselness._whole_levels, frame, response, OPTIONS, rounds=rounds)
+    ours, times["ours: truncation"] = fastest(vesselness._whole_levels, frame, response, OPTIONS, rounds=rounds)
     threshold, times["ours: percentile"] = fastest(vesselness._threshold, ours, 92, rounds=rounds)
     _, times["ours: region"] = fastest(vesselness._region, ours, threshold, "brightest", rounds=rounds)
     mask, times["ours: vessel_mask"] = fastest(vesselness.vessel_mask, frame, BORDER, rounds=rounds)
@@ -89,17 +90,17 @@ def measure(frame: np.ndarray, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", metavar="DIR", help="folder of frames (default: made up, 512 x 512)")
+    parser.add_argument("--frames", metavar="DIR", help="folder of frames (default: synthetic, 512 x 512)")
     parser.add_argument("--count", type=int, default=8, help="number of frames")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions; the fastest counts")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for every library, where the system can
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for every library, where supported
     if arguments.frames:
         frames = [read_frame(path) for path in list_frames(arguments.frames)[: arguments.count]]
     else:
-        frames = [made_up_frame(seed) for seed in range(arguments.count)]
+        frames = [synthetic_frame(seed) for seed in range(arguments.count)]
     results = [measure(frame, arguments.rounds) for frame in frames]
     mean = {key: sum(result[key] for result in results) / len(results) for key in results[0]}
     equal = mean.pop("equal masks")

@@ -1,11 +1,12 @@
-"""Frames a second from PNG files to verified Parquet with vesselness masks, and how much memory that takes.
+"""Frames per second from PNG files to verified Parquet with vesselness masks, and memory use.
 
     python benchmarks/benchmark_xa170k_build.py [--frames DIR] [--count 2000] [--workers 2] [--rounds 2]
 
-Timed is all of `build_xa170k`: survey, groups of near duplicates, masks and shards, verification, card, and the start of
-its worker processes. The frames are 512×512 PNG in the layout of the authors' zip, unpacked, written
-before: those of a folder, or made-up ones (a few hundred drawn, the others mirrored and shifted from them). The fastest of
-the rounds counts. Memory is the sum of the resident pages of all processes, so that pages they share count twice.
+The time is that of the whole `build_xa170k`: survey, near-duplicate groups, masks and shards, verification, card, and
+the start of worker processes. The frames are 512×512 PNG files in the layout of the authors' zip, extracted and
+written beforehand: those of a folder, or synthetic ones (a few hundred originals, the others mirrored and shifted).
+The fastest round counts. Memory is the sum of the resident pages of all processes, so shared pages count more than
+once.
 """
 
 import argparse
@@ -32,8 +33,8 @@ KNOWN = 171_478
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def made_up_frames(count: int) -> list[np.ndarray]:
-    """Frames of shape `(512, 512)`, no two equal."""
+def synthetic_frames(count: int) -> list[np.ndarray]:
+    """Frames of shape `(512, 512)`, all different."""
     drawn = [synthetic_angiogram(seed, size=SIZE).image for seed in range(min(count, NUM_DRAWN))]
     return [
         np.roll(drawn[number % NUM_DRAWN][:, :: 1 - 2 * (number // NUM_DRAWN % 2)], 37 * (number // NUM_DRAWN), axis=0)
@@ -42,7 +43,7 @@ def made_up_frames(count: int) -> list[np.ndarray]:
 
 
 def frames_of(folder: str, count: int) -> list[np.ndarray]:
-    """The first frames of a folder that have the size."""
+    """The first frames of a folder that have this size."""
     frames = (read_frame(path) for path in list_frames(folder))
     return list(islice((frame for frame in frames if frame.shape == (SIZE, SIZE)), count))
 
@@ -62,7 +63,7 @@ def first_frames(source: Path, folder: Path, count: int) -> Path:
 
 
 def build(source: str, output: str, num_workers: int, answer: Connection) -> None:
-    """Build in this process, and answer with the seconds that took."""
+    """Build in this process and send back the duration in seconds."""
     options = XA170KBuildOptions(num_workers=num_workers, show_progress=False, frames_per_shard=250)
     start = time.perf_counter()
     build_xa170k(source, output, options)
@@ -70,7 +71,7 @@ def build(source: str, output: str, num_workers: int, answer: Connection) -> Non
 
 
 def resident_bytes(process: int) -> int:
-    """Resident memory of a process and of all that it started."""
+    """Resident memory of a process and its children."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
         children = [text.read_text().split() for text in Path(f"/proc/{process}/task").glob("*/children")]
@@ -98,9 +99,9 @@ def measure(source: Path, num_workers: int) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", metavar="DIR", help="folder of frames (default: made up)")
+    parser.add_argument("--frames", metavar="DIR", help="folder of frames (default: synthetic)")
     parser.add_argument("--count", type=int, default=2000, help="number of frames")
-    parser.add_argument("--workers", type=int, default=2, help="processes, on as many cores")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes and cores")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions; the fastest counts")
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
@@ -108,7 +109,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="vasomim-benchmark-"))
     try:
         count = arguments.count
-        write_frames(frames_of(arguments.frames, count) if arguments.frames else made_up_frames(count), folder / "all")
+        write_frames(
+            frames_of(arguments.frames, count) if arguments.frames else synthetic_frames(count), folder / "all"
+        )
         count = len(list((folder / "all" / "coronarydominance").iterdir()))
         quarter = first_frames(folder / "all", folder / "quarter", count // 4)
         _, small, _ = measure(quarter, arguments.workers)
@@ -119,10 +122,11 @@ def main() -> None:
     rate = count / seconds
     print(f"{count} frames in {seconds:.1f} s: {rate:.1f} frames/s, {rate / arguments.workers:.1f} per core")
     print(
-        f"the {KNOWN:,} frames of XA-170K on {arguments.workers} cores, at that rate: {KNOWN / rate / 60:.0f} minutes"
+        f"the {KNOWN:,} frames of XA-170K on {arguments.workers} cores, at this rate: {KNOWN / rate / 60:.0f} minutes"
     )
     print(
-        f"peak memory {small:.0f} MB at {count // 4} frames, {peak:.0f} MB at {count}, {size / count * 1e3:.0f} kB a frame"
+        f"peak memory {small:.0f} MB at {count // 4} frames, {peak:.0f} MB at {count}, {size / count * 1e3:.0f} kB "
+        "per frame"
     )
 
 

@@ -1,9 +1,9 @@
-"""What a segmentation must beat: everything background, and the share of training frames that have a class at a pixel.
+"""Baselines for segmentation: everything background, and the most frequent class of the training frames at each pixel.
 
     python benchmarks/class_prior.py ARCADE_FOLDER --task segments [--split val] [--output prior.json]
 
-The prior knows where classes lie and nothing of the frame. A pixel is foreground where the classes together have a share
-above a threshold, the one with the best Dice on the training split; its class is the most frequent one there.
+The prior contains where classes occur and ignores the frame. A pixel is foreground if the combined frequency of the
+classes exceeds a threshold, chosen for the best Dice on the training split; its class is the most frequent one.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def masks_of(root: str, task: str, split: str) -> Iterator[tuple[str, np.ndarray
 
 
 def fit_prior(root: str, task: str) -> np.ndarray:
-    """The map of ids (height, width) that is predicted for every frame."""
+    """Class ids (height, width) that are predicted for every frame."""
     num_labels = len(arcade_labels(task))
     counts, number = np.zeros((0, 0, 0)), 0
     for _, mask in masks_of(root, task, "train"):
@@ -42,7 +42,7 @@ def fit_prior(root: str, task: str) -> np.ndarray:
         np.add.at(counts, (mask, *np.indices(mask.shape, sparse=True)), 1)
         number += 1
     foreground = counts[1:].sum(axis=0)
-    # of the pixels of all training frames together
+    # over the pixels of all training frames
     dice = [
         2 * foreground[chosen].sum() / (number * chosen.sum() + foreground.sum())
         for chosen in (foreground / number > threshold for threshold in THRESHOLDS)

@@ -256,7 +256,7 @@ def check_group_split(dataset: Dataset, column: str) -> None:
     assert sum(len(group) for group in groups) == len(set(dataset[column]))
 
 
-SECTIONS = ["What it is", "Source", "Licence", "Citation", "Counts", "Columns", "Leaks", "Limits"]
+SECTIONS = ["Description", "Source", "Licence", "Citation", "Counts", "Columns", "Data leakage", "Limits"]
 
 
 def check_card(name: str, dataset: Dataset) -> None:

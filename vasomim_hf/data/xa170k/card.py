@@ -107,7 +107,7 @@ def xa170k_card(report: BuildReport | None, features: "Features", repo_id: str =
         "Frames": _frames(report),
         "Vesselness masks": _masks(report),
         "Near duplicates": _duplicates(report),
-        "Leaks": _LEAKS,
+        "Data leakage": _LEAKS,
         "Licences": _LICENCE,
         "Limits": _LIMITS,
         "Citation": _citation(),
