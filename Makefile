@@ -1,16 +1,16 @@
-# `make demo` and `make test` need nothing but python3 (3.11 or newer, with venv and pip): they build their own
-# environment in .venv. See `make help`.
+# `make demo` and `make test` only need python3 (3.11 or newer, with venv and pip): they create an environment in .venv.
+# See `make help`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One exact version, so that figures and rounding are the same for everyone. Installed before everything else and
-# named again beside everything else, so that no dependency brings another one.
+# Pinned for reproducible benchmark figures and rounding. Installed first and repeated in later install commands, so that
+# no dependency replaces it.
 TORCH ?= torch==2.13.0
-# Index of the wheels without GPU libraries, which are some GB on Linux; elsewhere the default index has them without.
-# Empty: whatever pip's own sources have, for a machine with a GPU: make demo TORCH_CPU_INDEX=
+# Index of wheels without GPU libraries, which take several GB on Linux; on other systems the default index has them.
+# Set to nothing to use pip's own sources, for a machine with a GPU: make demo TORCH_CPU_INDEX=
 TORCH_CPU_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -18,7 +18,7 @@ DEMO_OUTPUT ?= demo_output
 
 LINTED := $(wildcard vasomim_hf tests training benchmarks)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
-# What another processor, thread count or seed may change: `make test-matrix` runs the tests under each of these.
+# Settings that may change results: `make test-matrix` runs the tests under each of them.
 MATRIX := OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \
     ONEDNN_MAX_CPU_ISA=AVX2 VASOMIM_TEST_SEED=1 VASOMIM_TEST_SEED=2 VASOMIM_TEST_SEED=3 VASOMIM_TEST_SEED=4
 
@@ -30,15 +30,15 @@ $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH) into $(VENV); the first time takes a few minutes."
-	@# the CPU wheel from pip's own sources, or else from its index, which may be out of reach
+	@# the CPU wheel from pip's own sources, otherwise from its index, which may be unreachable
 	@test -z "$(TORCH_CPU_INDEX)" \
 	    || $(PIP) "$(TORCH)+cpu" 2>/dev/null \
 	    || $(PIP) "$(TORCH)+cpu" --index-url "$(TORCH_CPU_INDEX)" --timeout 15 --retries 0 \
-	    || echo "No CPU wheel of $(TORCH) from $(TORCH_CPU_INDEX): taking what pip's own sources have, which may be large."
+	    || echo "No CPU wheel of $(TORCH) from $(TORCH_CPU_INDEX): using pip's own sources, which may be a large download."
 	$(PIP) "$(TORCH)"
 	@touch $@
 
-# What the package needs stands in setup.cfg: when that changes, the environment is brought up to date.
+# Dependencies are in setup.cfg: when it changes, the environment is updated.
 $(VENV)/.demo: $(VENV)/.torch setup.cfg pyproject.toml
 	$(PIP) "$(TORCH)" --editable ".[data,training]"
 	@touch $@
@@ -48,11 +48,11 @@ $(VENV)/.dev: $(VENV)/.torch setup.cfg pyproject.toml
 	@touch $@ $(VENV)/.demo
 
 .PHONY: demo
-demo: $(VENV)/.demo  ## Pre-train on synthetic angiograms, end to end, into demo_output
+demo: $(VENV)/.demo  ## Pre-train on synthetic angiograms, end to end, in demo_output
 	$(BIN)/vasomim demo --output $(DEMO_OUTPUT)
 
 .PHONY: test
-test: lint unit  ## Lint, unit tests and the examples of the docstrings
+test: lint unit  ## Lint, unit tests and docstring examples
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Check style, format and types
@@ -61,7 +61,7 @@ lint: $(VENV)/.dev  ## Check style, format and types
 	$(BIN)/mypy
 
 .PHONY: unit
-unit: $(VENV)/.dev  ## Run the unit tests and the examples of the docstrings; plain pytest does the same in one process
+unit: $(VENV)/.dev  ## Run the unit tests and docstring examples; plain pytest does the same in one process
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --durations 10 $(PYTEST_ARGS)
 
 .PHONY: test-matrix
@@ -70,7 +70,7 @@ test-matrix: $(VENV)/.dev  ## Run the unit tests under other thread counts, inst
 	    env "$$setting" $(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS); done
 
 .PHONY: test-upstream
-test-upstream: $(VENV)/.dev  ## Run transformers' own common tests against our classes
+test-upstream: $(VENV)/.dev  ## Run the common tests of transformers on our classes
 	$(BIN)/python tests/upstream/run.py --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 .PHONY: bench
@@ -78,6 +78,6 @@ bench: $(VENV)/.dev  ## Run every benchmark
 	@set -e; for file in benchmarks/benchmark_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 .PHONY: clean
-clean:  ## Remove what the other targets made
+clean:  ## Remove files created by the other targets
 	rm -rf $(VENV) .upstream_tests .pytest_cache .ruff_cache .mypy_cache build dist vasomim_hf.egg-info $(DEMO_OUTPUT)
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
