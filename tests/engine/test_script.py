@@ -133,7 +133,7 @@ def test_a_stopped_run_says_how_it_goes_on_and_ends_with_130(tmp_path, capsys, m
     monkeypatch.setattr(script_module, "load_run", lambda *_: None)
     stopped = TrainingResult(False, 3, tmp_path, True)
     assert run_script("", kind, lambda _: stopped, "Done in", ["run.yaml"]) == 130
-    assert capsys.readouterr().out == f"Stopped after 3 steps, saved {tmp_path}. Go on with {how}\n"
+    assert capsys.readouterr().out == f"Stopped after 3 steps, saved {tmp_path}\nGo on with {how}\n"
 
     def interrupted(_: object) -> TrainingResult:
         raise KeyboardInterrupt

@@ -71,6 +71,8 @@ def run_of(kind: type[FinetuneRun], data: Path, output_dir: Path, **keys: Any) -
         "evaluations": 2,
         "mixed_precision": "no",
         "log_every_steps": 1,
+        "tensorboard": False,
+        "picture_every_epochs": 0,
         "config": {**ENCODER, "image_size": SIZE, **HEADS[kind]},
         **keys,
     }

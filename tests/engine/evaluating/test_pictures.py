@@ -38,7 +38,8 @@ def detection_frame(corners, scores, name="frame"):
 
 
 def drawn(frame, values, results):
-    return pictures._case(frame, ResultRow(frame.image_id, None, values), results)
+    numbers = pictures._numbers(frame, ResultRow(frame.image_id, None, values), results)
+    return pictures._case(frame, numbers, results)
 
 
 def has_colour(image, colour):

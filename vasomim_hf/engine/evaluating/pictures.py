@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ...evaluation.calibration import predictive_entropy
+from ...evaluation.mask_metrics import dice
 from ...evaluation.results import EvaluationResults, ResultRow
 from ...folders import atomic_file
 from ..finetuning.rows import LabelledRows
@@ -122,11 +123,39 @@ def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScor
         frames = scorer.frames(rows.select([places[row.image_id] for row in chosen]))
         cases, present = [], set()
         for frame in frames:
-            cases.append(_case(frame, values[frame.image_id], results))
+            cases.append(_case(frame, _numbers(frame, values[frame.image_id], results), results))
             present |= _classes_of(frame, results)
         _save(_stack(cases, _legend(results, present)), folder / f"{name}.png")
         written.append(folder / f"{name}.png")
     return written
+
+
+def draw_frames(scorer: FrameScorer, rows: LabelledRows) -> Image.Image:
+    """Draw frames with their labels and what the model predicts, as [`draw_cases`] does, but all of them and in order.
+
+    Args:
+        scorer (`FrameScorer`): Is asked for each frame.
+        rows (`LabelledRows`): A few.
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+    """
+    about = EvaluationResults(scorer.kind, "", "", "", "", labels=list(scorer.labels), rows=[], summary={})
+    cases, present = [], set()
+    for frame in scorer.frames(rows):
+        cases.append(_case(frame, _caption(frame, about), about))
+        present |= _classes_of(frame, about)
+    return _stack(cases, _legend(about, present))
+
+
+def _caption(frame: ScoredFrame, results: EvaluationResults) -> str:
+    """What is known of a frame without the metrics, whose packages need not be installed for training."""
+    if results.kind == SEGMENTATION:
+        counted = frame.target < len(results.labels)
+        return f"Dice {dice((_found(frame) > 0) & counted, (frame.target > 0) & counted):.3f}"
+    if results.kind == DETECTION:
+        return _box_counts(len(frame.target.labels), frame)
+    return _class_names(int(frame.prediction.argmax()), frame.target, frame.prediction.max(), results)
 
 
 def choose_cases(rows: Sequence[ResultRow], kind: str) -> dict[str, list[ResultRow]]:
@@ -162,14 +191,14 @@ def _scored_boxes(row: ResultRow) -> list[tuple[float, float]]:
     return list(zip(row.lists["scores"], row.lists["matches"], strict=True))
 
 
-def _case(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> Image.Image:
+def _case(frame: ScoredFrame, numbers: str, results: EvaluationResults) -> Image.Image:
     """A frame, what was annotated and found on it, and below its id and numbers."""
     panels = _panels(frame, results)
     width = len(panels) * (_SIDE + _GAP) - _GAP
     canvas = Image.new("RGB", (width, _SIDE + 2 * _LINE), "white")
     for number, panel in enumerate(panels):
         canvas.paste(panel, (number * (_SIDE + _GAP), 0))
-    for number, text in enumerate((frame.image_id, _numbers(frame, row, results))):
+    for number, text in enumerate((frame.image_id, numbers)):
         _write(ImageDraw.Draw(canvas), (2, _SIDE + number * _LINE), _shortened(text, width - 4))
     return canvas
 
@@ -200,10 +229,18 @@ def _numbers(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> 
         of_all = "all classes as one: " if len(results.labels) > 2 else ""
         return f"{of_all}Dice {row.values['dice']:.3f}, clDice {row.values['cl_dice']:.3f}"
     if results.kind == DETECTION:
-        count = int((frame.prediction.scores >= DRAWN_SCORE).sum())
-        return f"{row.values['num_targets']:.0f} annotated, {count} found (score >= {DRAWN_SCORE})"
-    found, true = (results.labels[int(row.values[name])] for name in ("predicted", "target"))
-    return f"found {found} ({row.values['confidence']:.2f}), annotated {true}"
+        return _box_counts(int(row.values["num_targets"]), frame)
+    values = row.values
+    return _class_names(int(values["predicted"]), int(values["target"]), values["confidence"], results)
+
+
+def _box_counts(num_targets: int, frame: ScoredFrame) -> str:
+    count = int((frame.prediction.scores >= DRAWN_SCORE).sum())
+    return f"{num_targets} annotated, {count} found (score >= {DRAWN_SCORE})"
+
+
+def _class_names(found: int, true: int, confidence: float, results: EvaluationResults) -> str:
+    return f"found {results.labels[found]} ({confidence:.2f}), annotated {results.labels[true]}"
 
 
 def _classes_of(frame: ScoredFrame, results: EvaluationResults) -> set[int]:

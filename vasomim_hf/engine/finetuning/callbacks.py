@@ -1,4 +1,4 @@
-"""What `Trainer` is told to do besides: a log, an end on a signal, and a batch that made the loss diverge kept for replay."""
+"""Callbacks of `Trainer`: bar, log and pictures, an end on a signal, and a batch that made the loss diverge kept for replay."""
 
 import json
 import logging
@@ -16,10 +16,14 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from ...folders import atomic_file
 from ...progress import Progress, TrainingProgress, shorten_values
+from ..evaluating.pictures import draw_frames
+from ..evaluating.scoring import FrameScorer
 from ..pretraining.loop import TrainingDivergedError
 from ..stopping import StopSignal
 from ..tracking import RunLog
 from .decoded import FinetuneDataset
+from .rows import TaskData
+from .run import FinetuneRun
 
 
 logger = logging.getLogger(__name__)
@@ -34,8 +38,8 @@ class LogCallback(TrainerCallback):
         folder (`Path`): Of the run.
         tensorboard (`bool`): Whether to write a TensorBoard log too.
         frames_per_step (`int`): Frames of an optimiser step.
-        draw (`Callable`, *optional*): Draws the picture of an evaluation; is given the epochs that are done, and returns
-            `None` where no picture is due.
+        draw (`Callable`, *optional*): Draws the picture of an evaluation, from the epochs that are done (`None`: with the
+            final weights); returns `None` where no picture is due.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class LogCallback(TrainerCallback):
         folder: Path,
         tensorboard: bool,
         frames_per_step: int,
-        draw: Callable[[float], Image.Image | None] | None = None,
+        draw: Callable[[float | None], Image.Image | None] | None = None,
     ):
         self.folder = folder
         self.tensorboard = tensorboard
@@ -118,9 +122,11 @@ class LogCallback(TrainerCallback):
         if self._log is None:
             return
         self._log.write(self.kind, state.global_step, values)
-        picture = self.draw(state.epoch or 0.0) if self.draw is not None and self.kind != "final" else None
+        is_final = self.kind == "final"
+        picture = None if self.draw is None else self.draw(None if is_final else state.epoch or 0.0)
         if picture is not None:
-            self._log.picture("predictions", state.global_step, picture, f"step_{state.global_step:06d}")
+            name = "final" if is_final else f"step_{state.global_step:06d}"
+            self._log.picture("final_predictions" if is_final else "predictions", state.global_step, picture, name)
 
     def on_log(
         self,
@@ -161,6 +167,34 @@ class LogCallback(TrainerCallback):
         self._mark = time.perf_counter()
 
     on_save = _start
+
+
+class ValidationPictures:
+    """Draws some validation frames as a model sees them.
+
+    Args:
+        run (`FinetuneRun`): Says how many frames, and how often.
+        model (`nn.Module`): In training.
+        image_processor: Of the model.
+        data (`TaskData`): Has the validation frames.
+    """
+
+    def __init__(self, run: FinetuneRun, model: nn.Module, image_processor: object, data: TaskData):
+        labels = [data.id2label[number] for number in sorted(data.id2label)]
+        self.scorer = FrameScorer(run.kind, model, image_processor, labels)
+        total = len(data.validation)
+        self.rows = data.validation.select(
+            [i * total // run.num_pictures for i in range(min(run.num_pictures, total))]
+        )
+        self.every = run.picture_every_epochs
+        self._due = 0.0
+
+    def __call__(self, epoch: float | None) -> Image.Image | None:
+        """The picture after so many epochs, `None` if none is due; of the final weights without an epoch."""
+        if self.every == 0 or (epoch is not None and epoch < self._due):
+            return None
+        self._due = (epoch or 0.0) + self.every
+        return draw_frames(self.scorer, self.rows)
 
 
 class EpochCallback(TrainerCallback):

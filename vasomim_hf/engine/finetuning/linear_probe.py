@@ -47,7 +47,8 @@ CHOOSING_SHARE = 0.2
 _UNUSED = (
     *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
     *("warmup_share", "weight_decay", "betas", "clip_grad_norm", "evaluations", "metric", "keep", "saves", "patience"),
-    *("augmentation", "mixed_precision", "log_every_steps", "tensorboard"),
+    *("augmentation", "mixed_precision", "log_every_steps", "tensorboard", "picture_every_epochs"),
+    *("num_pictures",),
 )
 
 

@@ -20,7 +20,10 @@ ARCADE, TABLE = "arcade", "table"
 SCRATCH, MAE = "scratch", "mae"
 BEST, LAST = "best", "last"
 # Keys that change nothing about the model, or say where things lie
-_FREE = ("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads", "log_every_steps", "tensorboard")
+_FREE = (
+    *("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads"),
+    *("log_every_steps", "tensorboard", "picture_every_epochs", "num_pictures"),
+)
 
 Kind = TypeVar("Kind", bound="FinetuneRun")
 
@@ -99,7 +102,9 @@ class FinetuneRun:
     seed: int = key(0, "of weights, order, augmentation and train_fraction")
     resume: str = key("never", "never, auto (the newest complete checkpoint, if any) or a checkpoint folder")
     log_every_steps: int = key(10, "optimiser steps between two lines of the log")
-    tensorboard: bool = key(False, "also write a TensorBoard log to output_dir/tensorboard")
+    tensorboard: bool = key(True, "also write a TensorBoard log to output_dir/tensorboard")
+    picture_every_epochs: int = key(1, "epochs between pictures, made at evaluations; 0 makes none")
+    num_pictures: int = key(4, "validation frames in a picture")
 
     @property
     def decisive_metric(self) -> str:
@@ -160,9 +165,12 @@ class FinetuneRun:
 
     def _check_numbers(self) -> None:
         self._require_within(1, None, "image_size", "batch_size", "gradient_accumulation_steps", "evaluations")
-        self._require_within(1, None, "log_every_steps", "num_threads", "max_frames", "patience", "saves")
+        self._require_within(
+            1, None, "log_every_steps", "num_pictures", "num_threads", "max_frames", "patience", "saves"
+        )
         self._require_within(1, None, "working_scale")
         self._require_within(0, None, "min_steps", "num_workers", "learning_rate", "weight_decay")
+        self._require_within(0, None, "picture_every_epochs")
         self._require_within(0, 2**32 - 1, "seed")
         self._require_within(0, 1, "min_learning_rate_share", "warmup_share", "train_fraction", "validation_share")
         self._require_within(0, 1, "layer_decay")

@@ -20,7 +20,7 @@ from ...image_processing_vasomim import VasoMIMImageProcessor
 from ...import_utils import require
 from ..pretraining.loop import TrainingResult
 from ..run_config import RunConfigError
-from .callbacks import EpochCallback, LogCallback, LossGuard, StopCallback
+from .callbacks import EpochCallback, LogCallback, LossGuard, StopCallback, ValidationPictures
 from .decoded import Collator, DecodeOptions, FinetuneDataset, Samples, decode, private_folder
 from .meters import make_meter
 from .optimizer import LayerWiseAdamW
@@ -97,7 +97,7 @@ def finetune_model(
     with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
         parts = make_parts(run, model, data, folder)
         _check_resumed(run, parts.training.samples, checkpoint)
-        return _train(run, parts, checkpoint)
+        return _train(run, parts, checkpoint, ValidationPictures(run, model, parts.image_processor, data))
 
 
 def prepare_process(run: FinetuneRun) -> None:
@@ -181,9 +181,11 @@ def _check_choice(run: FinetuneRun, validation: Samples) -> None:
         )
 
 
-def _train(run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None) -> TrainingResult:
+def _train(
+    run: FinetuneRun, parts: FinetuneParts, checkpoint: Path | None, draw: ValidationPictures
+) -> TrainingResult:
     arguments = training_arguments(run, len(parts.training))
-    log = LogCallback(Path(run.output_dir), run.tensorboard, _frames_per_step(run))
+    log = LogCallback(Path(run.output_dir), run.tensorboard, _frames_per_step(run), draw)
     guard = LossGuard(Path(run.output_dir), parts.training.samples.image_ids)
     guard.attach(parts.model)
     stop = StopCallback()
