@@ -83,6 +83,7 @@ def test_a_linear_probe_learns_from_frames_as_the_image_processor_gives_them(tmp
 def test_a_linear_probe_says_which_keys_it_does_not_use_and_others_may_read_its_files(table, tmp_path, caplog):
     caplog.set_level("INFO")
     keys = {"epochs": 1, "learning_rate": 0.1, "evaluations": 20, "mixed_precision": "bf16"}
+    keys |= {"tensorboard": True, "picture_every_epochs": 1}
     before = os.umask(0o027)
     try:
         folder = finetune_classification(
