@@ -1,4 +1,5 @@
-"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere, and a log that keeps clear of the bar."""
+"""Progress of long jobs: a bar in a terminal, occasional plain lines elsewhere, and logging that does not break the
+bar."""
 
 import io
 import logging
@@ -12,10 +13,10 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-# Seconds to the first plain line; to each later one it takes twice as long as to the one before, up to the longest
+# seconds until the first plain line; intervals double up to the longest one
 PLAIN_INTERVAL = 5.0
 LONGEST_PLAIN_INTERVAL = 60.0
-# Characters of a line of the log; a terminal of 110 columns does not break it
+# maximum length of a log line; fits a terminal of 110 columns
 LONGEST_LINE = 110
 _TIME_FORMAT = "%m-%d %H:%M:%S"
 _LONGEST_MESSAGE = LONGEST_LINE - len("11-27 14:03:12 ")
@@ -24,24 +25,24 @@ _BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} {unit}, {speed}{rem
 
 
 class Progress(tqdm):
-    """A bar with the time left if stderr is a terminal; otherwise lines in the log, at first soon, then every minute.
+    """Progress bar with remaining time if stderr is a terminal, otherwise log lines, at first often, later every minute.
 
-    In a training of several processes only the first one shows anything.
+    In multi-process training only the first process shows progress.
 
     Args:
-        items (iterable, *optional*): To iterate over; otherwise call `update(count)`.
-        what (`str`): What is done, such as `"decoding"`.
-        total (`int`, *optional*): Number of units; `len(items)` by default.
-        unit (`str`, defaults to `"frames"`): What is counted, in the plural.
-        is_shown (`bool`, defaults to `True`): With `False` nothing is shown.
-        more (*optional*): For `tqdm`, such as `initial` or `leave`.
+        items (iterable, *optional*): Iterable to wrap; otherwise call `update(count)`.
+        what (`str`): Description, such as `"decoding"`.
+        total (`int`, *optional*): Number of units; defaults to `len(items)`.
+        unit (`str`, defaults to `"frames"`): Unit, in the plural.
+        is_shown (`bool`, defaults to `True`): Whether to show progress.
+        more (*optional*): Arguments of `tqdm`, such as `initial` or `leave`.
 
     Example:
         >>> [square for square in Progress((n * n for n in range(3)), what="squaring", total=3)]
         [0, 1, 4]
     """
 
-    # its thread would print while nothing is updated
+    # the monitor thread would print without updates
     monitor_interval = 0
     mininterval: float
 
@@ -76,34 +77,34 @@ class Progress(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What a line is made of."""
+        """Fields of the format string."""
         values = super().format_dict
         rate = values["rate"] or (values["n"] - values["initial"]) / max(values["elapsed"], 1e-9)
         speed = rate * self._frames_per_unit()
         return {**values, "speed": f"{speed:.3g} frames/s, " if speed else ""}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draw the bar, or write the plain line."""
+        """Draw the bar, or write a plain line."""
         if self._is_terminal:
             return bool(super().display(msg, pos))
-        # an empty message would clear the bar
+        # tqdm passes an empty message to clear the bar
         if self.n > self.initial and msg != "":
             logger.info("%s", str(self) if msg is None else msg)
             self.mininterval = min(2 * self.mininterval, LONGEST_PLAIN_INTERVAL)
         return True
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Show values, such as the loss, from the next line on."""
+        """Show values, such as the loss, from the next update on."""
         self.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
 
 
 class TrainingProgress(Progress):
-    """The bar of a training: it begins at the step of a checkpoint, and stays on the terminal at the end.
+    """Progress bar of a training run: starts at the step of the checkpoint and stays visible at the end.
 
     Args:
-        num_steps (`int`): Optimiser steps.
-        first_step (`int`): Steps that were done before.
-        frames_per_step (`int`): Over all processes.
+        num_steps (`int`): Total number of optimiser steps.
+        first_step (`int`): Steps completed before.
+        frames_per_step (`int`): Frames per step over all processes.
         is_shown (`bool`): Whether this process shows it.
     """
 
@@ -119,27 +120,27 @@ class TrainingProgress(Progress):
 
 def _is_terminal() -> bool:
     try:
-        # terminals of some job runners have no columns, and a bar would be an empty line there
+        # terminals of some job runners report no columns, which would make the bar an empty line
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
         return False
 
 
 def is_main_process() -> bool:
-    """Whether this process is the first of those that a launcher such as torchrun started, or the only one."""
+    """Whether this is the first of the processes started by a launcher such as torchrun, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def shorten_values(head: str, values: Mapping[str, float]) -> str:
-    """A line for people: as many values, from the first on, as there is room for.
+    """Format a line with as many values as fit.
 
     Args:
-        head (`str`): Begins the line.
-        values (mapping of `str` to `float`): By name.
+        head (`str`): Start of the line.
+        values (mapping of `str` to `float`): Values by name.
 
     Returns:
-        `str`: Such as `"epoch 3/40: loss 0.4321, learning rate 0.0001"`, of 95 characters at most unless `head` is longer;
-        with the time in front of it a line of the log has 110. `...` stands for values that there is no room for.
+        `str`: For example `"epoch 3/40: loss 0.4321, learning rate 0.0001"`, at most 95 characters unless `head` is
+        longer, so a log line with its timestamp has at most 110. `...` replaces values that do not fit.
 
     Example:
         >>> shorten_values("epoch 3/40", {"loss": 0.43213, "learning_rate": 0.0001})
@@ -154,17 +155,17 @@ def shorten_values(head: str, values: Mapping[str, float]) -> str:
 
 
 class _LogHandler(logging.StreamHandler):
-    """Writes above the bars of a terminal."""
+    """Writes log records above the progress bars of a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record), file=self.stream)
-        except Exception:  # as every handler does: a log must not end a training
+        except Exception:  # as in every handler: logging must not stop training
             self.handleError(record)
 
 
 class _LogFormatter(logging.Formatter):
-    """Time and message; of a warning also its level, of another library also its name."""
+    """Formats time and message; with the level for warnings, and the logger name for other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         own = record.name.startswith(__name__.partition(".")[0])
@@ -174,7 +175,8 @@ class _LogFormatter(logging.Formatter):
 
 
 def set_up_logging() -> None:
-    """Send the log to stderr, from `INFO` on, in short lines that do not break a bar; does nothing if there is a log already."""
+    """Log to stderr from level `INFO` in short lines that do not break a bar; does nothing if logging is already set
+    up."""
     handler = _LogHandler(sys.stderr)
     handler.setFormatter(_LogFormatter(datefmt=_TIME_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

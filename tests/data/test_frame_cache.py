@@ -103,7 +103,7 @@ def test_unreadable_frames_are_reported_and_left_out(folder, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         cache = build(folder, tmp_path)
     assert len(cache) == 4 and list(cache.skipped) == ["a/1.png"]
-    assert "1 of 5 frames cannot be read and are left out: a/1.png" in caplog.text
+    assert "1 of 5 frames cannot be read and are skipped: a/1.png" in caplog.text
     np.testing.assert_array_equal(cache.frame(1), np.asarray(Image.open(folder / "a/2.png")))
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_mask_is_named_as_a_mask_and_its_frame_left_out(folder, tmp_pa
     cache = build_frame_cache(FolderSource(folder, masks=tmp_path / "masks"), tmp_path / "cache")
     assert cache.names == ["a/2.png", "b/images/3.png", "b/images/4.png"]
     assert all(f"the mask {tmp_path / 'masks' / name} cannot be read" in cache.skipped[name] for name in cache.skipped)
-    assert "2 of 5 frames cannot be read and are left out: a/0.png: OSError: the mask" in caplog.text
+    assert "2 of 5 frames cannot be read and are skipped: a/0.png: OSError: the mask" in caplog.text
 
 
 def test_a_folder_of_nothing_but_unreadable_frames_is_refused(folder, tmp_path):
@@ -159,7 +159,7 @@ def test_a_cache_cut_short_is_refused(folder, tmp_path):
 
 
 def test_a_folder_without_an_index_and_another_format_are_refused(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no frame cache"):
+    with pytest.raises(FileNotFoundError, match="frame cache"):
         FrameCache(folder)
     cache = build(folder, tmp_path)
     index = json.loads((cache.folder / "index.json").read_text())

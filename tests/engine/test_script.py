@@ -139,7 +139,7 @@ def test_a_stopped_run_says_how_it_goes_on_and_ends_with_130(tmp_path, capsys, m
         raise KeyboardInterrupt
 
     assert run_script("", kind, interrupted, "Done in", ["run.yaml"]) == 130
-    assert capsys.readouterr().err == "stopped before there was anything to save, or a second time\n"
+    assert capsys.readouterr().err == "stopped without saving, before the first step or by a second signal\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

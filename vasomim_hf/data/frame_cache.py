@@ -1,8 +1,8 @@
-"""Frames and their vesselness in two memory-mapped files: decoded once, filtered once, read at any place.
+"""Frames and their vesselness in two memory-mapped files: decoded and filtered once, with random access.
 
-A cache folder holds `frames.bin` (grey `uint8` frames one after another), `vesselness.bin` (masks, eight pixels in a
-byte, every row begun on a new byte) and `index.json` (names, sizes, filter options, files that could not be read).
-Its name is the key of what it was made from, so that a changed folder or option makes another cache.
+A cache folder has `frames.bin` (grey `uint8` frames, concatenated), `vesselness.bin` (masks, eight pixels per byte, each
+row padded to whole bytes) and `index.json` (names, sizes, filter options, unreadable files). The folder name is a key of
+its inputs, so a changed folder or option creates another cache.
 """
 
 import hashlib
@@ -34,28 +34,28 @@ logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1
 INDEX_NAME, FRAMES_NAME, VESSELNESS_NAME = "index.json", "frames.bin", "vesselness.bin"
-# Below this, starting processes takes longer than the work
+# below this, starting processes takes longer than the work
 MIN_FRAMES_FOR_PROCESSES = 200
 
 
 class StoredFrames(Protocol):
-    """Frames and vessel masks by number: a [`FrameCache`], or `ParquetFrames`, which reads them where they are."""
+    """Frames and vessel masks by index: a [`FrameCache`], or `ParquetFrames`, which reads them on demand."""
 
     key: str
 
     @property
     def row_groups(self) -> tuple[int, ...] | None:
-        """How many frames that follow each other are read together, again and again; `None` where each is on its own."""
+        """Number of consecutive frames that are read together; `None` if frames are read separately."""
         ...
 
     def __len__(self) -> int: ...
 
     def select(self, indices: list[int]) -> "StoredFrames":
-        """Only these frames, in this order."""
+        """Select these frames, in this order."""
         ...
 
     def name(self, index: int) -> str:
-        """How messages call a frame."""
+        """Name of a frame in messages."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
@@ -74,14 +74,14 @@ class StoredFrames(Protocol):
 class FrameCache:
     """Frames and vessel masks of a cache folder, read through a memory map.
 
-    The files are opened at the first access in each process, so a cache may be handed to loader processes.
+    Files are opened on first access in each process, so a cache can be passed to loader processes.
 
     Args:
-        folder (`str` or `Path`): Folder made by [`build_frame_cache`].
+        folder (`str` or `Path`): Folder created by [`build_frame_cache`].
 
     Raises:
         FileNotFoundError: If the folder has no index.
-        ValueError: If it was made by another version, or a file is cut short.
+        ValueError: If it was created by another version, or a file is truncated.
 
     Example:
         >>> cache = FrameCache(folder)  # doctest: +SKIP
@@ -107,12 +107,12 @@ class FrameCache:
     def _read_index(self) -> dict:
         path = self.folder / INDEX_NAME
         if not path.is_file():
-            raise FileNotFoundError(f"{self.folder} holds no frame cache: there is no {INDEX_NAME} in it.")
+            raise FileNotFoundError(f"{self.folder} is not a frame cache: it has no {INDEX_NAME}.")
         index = json.loads(path.read_text(encoding="utf-8"))
         if index.get("format") != CACHE_FORMAT:
             raise ValueError(
                 f"{self.folder} is a frame cache of format {index.get('format')}, this version reads {CACHE_FORMAT}. "
-                "Delete the folder; it is built again from the frames."
+                "Delete the folder to rebuild it from the frames."
             )
         return index
 
@@ -122,7 +122,7 @@ class FrameCache:
             length = path.stat().st_size if path.is_file() else 0
             if length != expected:
                 raise ValueError(
-                    f"{path} has {length} bytes instead of {expected}. Delete {self.folder}; it is built again."
+                    f"{path} has {length} bytes instead of {expected}. Delete {self.folder} to rebuild it."
                 )
 
     def __getstate__(self) -> dict:
@@ -132,14 +132,14 @@ class FrameCache:
         return len(self._rows)
 
     def select(self, indices: list[int]) -> "FrameCache":
-        """The same files, but only these frames, in this order."""
+        """The same files with only these frames, in this order."""
         chosen = object.__new__(FrameCache)
         chosen.__dict__.update(self.__getstate__())
         chosen._rows = [self._rows[i] for i in indices]
         return chosen
 
     def name(self, index: int) -> str:
-        """Name of a frame: its path below the data folder, or its number in a dataset."""
+        """Name of a frame: its path relative to the data folder, or its index in a data set."""
         return self.names[self._rows[index]]
 
     def size(self, index: int) -> tuple[int, int]:
@@ -154,7 +154,7 @@ class FrameCache:
         return self._open()[0][start : start + height * width].reshape(height, width)
 
     def vesselness(self, index: int, top: int = 0, height: int | None = None) -> np.ndarray:
-        """Vessel mask of a frame, or `height` rows of it from row `top` on: `(height, width)`, `uint8`, 0 or 1."""
+        """Vessel mask of a frame, or `height` rows of it from row `top`: `(height, width)`, `uint8`, 0 or 1."""
         row = self._rows[index]
         full_height, width = self.sizes[row]
         height = full_height - top if height is None else height
@@ -164,7 +164,7 @@ class FrameCache:
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
         if self._maps is None:
-            # As plain arrays: slices of a np.memmap cost several microseconds each
+            # as plain arrays: slicing a np.memmap takes several microseconds
             paths = (self.folder / FRAMES_NAME, self.folder / VESSELNESS_NAME)
             maps = [np.memmap(path, np.uint8, mode="r").view(np.ndarray) for path in paths]
             self._maps = (maps[0], maps[1])
@@ -174,14 +174,14 @@ class FrameCache:
 class FrameCacheDataset(torch.utils.data.Dataset):
     """Augmented crops of the frames in a cache.
 
-    A crop is a function of `(seed, epoch, index)` alone: neither the number of loader processes nor a resumed run
-    changes it.
+    A crop is a function of `(seed, epoch, index)` only: neither the number of loader processes nor resuming changes
+    it.
 
     Args:
-        cache (`FrameCache` or `ParquetFrames`): Where the frames are.
+        cache (`FrameCache` or `ParquetFrames`): Source of the frames.
         size (`tuple[int, int]`): Height and width of the crops in pixels.
         seed (`int`, defaults to 0): Seed of the crops.
-        crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Smallest and largest share of the frame's area.
+        crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Minimum and maximum fraction of the frame's area.
         flip_probability (`float`, defaults to 0.5): Probability of a horizontal flip.
         augment (`bool`, defaults to `True`): With `False`, the whole frame resized to `size`.
 
@@ -211,7 +211,7 @@ class FrameCacheDataset(torch.utils.data.Dataset):
         return len(self.cache)
 
     def crop(self, epoch: int, index: int) -> Crop:
-        """The box of one frame in one epoch."""
+        """Crop of a frame in an epoch."""
         if not self.augment:
             return Crop(0, 0, *self.cache.size(index))
         generator = np.random.default_rng([self.seed, epoch, index])
@@ -219,7 +219,7 @@ class FrameCacheDataset(torch.utils.data.Dataset):
         return random_crop(size, generator, scale=self.crop_scale, flip_probability=self.flip_probability)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Crop of a frame.
+        """Load the crop of a frame.
 
         Args:
             key (`int` or `tuple[int, int]`): Index of a frame, in epoch 0, or epoch and index.
@@ -243,32 +243,32 @@ def build_frame_cache(
     num_workers: int = 1,
     show_progress: bool = True,
 ) -> FrameCache:
-    """Decode and filter all frames of a source, or take the cache that was made from the same source before.
+    """Decode and filter all frames of a source, or reuse an existing cache of the same source.
 
-    Frames that cannot be read are reported and left out.
+    Unreadable frames are reported and skipped.
 
     Args:
-        source (`FrameSource`): Where the frames come from, see [`open_source`].
-        cache_dir (`str` or `Path`): Parent of cache folders. One 512×512 frame takes 295 kB.
+        source (`FrameSource`): Source of the frames, see [`open_source`].
+        cache_dir (`str` or `Path`): Parent of the cache folders. A 512×512 frame takes 295 kB.
         vesselness_options (`dict`, *optional*): Fields of [`VesselnessOptions`], such as `{"border": 3}`.
-        num_workers (`int`, defaults to 1): Processes that decode and filter.
-        show_progress (`bool`, defaults to `True`): Whether to show how far it is.
+        num_workers (`int`, defaults to 1): Number of processes.
+        show_progress (`bool`, defaults to `True`): Whether to show progress.
 
     Returns:
         `FrameCache`: The opened cache.
 
     Raises:
-        ValueError: If the source is empty, or none of its frames can be read.
+        ValueError: If the source is empty or none of its frames can be read.
     """
     options = asdict(VesselnessOptions(**(vesselness_options or {})))
     if len(source) == 0:
-        raise ValueError(f"{source.description} holds no frames. Check the path and the file endings.")
+        raise ValueError(f"{source.description} has no frames. Check the path and the file suffixes.")
     key = cache_key(source, options)
     folder = Path(cache_dir) / key
     if (folder / INDEX_NAME).is_file():
         return FrameCache(folder)
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    # private, and stays so: it holds decoded frames of patients
+    # only readable by the user: it contains decoded frames of patients
     temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix=f".{key}-"))
     try:
         results = _read_all(source, options, num_workers)
@@ -283,7 +283,8 @@ def build_frame_cache(
 
 
 def cache_key(source: FrameSource, vesselness_options: dict) -> str:
-    """Name of the cache folder: a digest of the frames' names, sizes and samples of content, and of the filter's options."""
+    """Name of the cache folder: a digest of names, sizes and sampled contents of the frames, and the filter
+    options."""
     what = {"format": CACHE_FORMAT, "source": source.signature(), "vesselness": vesselness_options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -296,7 +297,7 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
     try:
         os.rename(temporary, folder)
     except OSError:
-        # Another process was quicker: its cache has the same key, so the same content
+        # another process was faster: its cache has the same key and therefore the same contents
         if not (folder / INDEX_NAME).is_file():
             raise
 
@@ -324,7 +325,7 @@ def _report_skipped(source: FrameSource, index: dict) -> None:
     if not index["names"]:
         raise ValueError(f"None of the {len(skipped)} frames of {source.description} can be read: {some}")
     if skipped:
-        logger.warning("%d of %d frames cannot be read and are left out: %s", len(skipped), len(source), some)
+        logger.warning("%d of %d frames cannot be read and are skipped: %s", len(skipped), len(source), some)
 
 
 def _read_all(source: FrameSource, options: dict, num_workers: int) -> Iterator[tuple[np.ndarray, bytes] | str]:
@@ -332,7 +333,7 @@ def _read_all(source: FrameSource, options: dict, num_workers: int) -> Iterator[
         for index in range(len(source)):
             yield _read_one(source, options, index)
         return
-    # Not by fork: the parent may hold threads of torch or OpenCV
+    # not fork: the parent may have threads of torch or OpenCV
     context = get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, _start_worker, (source, options)) as pool:
         waiting: list[Future] = []
@@ -357,7 +358,7 @@ def _read_in_worker(index: int) -> tuple[np.ndarray, bytes] | str:
 
 
 def _read_one(source: FrameSource, options: dict, index: int) -> tuple[np.ndarray, bytes] | str:
-    """A frame and its packed mask, or why it cannot be read."""
+    """A frame and its packed mask, or the reason why it cannot be read."""
     try:
         frame = source.frame(index)
     except UNREADABLE as error:

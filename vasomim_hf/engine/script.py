@@ -1,4 +1,4 @@
-"""What a script in `training/` does with its arguments, so that a script holds no more than its own text."""
+"""Entry point shared by the scripts in `training/`."""
 
 import logging
 import sys
@@ -15,10 +15,10 @@ from .run_config import TrainingRun, describe_keys, load_run
 
 logger = logging.getLogger(__name__)
 
-# What a run file, the data or an installation can cause; anything else is a fault of the program and keeps its traceback
+# errors caused by a run file, data or an installation; any other error keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, StrictDataclassError, TrainingDivergedError)
 
-# What shells report of a program that Ctrl-C ended, so that `train && evaluate` does not go on
+# exit code that shells use for Ctrl-C, so `train && evaluate` stops
 STOPPED = 130
 
 Run = TypeVar("Run", bound=TrainingRun)
@@ -27,17 +27,17 @@ Run = TypeVar("Run", bound=TrainingRun)
 def run_script(
     doc: str, kind: type[Run], train: Callable[[Run], TrainingResult], sentence: str, arguments: list[str]
 ) -> int:
-    """Read the run file, run it, say where the result is.
+    """Read the run file, execute the run, and print the location of the result.
 
     Args:
-        doc (`str`): Head of the script, shown by `--help`.
-        kind (`type`): Kind of run that its files describe.
-        train (`Callable`): Runs it.
-        sentence (`str`): Said at the end, before the result's folder.
-        arguments (`list[str]`): Of the command line, without the script's name: run file, then `--key value` ...
+        doc (`str`): Docstring of the script, shown by `--help`.
+        kind (`type`): Class of the run configuration.
+        train (`Callable`): Executes the run.
+        sentence (`str`): Printed at the end, before the folder of the result.
+        arguments (`list[str]`): Command-line arguments without the script name: run file, then `--key value` ...
 
     Returns:
-        `int`: Exit code: 0 if all went well, 1 after an error, 2 if there are no arguments, 130 if the run was stopped.
+        `int`: Exit code: 0 for success, 1 after an error, 2 without arguments, 130 if the run was stopped.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{doc}\nKeys of the run file, with their defaults:\n{describe_keys(kind)}\n")
@@ -51,7 +51,7 @@ def run_script(
         sys.stderr.write(f"error: {' '.join(str(error).split()) or type(error).__name__}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped before there was anything to save, or a second time\n")
+        sys.stderr.write("stopped without saving, before the first step or by a second signal\n")
         return STOPPED
     if result.is_main_process:
         sys.stdout.write(f"{_ending(result, sentence, hasattr(kind, 'resume'))}\n")
@@ -61,6 +61,6 @@ def run_script(
 def _ending(result: TrainingResult, sentence: str, is_told: bool) -> str:
     if result.finished:
         return f"{sentence} {result.folder}"
-    # a comparison goes on without being told
+    # a comparison resumes by itself
     how = "the same command and --resume auto" if is_told else "the same command"
     return f"Stopped after {result.step} steps, saved {result.folder}\nGo on with {how}"

@@ -1,4 +1,4 @@
-"""An end that is asked for from outside: Ctrl-C, or the signal by which schedulers end a job."""
+"""Graceful stop on Ctrl-C or on the termination signal of a job scheduler."""
 
 import signal
 import threading
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM, so that a training can end after its step."""
+    """Records SIGINT and SIGTERM, so training can stop after the current step."""
 
     def __init__(self) -> None:
-        # that came; `None` as long as none did
+        # number of the received signal, `None` if there was none
         self.number: int | None = None
 
     @property
     def came(self) -> bool:
-        """Whether to stop."""
+        """Whether a signal was received."""
         return self.number is not None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the two signals within the block; a second SIGINT interrupts at once."""
+        """Record both signals within the block; a second SIGINT interrupts immediately."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

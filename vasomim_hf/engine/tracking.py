@@ -1,6 +1,6 @@
-"""What a training run records: log.jsonl, TensorBoard and pictures; and running means that do not wait for the device.
+"""Records of a training run: log.jsonl, TensorBoard and pictures; and running means without device synchronisation.
 
-What it shows meanwhile, on a terminal or in a file, comes from [`~progress`].
+Progress output is in [`~progress`].
 """
 
 import json
@@ -21,16 +21,16 @@ TENSORBOARD_NAME = "tensorboard"
 
 
 class RunLog:
-    """Log of a run, written by the main process.
+    """Log of a training run, written by the main process.
 
-    `log.jsonl` has one JSON object per line, with `kind` (`"start"`, `"step"`, `"epoch"`, ...) and `step`, the optimiser
-    steps done. A resumed run first drops the lines behind its checkpoint, so that each step stands there once.
+    `log.jsonl` has one JSON object per line, with `kind` (`"start"`, `"step"`, `"epoch"`, ...) and `step`, the number
+    of completed optimiser steps. A resumed run first removes the lines after its checkpoint, so each step occurs once.
 
     Args:
         folder (`Path`): Folder of the run.
         is_main (`bool`): Whether this process writes.
-        tensorboard (`bool`): Whether to write a TensorBoard log too.
-        first_step (`int`): Optimiser steps done before.
+        tensorboard (`bool`): Whether to write a TensorBoard log as well.
+        first_step (`int`): Optimiser steps completed before.
     """
 
     def __init__(self, folder: Path, is_main: bool, tensorboard: bool, first_step: int):
@@ -45,7 +45,7 @@ class RunLog:
             self._board = writer(str(folder / TENSORBOARD_NAME), purge_step=first_step or None)
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        """Write one line; numbers also go to TensorBoard under `kind/name`."""
+        """Write one line; numbers are also written to TensorBoard as `kind/name`."""
         if self._path is None:
             return
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
@@ -57,7 +57,7 @@ class RunLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def picture(self, name: str, step: int, image: Image.Image, file_stem: str) -> None:
-        """Save a picture as `pictures/FILE_STEM.png`, and give it to TensorBoard under its name."""
+        """Save a picture as `pictures/FILE_STEM.png` and to TensorBoard under its name."""
         if self._path is None:
             return
         folder = self._path.parent / PICTURES_NAME
@@ -68,7 +68,7 @@ class RunLog:
             self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close the TensorBoard writer."""
         if self._board is not None:
             self._board.close()
 
@@ -81,7 +81,7 @@ def read_log(folder: str | Path, kind: str | None = None) -> list[dict]:
         kind (`str`, *optional*): Only lines of this kind.
 
     Returns:
-        `list[dict]`: The lines. A last line cut short by a crash is left out.
+        `list[dict]`: Lines of the log. A last line truncated by a crash is skipped.
     """
     lines = []
     for text in (Path(folder) / LOG_NAME).read_text(encoding="utf-8").splitlines():
@@ -103,11 +103,11 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 class RunningMeans:
-    """Weighted means over many steps, added up on the device and read only when asked for.
+    """Weighted means over many steps, accumulated on the device and transferred only on request.
 
     Args:
         names (`tuple[str, ...]`): Names of the means.
-        device (`torch.device`): Where they are added up.
+        device (`torch.device`): Device of the accumulators.
 
     Example:
         >>> means = RunningMeans(("loss",), torch.device("cpu"))
@@ -122,20 +122,21 @@ class RunningMeans:
         self.sums = torch.zeros(2, len(names), device=device)
 
     def add(self, values: dict[str, tuple[torch.Tensor, torch.Tensor | float]]) -> None:
-        """Add a sum and its weight for every name; scalars, a mean is its own sum with weight 1."""
+        """Add a sum and its weight for every name (scalars); for a mean, pass the value with weight 1."""
         sums = torch.stack([values[name][0].detach().float() for name in self.names])
         weights = [self._on_device(values[name][1]) for name in self.names]
         self.sums += torch.stack([sums, torch.stack(weights)])
 
     def _on_device(self, weight: torch.Tensor | float) -> torch.Tensor:
-        # `full` writes on the device; `as_tensor` would copy from the CPU and wait for it
+        # `full` writes on the device; `as_tensor` would copy from the CPU and synchronise
         return weight.float() if isinstance(weight, torch.Tensor) else torch.full((), weight, device=self.sums.device)
 
     def read(self, sums: torch.Tensor) -> dict[str, float]:
-        """Means of `sums`, of shape (2, names), which may be added up over processes; one without weight is left out."""
+        """Means from `sums`, of shape (2, names), possibly reduced over processes; names without weight are
+        omitted."""
         totals, weights = sums.tolist()
         return {n: t / w for n, t, w in zip(self.names, totals, weights, strict=True) if w > 0}
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset all means."""
         self.sums.zero_()

@@ -431,7 +431,7 @@ def spoil_entry(root: Path) -> None:
         (spoil_truncated, "syntax/train/2: .*cannot be read as an image.*Left out"),
         (spoil_other_kind, "syntax/train/2: .*cannot be read as an image.*Left out"),
         (spoil_size, "syntax/train/2: 2.png has 96x97 pixels, its annotations are for 96x96; left out"),
-        (spoil_entry, "syntax/train: image 2.png: `width` must be a whole number"),
+        (spoil_entry, "syntax/train: image 2.png: `width` must be an integer"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
@@ -458,9 +458,9 @@ def test_annotations_that_belong_nowhere_are_named(own):
     change(own, "syntax/train", "train.json", edit)
     data, faults = load(own)
     assert faults == [
-        "syntax/train: image 1.png: a second image of that name; left out with its annotations",
-        "syntax/train: annotation a: its image_id 77 is no image of the file; left out",
-        "syntax/train: annotation b: its category_id 40 is no category of the file; left out",
+        "syntax/train: image 1.png: duplicate image name; skipped with its annotations",
+        "syntax/train: annotation a: its image_id 77 is not in the file; skipped",
+        "syntax/train: annotation b: its category_id 40 is not in the file; skipped",
         "syntax/train/1: holds categories that ARCADE does not have: catheter; their objects are left out",
     ]
     assert all(np.array_equal(a, labels_of(b)) for a, b in zip(before, data, strict=True))
@@ -478,7 +478,7 @@ def test_images_that_no_annotation_file_names_are_named_and_other_files_passed_o
 def test_a_broken_annotation_file_is_named(own):
     path = own / "syntax/train/annotations/train.json"
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(ValueError, match="train.json is no whole JSON file"):
+    with pytest.raises(ValueError, match="train.json is not valid JSON"):
         load_arcade(own)
 
 

@@ -205,7 +205,7 @@ def test_cells_that_do_not_fit_are_refused(base, tmp_path):
     for keys, message in (
         ({"settings": {"validation_split": None}}, "must name a `validation_split`"),
         ({"settings": {"epoch": 3}}, "unknown key `epoch`"),
-        ({"measures": "dise"}, "the results have no 'dise', but dice, iou"),
+        ({"measures": "dise"}, "the results have no 'dise'. Available: dice, iou"),
     ):
         run = comparison(base, tmp_path / message[:8], fractions=[0.5], seeds=[0], **keys)
         with pytest.raises(RunConfigError) as caught:
@@ -253,7 +253,7 @@ def test_curves_are_drawn_where_their_values_are(tmp_path):
     with Image.open(tmp_path / "curves.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert figure.canvas.manager is None  # not known to pyplot
-    with pytest.raises(ValueError, match="no finished cell"):
+    with pytest.raises(ValueError, match="finished cell"):
         draw_curves({"dice": [Curve("none", [])]}, "title")
 
 

@@ -1,10 +1,9 @@
-"""COCO annotation files: reading with checks, boxes, and masks from polygons.
+"""COCO annotation files: validated reading, boxes, and masks from polygons.
 
-pycocotools turns outlines into masks (Lin et al., "Microsoft COCO", ECCV 2014, `annToMask` of its API): a pixel belongs to
-the mask if its centre lies inside. OpenCV's `fillPoly` would add the pixels that the outline only touches; on vessels a few
-pixels wide that is every tenth pixel (intersection over union with pycocotools 0.89 on average on ARCADE), and the mask
-would be wider than what was drawn. Its reader of annotation files is not used: it neither checks entries nor reports
-damaged ones.
+pycocotools rasterises polygons (Lin et al., "Microsoft COCO", ECCV 2014, `annToMask` of its API): a pixel belongs to the
+mask if its centre is inside. OpenCV's `fillPoly` also adds the pixels that the outline touches, which on vessels a few
+pixels wide is every tenth pixel (on ARCADE the intersection over union with pycocotools is 0.89 on average). The reader
+of pycocotools is not used, because it neither validates entries nor reports invalid ones.
 """
 
 import json
@@ -20,14 +19,14 @@ from ...import_utils import require
 from ..faults import FaultReport
 
 
-MAX_SIDE = 65_535  # pixels; a larger frame is a slip
-MAX_COORDINATE = 100_000.0  # pixels; filling takes time and memory proportional to the outline's length
+MAX_SIDE = 65_535  # pixels; larger values are errors
+MAX_COORDINATE = 100_000.0  # pixels; time and memory of rasterisation grow with the outline
 
 Box = tuple[float, float, float, float]
 
 
 class RunLengths(NamedTuple):
-    """A mask as lengths of runs of 0 and 1, down the columns, beginning with 0."""
+    """Run-length encoding of a mask: lengths of alternating runs of 0 and 1, column by column, starting with 0."""
 
     counts: np.ndarray
     height: int
@@ -36,14 +35,14 @@ class RunLengths(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CocoObject:
-    """One annotation.
+    """An annotation.
 
     Args:
         category (`str`): Name of the category.
         outlines (`tuple` of `np.ndarray` of shape `(num_points, 2)`): `float64`, x and y in pixels; the object is their
-            union. Empty where the file has only a box or runs.
-        runs (`RunLengths`, *optional*): The mask, where the file has runs and no outlines.
-        bbox (`tuple` of four `float`): Left, top, width and height in pixels, cut at the frame's edges.
+            union. Empty if the file only has a box or a run-length encoding.
+        runs (`RunLengths`, *optional*): The mask, if the file has a run-length encoding and no polygons.
+        bbox (`tuple` of four `float`): Left, top, width and height in pixels, clipped to the frame.
     """
 
     category: str
@@ -54,13 +53,13 @@ class CocoObject:
 
 @dataclass(frozen=True, eq=False)
 class CocoFrame:
-    """An image entry with its annotations, in the order of the file.
+    """An image entry with its annotations, in file order.
 
     Args:
         file_name (`str`): Name without folders.
-        width (`int`): Pixels.
-        height (`int`): Pixels.
-        objects (`tuple[CocoObject, ...]`): What is annotated, perhaps nothing.
+        width (`int`): In pixels.
+        height (`int`): In pixels.
+        objects (`tuple[CocoObject, ...]`): Annotations, possibly none.
     """
 
     file_name: str
@@ -70,35 +69,34 @@ class CocoFrame:
 
     @property
     def stem(self) -> str:
-        """Name without its ending."""
+        """File name without suffix."""
         return PurePosixPath(self.file_name).stem
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------------------
 
 
 def read_coco(
     path: str | Path, report: FaultReport, categories: Mapping[int, str] | None = None, name: str | None = None
 ) -> list[CocoFrame]:
-    """Read a COCO annotation file of one flat folder of images.
+    """Read a COCO annotation file for a flat folder of images.
 
-    What is wrong with single entries goes into the report: an image without a name or size, a second image of the same
-    name (endings do not count), an annotation of an unknown image or category, a polygon of fewer than three points or
-    outside the frame, a box without an area. Such an entry is left out, or the part of it that is wrong. A box that is
-    missing is made from the outline.
+    Invalid entries are reported: an image without a name or size, a duplicate image name (ignoring suffixes), an
+    annotation with an unknown image or category, a polygon with fewer than three points or outside the frame, a box
+    with zero area. The entry, or its invalid part, is skipped. A missing box is computed from the outline.
 
     Args:
-        path (`str` or `Path`): The JSON file.
-        report (`FaultReport`): Takes the faults.
-        categories (mapping of `int` to `str`, *optional*): Names to use if the file names no category at all, which is
-            then reported; otherwise the file's own list counts.
-        name (`str`, *optional*): What to call the file in the report, instead of its name.
+        path (`str` or `Path`): JSON file.
+        report (`FaultReport`): Collects the faults.
+        categories (mapping of `int` to `str`, *optional*): Category names to use, and report, if the file has none.
+        name (`str`, *optional*): Name of the file in the report; defaults to its file name.
 
     Returns:
-        `list[CocoFrame]`: In the order of the file.
+        `list[CocoFrame]`: In file order.
 
     Raises:
-        ValueError: If the file is no JSON or no COCO file.
+        ValueError: If the file is not JSON or not a COCO file.
     """
     path = Path(path)
     reader = _Reader(report, path.name if name is None else name)
@@ -117,17 +115,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole JSON file ({error}). Download or unpack it again.") from error
+        raise ValueError(f"{path} is not valid JSON ({error}). Download or extract it again.") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} is no COCO file: expected an object with the lists `images` and `annotations`, got {found}."
+            f"{path} is not a COCO file: expected an object with the lists `images` and `annotations`, got {found}."
         )
     return content
 
 
 class _Reader:
-    """Turns the entries of one file into frames and objects, and notes those that it leaves out."""
+    """Converts the entries of a file to frames and objects, and reports skipped ones."""
 
     def __init__(self, report: FaultReport, name: str):
         self.report = report
@@ -137,41 +135,43 @@ class _Reader:
         self.report.add(f"{self.name}: {what}", reason)
 
     def category_names(self, entries: object, default: Mapping[int, str] | None) -> dict[Hashable, str]:
-        """Id -> name, as the file says."""
+        """Category names by id, from the file."""
         names: dict[Hashable, str] = {}
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict) and _is_key(entry.get("id")) and isinstance(entry.get("name"), str | int):
                 names[entry["id"]] = str(entry["name"]).strip()
             else:
-                self.fault("category", f"expected an `id` and a `name`, got {_short(entry)}; left out")
+                self.fault("category", f"expected an `id` and a `name`, got {_short(entry)}; skipped")
         if not names and default is not None:
-            self.fault("categories", "the file names none; ids are read as in the original data set")
+            self.fault("categories", "the file has none; using the ids of the original data set")
             names = {key: str(value) for key, value in default.items()}
         return names
 
     def frames(self, entries: list) -> dict[Hashable, CocoFrame | None]:
-        """Image id -> frame without objects; `None` for one that is left out, whose annotations go with it."""
+        """Frames without objects by image id; `None` for skipped images, whose annotations are skipped too."""
         frames: dict[Hashable, CocoFrame | None] = {}
         stems: set[str] = set()
         for number, entry in enumerate(entries):
             what = _entry_name("image", entry, "file_name", number)
             key = entry.get("id") if isinstance(entry, dict) else None
             if not _is_key(key):
-                self.fault(what, f"expected an object with an `id`, got {_short(entry)}; left out")
+                self.fault(what, f"expected an object with an `id`, got {_short(entry)}; skipped")
             elif key in frames:
-                self.fault(what, f"a second image with the id {key!r}; left out, its annotations go to the first")
+                self.fault(
+                    what, f"duplicate image id {key!r}; skipped, its annotations are assigned to the first image"
+                )
             else:
                 frames[key] = self.frame(what, entry, stems)
         return frames
 
     def frame(self, what: str, entry: dict, stems: set[str]) -> CocoFrame | None:
-        """The frame of an image entry; `None` if it cannot be used."""
+        """The frame of an image entry; `None` if it is invalid."""
         try:
             frame = _frame(entry)
             if frame.stem in stems:
-                raise ValueError("a second image of that name")
+                raise ValueError("duplicate image name")
         except ValueError as error:
-            self.fault(what, f"{error}; left out with its annotations")
+            self.fault(what, f"{error}; skipped with its annotations")
             return None
         stems.add(frame.stem)
         return frame
@@ -179,7 +179,7 @@ class _Reader:
     def objects(
         self, entries: list, frames: Mapping[Hashable, CocoFrame | None], names: Mapping[Hashable, str]
     ) -> dict[Hashable, list[CocoObject]]:
-        """Image id -> objects in the order of the file."""
+        """Objects in file order by image id."""
         objects: dict[Hashable, list[CocoObject]] = {key: [] for key in frames}
         for number, entry in enumerate(entries):
             what = _entry_name("annotation", entry, "id", number)
@@ -193,7 +193,7 @@ class _Reader:
         return objects
 
     def shape(self, what: str, entry: dict, frame: CocoFrame, category: str) -> CocoObject:
-        """The object of an annotation; a `ValueError` if neither outline nor box can be used."""
+        """The object of an annotation; raises `ValueError` if neither polygon nor box is valid."""
         outlines, runs = [], None
         segmentation = entry.get("segmentation")
         try:
@@ -207,20 +207,20 @@ class _Reader:
             try:
                 outlines.append(_outline(polygon, frame))
             except ValueError as error:
-                self.fault(what, f"{error}; the polygon is left out")
+                self.fault(what, f"{error}; polygon skipped")
         box = self.box(what, entry.get("bbox"), frame) or _bounds(outlines, runs)
         if box is None:
-            raise ValueError("neither a polygon nor a box that can be used; left out")
+            raise ValueError("no valid polygon or box; skipped")
         return CocoObject(category, tuple(outlines), runs, _cut(box, frame))
 
     def box(self, what: str, values: object, frame: CocoFrame) -> Box | None:
-        """The box as the file has it; `None` without one, and for one that is wrong."""
+        """The box in the file; `None` if missing or invalid."""
         if values is None:
             return None
         try:
             return _box(values, frame)
         except ValueError as error:
-            self.fault(what, f"{error}; made from the outline, if there is one")
+            self.fault(what, f"{error}; computed from the outline if possible")
             return None
 
 
@@ -239,7 +239,7 @@ def _entry_name(kind: str, entry: object, key: str, number: int) -> str:
 
 
 def _frame(entry: dict) -> CocoFrame:
-    # Only the last part: a name must not lead out of the folder of images
+    # only the last part: a name must not point outside the image folder
     name = str(entry.get("file_name") or "").replace("\\", "/").rsplit("/", 1)[-1].strip()
     if name in ("", ".", ".."):
         raise ValueError(f"expected a `file_name`, got {_short(entry.get('file_name'))}")
@@ -248,7 +248,7 @@ def _frame(entry: dict) -> CocoFrame:
 
 def _side(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_SIDE or value % 1:
-        raise ValueError(f"`{name}` must be a whole number from 1 to {MAX_SIDE}, got {_short(value)}")
+        raise ValueError(f"`{name}` must be an integer from 1 to {MAX_SIDE}, got {_short(value)}")
     return int(value)
 
 
@@ -257,17 +257,17 @@ def _subject(
 ) -> tuple[Hashable, str]:
     """Image id and category name of an annotation."""
     if not isinstance(entry, dict):
-        raise ValueError(f"expected an object, got {_short(entry)}; left out")
+        raise ValueError(f"expected an object, got {_short(entry)}; skipped")
     image, category = entry.get("image_id"), entry.get("category_id")
     if not _is_key(image) or image not in frames:
-        raise ValueError(f"its image_id {_short(image)} is no image of the file; left out")
+        raise ValueError(f"its image_id {_short(image)} is not in the file; skipped")
     if not _is_key(category) or category not in names:
-        raise ValueError(f"its category_id {_short(category)} is no category of the file; left out")
+        raise ValueError(f"its category_id {_short(category)} is not in the file; skipped")
     return image, names[category]
 
 
 def _numbers(values: object, what: str) -> np.ndarray:
-    # "not a number" is not less than anything
+    # phrased so that NaN is rejected too
     if not isinstance(values, list) or not all(type(v) in (int, float) and abs(v) <= MAX_COORDINATE for v in values):
         raise ValueError(f"{what} must be a list of numbers of at most {MAX_COORDINATE:.0f}, got {_short(values)}")
     return np.array(values, dtype=np.float64)
@@ -276,20 +276,20 @@ def _numbers(values: object, what: str) -> np.ndarray:
 def _outline(polygon: object, frame: CocoFrame) -> np.ndarray:
     values = _numbers(polygon, "a polygon")
     if len(values) % 2 or len(values) < 6:
-        raise ValueError(f"a polygon has x and y of at least 3 points, got {len(values)} numbers")
+        raise ValueError(f"a polygon needs x and y of at least 3 points, got {len(values)} numbers")
     points = values.reshape(-1, 2)
     if (points.max(axis=0) <= 0).any() or (points.min(axis=0) >= (frame.width, frame.height)).any():
-        raise ValueError(f"a polygon lies outside the frame of {frame.width}x{frame.height} pixels")
+        raise ValueError(f"a polygon is outside the frame of {frame.width}x{frame.height} pixels")
     return points
 
 
 def _box(values: object, frame: CocoFrame) -> Box:
     numbers = _numbers(values, "`bbox`")
     if len(numbers) != 4 or (numbers[2:] <= 0).any():
-        raise ValueError(f"`bbox` must be left, top, width and height, both above 0, got {_short(values)}")
+        raise ValueError(f"`bbox` must be left, top, width and height with width and height > 0, got {_short(values)}")
     left, top, width, height = numbers.tolist()
     if left >= frame.width or top >= frame.height or left + width <= 0 or top + height <= 0:
-        raise ValueError(f"`bbox` {_short(values)} lies outside the frame of {frame.width}x{frame.height} pixels")
+        raise ValueError(f"`bbox` {_short(values)} is outside the frame of {frame.width}x{frame.height} pixels")
     return left, top, width, height
 
 
@@ -307,7 +307,7 @@ def _bounds(outlines: list[np.ndarray], runs: RunLengths | None) -> Box | None:
 
 
 def _cut(box: Box, frame: CocoFrame) -> Box:
-    """The part of a box that lies inside the frame, to the last digit the same where all of it does."""
+    """Clip a box to the frame; boxes inside are returned exactly."""
     left, top, width, height = box
     if left >= 0 and top >= 0 and left + width <= frame.width and top + height <= frame.height:
         return box
@@ -319,27 +319,27 @@ def _cut(box: Box, frame: CocoFrame) -> Box:
 def _runs(segmentation: dict, frame: CocoFrame) -> RunLengths:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [frame.height, frame.width]:
-        raise ValueError(f"the size of its runs is {_short(size)}, that of its image {[frame.height, frame.width]}")
+        raise ValueError(f"its mask has size {_short(size)}, its image {[frame.height, frame.width]}")
     lengths = list(_unpack(counts)) if isinstance(counts, str) else counts
     if not isinstance(lengths, list) or not all(type(length) is int and length >= 0 for length in lengths):
-        raise ValueError(f"`counts` must be a text or a list of whole numbers from 0, got {_short(counts)}")
+        raise ValueError(f"`counts` must be a string or a list of integers >= 0, got {_short(counts)}")
     if sum(lengths) != frame.height * frame.width:
-        raise ValueError(f"its runs add up to {sum(lengths)} pixels, its image has {frame.height * frame.width}")
+        raise ValueError(f"its runs sum to {sum(lengths)} pixels, its image has {frame.height * frame.width}")
     return RunLengths(np.array(lengths, dtype=np.int64), frame.height, frame.width)
 
 
 def _unpack(text: str) -> Iterator[int]:
-    """Lengths of runs from COCO's compressed text.
+    """Decode run lengths from COCO's compressed string.
 
-    Each character carries five bits, the lowest first, and a sign that more follow; the last one's fifth bit is the
-    sign. From the fourth number on, what is stored is the difference from the number two before.
+    Each character carries five bits, lowest first, and a flag for more; the fifth bit of the last one is the sign. From the
+    fourth number on, the difference from the number two before is stored.
     """
     lengths: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"compressed runs hold the character {character!r}, which has no meaning there")
+            raise ValueError(f"compressed runs contain the invalid character {character!r}")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -352,16 +352,16 @@ def _unpack(text: str) -> Iterator[int]:
         raise ValueError("compressed runs end in the middle of a number")
 
 
-# Masks --------------------------------------------------------------------------------------------------------------
+# Masks
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def paint(canvas: np.ndarray, objects: Iterable[tuple[int, CocoObject]]) -> np.ndarray:
-    """Paint objects on a canvas, each in its own value, later ones over earlier ones.
+    """Paint objects on a canvas, each with its own value, later ones over earlier ones.
 
     Args:
-        canvas (`np.ndarray` of shape `(height, width)`): Any type; changed in place.
-        objects (iterable of `(value, CocoObject)`): What to paint. An object of which only the box is known paints
-            nothing.
+        canvas (`np.ndarray` of shape `(height, width)`): Any dtype; modified in place.
+        objects (iterable of `(value, CocoObject)`): Objects to paint. Objects with only a box are ignored.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: The canvas.
@@ -388,12 +388,12 @@ def _run_mask(runs: RunLengths) -> np.ndarray:
 
 
 def _filled(outlines: Iterable[np.ndarray], height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The union of filled polygons: its bounding box in the frame, and what it fills of that, `bool`."""
+    """Union of filled polygons: its bounding box in the frame, and the mask inside it, `bool`."""
     coco = require("pycocotools.mask", "data")
     runs = coco.merge(coco.frPyObjects([points.reshape(-1).tolist() for points in outlines], height, width))
     left, top, columns, rows = coco.toBbox(runs).astype(int).tolist()
     part = (slice(top, top + rows), slice(left, left + columns))
     with warnings.catch_warnings():
-        # raised by the compiled part of pycocotools 2.0.11 under numpy 2
+        # raised by the extension module of pycocotools 2.0.11 with numpy 2
         warnings.simplefilter("ignore", DeprecationWarning)
         return part, coco.decode(runs)[part].astype(bool)

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on features of frames, as one linear layer."""
+"""Multinomial logistic regression on image features, as a linear layer."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ...import_utils import require
 
 _MOST_ITERATIONS = 10_000
 _TOLERANCE = 1e-6
-# Of a class that no frame has. The logits of the others add up to 0, so that its probability stays below 3e-9
+# for classes without frames; the other logits sum to 0, so the probability stays below 3e-9
 _LOGIT_OF_ABSENT = -20.0
 
 
@@ -28,23 +28,23 @@ class Features:
     labels: torch.Tensor
 
     def select(self, indices: np.ndarray) -> "Features":
-        """Those of some frames, by their numbers of shape `(num_chosen,)`."""
+        """Select frames by indices of shape `(num_chosen,)`."""
         chosen = torch.from_numpy(indices)
         return Features(self.values[chosen], self.labels[chosen])
 
 
 def fit_logistic_regression(features: Features, num_labels: int, weight_decay: float) -> nn.Linear:
-    """Multinomial logistic regression on standardised features, fitted to the end.
+    """Fit multinomial logistic regression on standardised features until convergence.
 
     Minimises mean cross entropy + `weight_decay` / 2 x the sum of the squared weights; the bias is not penalised.
 
     Args:
-        features (`Features`): To learn from; of at least two classes.
+        features (`Features`): Training data with at least two classes.
         num_labels (`int`): Number of classes.
-        weight_decay (`float`): >= 0.
+        weight_decay (`float`): L2 penalty, >= 0.
 
     Returns:
-        `nn.Linear`: For features as they are: the standardisation is in its weights.
+        `nn.Linear`: For unstandardised features: the standardisation is part of its weights.
 
     Example:
         >>> features = Features(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
@@ -66,7 +66,7 @@ def _fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights of shape `(num_labels, num_features)` and biases of shape `(num_labels,)`."""
     present = np.unique(labels)
-    # scikit-learn minimises the sum of the losses x C + the penalty; of two classes it fits one difference of weights,
+    # scikit-learn minimises C x the sum of the losses + the penalty; for two classes it fits a single weight difference,
     # whose penalty is twice that of the two halves
     num_frames = len(labels) if len(present) > 2 else len(labels) / 2
     inverse = 1 / (weight_decay * num_frames) if weight_decay else np.inf

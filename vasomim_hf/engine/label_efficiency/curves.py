@@ -1,4 +1,4 @@
-"""Curves over fractions of the labels: lines of means, bands of intervals and a ring for each seed."""
+"""Label-efficiency curves: means as lines, intervals as bands, and a ring for each seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Dark enough on white and told apart by people who do not see red and green (Okabe and Ito, 2008)
+# sufficient contrast on white, and distinguishable with colour blindness (Okabe and Ito, 2008)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _KEY = "line: mean of the seeds; band: 95 % interval over the frames; rings: seeds"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One share of the labels.
+    """A point of a curve.
 
     Args:
         fraction (`float`): Fraction of the labels, in (0, 1].
         value (`float`): Mean over the seeds.
-        low, high (`float`): Ends of its interval; NaN where there is none.
+        low, high (`float`): Bounds of its interval; NaN if there is none.
         seeds (`tuple[float, ...]`): Value of each seed.
     """
 
@@ -37,11 +37,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One initialisation.
+    """Curve of one initialisation.
 
     Args:
-        name (`str`): For the legend.
-        points (`list[Point]`): By rising fraction.
+        name (`str`): Label in the legend.
+        points (`list[Point]`): By ascending fraction.
     """
 
     name: str
@@ -49,28 +49,28 @@ class Curve:
 
 
 def draw_curves(panels: dict[str, list[Curve]], title: str) -> "Figure":
-    """Draw one panel for each measure.
+    """Draw one panel per metric.
 
     Args:
-        panels (`dict[str, list[Curve]]`): Name of the measure -> its curves, of the same initialisations in each panel.
-        title (`str`): Above all.
+        panels (`dict[str, list[Curve]]`): Curves by metric, with the same initialisations in each panel.
+        title (`str`): Title of the figure.
 
     Returns:
-        `matplotlib.figure.Figure`: Not known to pyplot; `figure.savefig(path)` writes it.
+        `matplotlib.figure.Figure`: Not registered with pyplot; write it with `figure.savefig(path)`.
 
     Raises:
         ValueError: If there is nothing to draw.
     """
     panels = {name: [curve for curve in curves if curve.points] for name, curves in panels.items()}
     if not any(panels.values()):
-        raise ValueError("There is no finished cell to draw. Train at least one.")
+        raise ValueError("No finished cells to draw. Train at least one.")
     figure = require("matplotlib.figure", "training").Figure((5.6 * len(panels), 4.8), dpi=100, layout="constrained")
     figure.suptitle(title)
     for name, curves, axes in zip(
         panels, panels.values(), figure.subplots(1, len(panels), squeeze=False)[0], strict=True
     ):
         _draw_panel(axes, name, curves)
-    # the same in each panel, so that one legend is enough
+    # all panels have the same curves, so one legend is enough
     handles = next(axes for axes in figure.axes if axes.get_lines()).get_legend_handles_labels()[0]
     place = {"loc": "outside lower center", "ncols": 3, "frameon": False}
     figure.legend(handles=handles, title=_KEY, title_fontsize="small", **place)

@@ -1,4 +1,4 @@
-"""Curves, table and numbers of a comparison over shares of the labels, of the cells that are done."""
+"""Curves, table and values of a label-efficiency comparison, from the finished cells."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from .run import RESULTS_NAME, Cell, LabelEfficiencyRun, cells_of
 
 
 def finished_cells(run: LabelEfficiencyRun) -> Iterator[tuple[Cell, EvaluationResults]]:
-    """Cells that are done, with their results."""
+    """Finished cells with their results."""
     for cell in cells_of(run):
         path = cell.folder(run.output_dir) / RESULTS_NAME
         if path.is_file():
@@ -25,21 +25,21 @@ def finished_cells(run: LabelEfficiencyRun) -> Iterator[tuple[Cell, EvaluationRe
 
 
 def curves_of(run: LabelEfficiencyRun, measure: str) -> list[Curve]:
-    """Curves of a measure over the cells that are done.
+    """Curves of a metric over the finished cells.
 
-    The value of a point is the mean over its seeds. Its interval is a bootstrap over the scored images, or patients, of
-    that mean: it holds for these trained models on other patients, and the seeds beside it tell what training again with
-    other labels changes.
+    The value of a point is the mean over its seeds, with a bootstrap interval over the scored images or patients. The
+    interval describes variation between patients for these trained models; the spread of the seeds describes variation
+    between training runs with other labels.
 
     Args:
-        run (`LabelEfficiencyRun`): The comparison.
-        measure (`str`): Its name in the results.
+        run (`LabelEfficiencyRun`): Run configuration.
+        measure (`str`): Name of the metric in the results.
 
     Returns:
-        `list[Curve]`: One for each initialisation.
+        `list[Curve]`: One per initialisation.
 
     Raises:
-        RunConfigError: If the results have no such measure.
+        RunConfigError: If the results do not have this metric.
     """
     groups: dict[tuple[str, float], list[EvaluationResults]] = {}
     for cell, results in finished_cells(run):
@@ -53,7 +53,7 @@ def curves_of(run: LabelEfficiencyRun, measure: str) -> list[Curve]:
 def _point(fraction: float, results: list[EvaluationResults], measure: str) -> Point:
     known = measures_of(results[0])
     if measure not in known:
-        raise RunConfigError(f"`measures`: the results have no {measure!r}, but {', '.join(known)}.")
+        raise RunConfigError(f"`measures`: the results have no {measure!r}. Available: {', '.join(known)}.")
     statistics = [measures_of(one)[measure].build(one.rows) for one in results]
     rows = results[0].rows
     interval = bootstrap_interval(mean_of(statistics), len(rows), clusters_of(rows))
@@ -62,11 +62,11 @@ def _point(fraction: float, results: list[EvaluationResults], measure: str) -> P
 
 
 def draw_finished(run: LabelEfficiencyRun) -> None:
-    """Write `curves.png`, `curves.json` and `table.txt` of the cells that are done."""
+    """Write `curves.png`, `curves.json` and `table.txt` of the finished cells."""
     panels = {name: curves_of(run, name) for name in run.measure_names}
     folder = Path(run.output_dir)
     results = next(finished_cells(run))[1]
-    title = f"{results.task} of {results.data}, {results.split}: {len(results.rows)} frames"
+    title = f"{results.task} on {results.data}, {results.split}: {len(results.rows)} frames"
     with atomic_file(folder / "curves.png") as temporary:
         draw_curves(panels, title).savefig(temporary, format="png")
     content = {name: [dataclasses.asdict(curve) for curve in curves] for name, curves in panels.items()}
@@ -77,13 +77,13 @@ def draw_finished(run: LabelEfficiencyRun) -> None:
 
 
 def format_curves(panels: dict[str, list[Curve]]) -> str:
-    """The curves as a table for people.
+    """Format curves as a table.
 
     Args:
-        panels (`dict[str, list[Curve]]`): Name of the measure -> its curves.
+        panels (`dict[str, list[Curve]]`): Curves by metric.
 
     Returns:
-        `str`: A line for each point: value, interval over images, standard deviation and number of the seeds.
+        `str`: One line per point: value, interval over images, standard deviation over seeds, and number of seeds.
     """
     lines = [
         (

@@ -1,4 +1,4 @@
-"""From a run's `data:` line to a frame cache or open Parquet files, and from a trained model to its final folder."""
+"""Data of a pre-training run (frame cache or Parquet files), and the final folder of a trained model."""
 
 import dataclasses
 import logging
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 FINAL_NAME = "final"
 
-# Called with the folder of the final model before it gets its name, to add files such as a model card
+# called with the final folder before it is renamed, to add files such as a model card
 FinishHook = Callable[[Path], None]
 
 
 def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
-    """Build or open the frame cache of a run; one process builds, the others wait."""
+    """Build or open the frame cache of a run; one process builds it, the others wait."""
     with accelerator.main_process_first():
         source = open_source(run.data, _source_options(run))
         cache = build_frame_cache(
@@ -43,18 +43,18 @@ def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
             show_progress=accelerator.is_main_process,
         )
     if accelerator.is_main_process:
-        logger.info("%d frames of %s, cached in %s", len(cache), source.description, cache.folder)
+        logger.info("%d frames from %s, cached in %s", len(cache), source.description, cache.folder)
     if run.max_frames is not None:
         cache = cache.select(list(range(min(run.max_frames, len(cache)))))
     return cache
 
 
 def open_run_stream(run: PretrainRun, accelerator: "Accelerator") -> ParquetFrames:
-    """Open the Parquet files of a run to be read in training; nothing is written.
+    """Open the Parquet files of a run for streaming; nothing is written.
 
     Args:
-        run (`PretrainRun`): With `streaming`.
-        accelerator (`Accelerator`): Its main process says what was found.
+        run (`PretrainRun`): Run configuration with `streaming`.
+        accelerator (`Accelerator`): Its main process logs what was found.
 
     Returns:
         `ParquetFrames`: All frames, or the first `max_frames`.
@@ -62,7 +62,7 @@ def open_run_stream(run: PretrainRun, accelerator: "Accelerator") -> ParquetFram
     shards = find_shards(run.data, run.data_split)
     frames = ParquetFrames(shards, run.image_column, run.vesselness_column, run.bits_stored)
     if accelerator.is_main_process:
-        logger.info("%d frames of %s, read from %d Parquet files in training", len(frames), run.data, len(shards))
+        logger.info("%d frames from %s, streamed from %d Parquet files", len(frames), run.data, len(shards))
     if run.max_frames is not None:
         frames = frames.select(range(min(run.max_frames, len(frames))))
     return frames
@@ -76,7 +76,7 @@ def _source_options(run: TrainingRun) -> SourceOptions:
         frame_list=run.frame_list,
         frame_list_key=run.frame_list_key,
         masks=run.masks,
-        # Pictures of earlier runs are no frames
+        # pictures of earlier runs are not frames
         leave_out=(run.output_dir, run.cache_dir, str(Path(run.output_dir) / PICTURES_NAME)),
         bits_stored=run.bits_stored,
     )
@@ -89,14 +89,14 @@ def finish(
     image_processor: VasoMIMImageProcessor,
     on_finished: FinishHook | None,
 ) -> TrainingResult:
-    """Write the final folder, if training has come to its end.
+    """Write the final folder if training is finished.
 
     Args:
-        result (`TrainingResult`): Of the loop; its folder is the run's if training is finished.
+        result (`TrainingResult`): Result of the loop; its folder is that of the run if training is finished.
         accelerator (`Accelerator`): Its main process writes, the others wait.
-        model (`PreTrainedModel`): As it was given to the loop.
-        image_processor (`VasoMIMImageProcessor`): Saved beside the model.
-        on_finished (`Callable[[Path], None]`, *optional*): May add files.
+        model (`PreTrainedModel`): Model passed to the loop.
+        image_processor (`VasoMIMImageProcessor`): Saved with the model.
+        on_finished (`Callable[[Path], None]`, *optional*): Called with the final folder, to add files.
 
     Returns:
         `TrainingResult`: With the final folder; unchanged if training was stopped.
@@ -105,7 +105,7 @@ def finish(
         return result
     folder = result.folder / FINAL_NAME
     if accelerator.is_main_process:
-        # Without the autocast wrapper that accelerate puts around `forward`
+        # without the autocast wrapper of accelerate around `forward`
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         with new_folder(folder, overwrite=True) as temporary:
             model.save_pretrained(temporary)

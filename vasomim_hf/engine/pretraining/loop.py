@@ -1,7 +1,7 @@
-"""The loop that both kinds of training run: steps, log, checkpoints, and every way to stop.
+"""Training loop of pre-training and segmentor training: steps, logging, checkpoints and stopping.
 
-What differs between runs is a `Task`. The loop owns the process's global random numbers: it seeds them anew in each
-forward pass, from the step, so that dropout too is the same in a resumed run.
+Differences between the two are in a `Task`. The loop owns the global random state: it is re-seeded from the step before
+each forward pass, so that dropout is also reproduced in a resumed run.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint cannot be resumed without: they decide which frames a step sees
+# must match when resuming, because they determine the frames of a step
 FIXED_BY_CHECKPOINT = ("num_frames", "frames_per_step", "seed", "cache_key", "stream")
-# Keys of a run that change nothing in the weights
+# keys that may change when resuming, because they do not affect the weights
 FREE_ON_RESUME = (
     *("output_dir", "cache_dir", "resume", "save_every_epochs", "keep_checkpoints", "log_every_steps", "tensorboard"),
     *("num_workers", "num_threads", "picture_every_epochs", "num_pictures", "probe_frames"),
@@ -52,16 +52,16 @@ FREE_ON_RESUME = (
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is not a number any more; the message names the step and the folder with its batch."""
+    """The loss is not finite; the message contains the step and the folder with its batch."""
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """Where in training a forward pass is.
+    """Position of a forward pass in training.
 
     Args:
-        progress (`float`): Share of training done, in [0, 1].
-        generator (`torch.Generator`): Randomness of this pass, on the device.
+        progress (`float`): Fraction of training completed, in [0, 1].
+        generator (`torch.Generator`): Random generator of this pass, on the device.
     """
 
     progress: float
@@ -69,22 +69,22 @@ class ForwardContext:
 
 
 class Task(Protocol):
-    """What differs between kinds of training."""
+    """Task-specific parts of training."""
 
     metric_names: tuple[str, ...]
-    # of its pictures in TensorBoard
+    # tag in TensorBoard
     picture_name: str
 
     def inputs(self, batch: dict[str, torch.Tensor], context: ForwardContext) -> dict[str, Any]:
-        """Arguments of the model's `forward`, from a batch of the cache on the device."""
+        """Arguments of the model's `forward` for a batch on the device."""
         ...
 
     def metrics(self, output: Any, inputs: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor | float]]:
-        """Sum and weight of each metric; may not wait for the device."""
+        """Sum and weight of each metric; must not synchronise with the device."""
         ...
 
     def epoch_values(self, model: PreTrainedModel, epoch: int, progress: float) -> dict[str, float]:
-        """What the main process adds to the line of an epoch, such as a validation score."""
+        """Values that the main process logs per epoch, such as a validation score."""
         ...
 
     def picture(self, model: PreTrainedModel, epoch: int, progress: float) -> Any:
@@ -94,12 +94,12 @@ class Task(Protocol):
 
 @dataclass
 class Parts:
-    """What the loop trains, made by the caller.
+    """Components that the loop trains with.
 
     Args:
         model (`PreTrainedModel`): Model on the CPU.
-        optimizer (`torch.optim.Optimizer`): Over its trainable parameters, built with the peak rate.
-        rate (`Callable[[int, StepPlan], float]`): Step to learning rate, relative to the peak.
+        optimizer (`torch.optim.Optimizer`): Optimiser of its trainable parameters, built with the peak rate.
+        rate (`Callable[[int, StepPlan], float]`): Learning rate of a step, relative to the peak.
         dataset (`FrameCacheDataset`): Crops.
         num_epochs (`int`): Length of training.
     """
@@ -113,13 +113,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How training ended.
+    """Result of training.
 
     Args:
-        finished (`bool`): Whether all epochs are done; otherwise it was stopped and can be resumed.
-        step (`int`): Optimiser steps done.
-        folder (`Path`): The final model, or the checkpoint to resume from.
-        is_main_process (`bool`): Whether this process should tell.
+        finished (`bool`): Whether all epochs are completed; otherwise training was stopped and can be resumed.
+        step (`int`): Number of completed optimiser steps.
+        folder (`Path`): Final model, or checkpoint to resume from.
+        is_main_process (`bool`): Whether this process should report the result.
     """
 
     finished: bool
@@ -129,11 +129,11 @@ class TrainingResult:
 
 
 def make_accelerator(run: TrainingRun) -> "Accelerator":
-    """Set up devices and processes as the launcher asks for; two processes on a CPU machine really are two.
+    """Set up devices and processes as the launcher requests; also supports several processes on a CPU.
 
     Raises:
-        RunConfigError: If the launcher started processes that do not know each other, or asks for another kind of training
-            than data-parallel.
+        RunConfigError: If the processes of the launcher are not connected, or the launcher requests anything other than
+            data-parallel training.
     """
     accelerate = require("accelerate", "training")
     if run.num_threads is not None:
@@ -142,9 +142,9 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
     plugin = accelerate.utils.GradientAccumulationPlugin(
         num_steps=run.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
     )
-    # One process builds the frame cache while the others wait, which takes hours for a large data set
+    # one process builds the frame cache while the others wait, which can take hours for a large data set
     patience = accelerate.utils.InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    # Without cpu=True, processes that torchrun starts on a machine without accelerator each train alone
+    # without cpu=True, processes started by torchrun on a machine without accelerator would train independently
     accelerator = accelerate.Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=run.mixed_precision,
@@ -155,8 +155,8 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise RunConfigError(
-            f"The launcher started {expected} processes, but they train as {accelerator.num_processes}. On a machine "
-            "without accelerator use: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N training/..."
+            f"The launcher started {expected} processes, but only {accelerator.num_processes} train together. On a "
+            "machine without accelerator use: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N training/..."
         )
     if str(accelerator.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise RunConfigError(f"{accelerator.distributed_type} is not supported; use data-parallel training (DDP).")
@@ -165,14 +165,14 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
 
 @contextmanager
 def training_processes(run: TrainingRun) -> Iterator["Accelerator"]:
-    """Set up devices and processes as [`make_accelerator`] does, and take them down again.
+    """Set up devices and processes as in [`make_accelerator`], and clean up afterwards.
 
     Args:
-        run (`TrainingRun`): The run.
+        run (`TrainingRun`): Run configuration.
 
     Yields:
-        `Accelerator`: For the block's training. Where the block ends well, all processes leave it together; an error in one
-            of them is not waited for.
+        `Accelerator`: For use within the block. At the end all processes synchronise; after an error in one of them, the
+            others are not waited for.
     """
     accelerator = make_accelerator(run)
     if accelerator.is_main_process:
@@ -185,27 +185,25 @@ def training_processes(run: TrainingRun) -> Iterator["Accelerator"]:
     finally:
         accelerator.free_memory()
         if accelerator.num_processes > 1:
-            # A second process was once seen to abort after its training had ended. Supposed cause, not reproduced: the
-            # wrapped model, part of a circle, still holds connections when the interpreter ends
+            # A second process was once seen to abort after training had ended. Suspected cause (not reproduced): the wrapped
+            # model, part of a reference cycle, still holds connections when the interpreter exits.
             gc.collect()
         accelerator.end_training()
 
 
 def _warn_of_slow_bf16(run: TrainingRun, accelerator: "Accelerator") -> None:
     if run.mixed_precision == "bf16" and not has_fast_bf16(accelerator.device):
-        logger.warning(
-            "this processor has no instructions for bf16, which makes it slow: --mixed_precision no is faster"
-        )
+        logger.warning("this processor has no bf16 instructions: --mixed_precision no is faster")
 
 
 class TrainingLoop:
-    """Trains a model to the end, or until it is stopped.
+    """Trains a model until all epochs are completed or training is stopped.
 
     Args:
-        run (`TrainingRun`): The run.
+        run (`TrainingRun`): Run configuration.
         accelerator (`Accelerator`): From [`make_accelerator`].
         parts (`Parts`): Model, optimiser, schedule and data.
-        task (`Task`): What a step does.
+        task (`Task`): Task-specific parts.
     """
 
     def __init__(self, run: TrainingRun, accelerator: "Accelerator", parts: Parts, task: Task):
@@ -231,17 +229,18 @@ class TrainingLoop:
         self.learning_rate = 0.0
         self.seconds, self.waited, self.steps_timed = 0.0, 0.0, 0
         self.is_alone_on_cpu = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-        # Looking at the loss, or agreeing to stop, makes processes and devices wait: only a lone CPU does it each step
+        # reading the loss or agreeing to stop synchronises processes and devices: every step only on a single CPU
+        # process
         self.check_every = 1 if self.is_alone_on_cpu else run.log_every_steps
 
     def train(self) -> TrainingResult:
-        """Run all steps that are left.
+        """Run all remaining steps.
 
         Returns:
-            `TrainingResult`: Whether all are done.
+            `TrainingResult`: Result, finished or stopped.
 
         Raises:
-            TrainingDivergedError: If the loss is not a number.
+            TrainingDivergedError: If the loss is not finite.
         """
         self._resume()
         self.model, self.optimizer = self.accelerator.prepare(self.parts.model, self.parts.optimizer)
@@ -309,7 +308,7 @@ class TrainingLoop:
         is_first_bad = ~torch.isfinite(loss.detach()) & (self.first_bad < 0)
         self.first_bad = torch.where(is_first_bad, place, self.first_bad)
         if self.is_alone_on_cpu:
-            # Before the weights are touched
+            # before the weights are updated
             self._check_loss()
         return loss
 
@@ -321,7 +320,7 @@ class TrainingLoop:
 
     @property
     def progress(self) -> float:
-        """Share of training done."""
+        """Fraction of training completed."""
         return training_progress(self.step, self.plan.num_steps)
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -424,7 +423,7 @@ class TrainingLoop:
     def _fixed(self) -> dict:
         cache: StoredFrames = self.parts.dataset.cache
         plan = self.plan
-        # The order of a stream depends on how processes and batches divide it, that of a cache does not
+        # the order of a stream depends on processes and batch size, that of a cache does not
         is_stream = plan.row_groups is not None
         return {
             "stream": [plan.num_processes, plan.batch_size] if is_stream else None,
@@ -455,27 +454,27 @@ class TrainingLoop:
         for name in FIXED_BY_CHECKPOINT:
             if state["plan"].get(name) != fixed[name]:
                 raise RunConfigError(
-                    f"{folder} was made with {name}={state['plan'].get(name)}, this run has {fixed[name]}: its steps see other "
-                    "frames. Use the same data, seed and frames in a step, or begin in another output_dir (--init takes "
-                    "its weights along)."
+                    f"{folder} was created with {name}={state['plan'].get(name)}, but this run has {fixed[name]}, so "
+                    "its steps would see other frames. Use the same data, seed and frames per step, or start in "
+                    "another output_dir (with --init to load the weights)."
                 )
         now = dataclasses.asdict(self.run)
         for name, value in state["run"].items():
             if name not in FREE_ON_RESUME and now.get(name) != value and self.accelerator.is_main_process:
-                logger.warning("resuming with %s=%s, the checkpoint was made with %s", name, now.get(name), value)
+                logger.warning("resuming with %s=%s, the checkpoint was created with %s", name, now.get(name), value)
 
     # Stopping
 
     def _must_stop(self) -> bool:
         if self.accelerator.num_processes == 1:
             return self.stop.came
-        # All processes have to leave at the same step
+        # all processes must stop at the same step
         flag = torch.tensor(float(self.stop.came), device=self.accelerator.device)
         return self.accelerator.reduce(flag, reduction="sum").item() > 0
 
     def _stop(self, saved: int) -> TrainingResult:
         if self.accelerator.is_main_process:
-            logger.info("stopping at step %d of %d, as asked", self.step, self.plan.num_steps)
+            logger.info("stopping at step %d of %d on request", self.step, self.plan.num_steps)
             self.log.write("stop", self.step, {"signal": self.stop.number})
         folder = self._save() if saved != self.step else newest_checkpoint(self.output_dir) or self.output_dir
         return TrainingResult(False, self.step, folder, self.accelerator.is_main_process)
@@ -492,13 +491,13 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
         checkpoint = newest_checkpoint(self.output_dir)
         raise TrainingDivergedError(
-            f"The loss of step {step} (epoch {step // self.plan.steps_per_epoch + 1}) is not a finite number. Its batch is "
-            f"in {folder}, the newest checkpoint before it is {checkpoint}. Lower base_learning_rate, set "
+            f"The loss of step {step} (epoch {step // self.plan.steps_per_epoch + 1}) is not a finite number. Its "
+            f"batch is in {folder}, the newest checkpoint before it is {checkpoint}. Lower base_learning_rate, set "
             "clip_grad_norm: 1.0, or train with mixed_precision: bf16 or no instead of fp16."
         )
 
     def _save_for_replay(self, folder: Path, step: int, part: int) -> None:
-        """Save the arguments of `forward` in that step; the data are a function of the step, so they are found again."""
+        """Save the arguments of `forward` in that step; its data can be recomputed from the step."""
         process = self.accelerator.process_index
         self.step = step
         frames = self.plan.batch(step, part, process)
@@ -519,11 +518,11 @@ class TrainingLoop:
 
 
 def checkpoint_to_resume(run: TrainingRun) -> Path | None:
-    """The checkpoint that `resume` means, or `None` to begin.
+    """Checkpoint that `resume` refers to, or `None` to start from scratch.
 
     Raises:
-        FileNotFoundError: If a named checkpoint is not there or not complete.
-        ValueError: If training would begin in a folder that already holds checkpoints.
+        FileNotFoundError: If a named checkpoint is missing or incomplete.
+        ValueError: If training would start in a folder that already has checkpoints.
     """
     newest = newest_checkpoint(Path(run.output_dir))
     if run.resume == "auto":
@@ -537,14 +536,14 @@ def checkpoint_to_resume(run: TrainingRun) -> Path | None:
         return folder
     if newest is not None:
         raise RunConfigError(
-            f"{run.output_dir} already holds a run, up to {newest.name}. Go on with --resume auto, or choose another "
-            "output_dir."
+            f"{run.output_dir} already has a run, up to {newest.name}. Resume it with --resume auto, or choose "
+            "another output_dir."
         )
     return None
 
 
 def _start_loader_process(_: int) -> None:
     require("cv2", "data").setNumThreads(1)
-    # The training process decides when to stop; a copied handler would only be in the way
+    # the training process decides when to stop; workers ignore the signal
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
