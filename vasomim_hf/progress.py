@@ -99,7 +99,7 @@ class Progress(tqdm):
 
 
 class TrainingProgress(Progress):
-    """Progress bar of a training run: starts at the step of the checkpoint and stays visible at the end.
+    """Progress bar of a training run: starts at the step of the checkpoint, stays visible unless there is a bar around it.
 
     Args:
         num_steps (`int`): Total number of optimiser steps.
@@ -111,7 +111,7 @@ class TrainingProgress(Progress):
     def __init__(self, num_steps: int, first_step: int, frames_per_step: int, is_shown: bool):
         self.frames_per_step = frames_per_step
         super().__init__(
-            what="training", total=num_steps, unit="steps", is_shown=is_shown, initial=first_step, leave=True
+            what="training", total=num_steps, unit="steps", is_shown=is_shown, initial=first_step, leave=None
         )
 
     def _frames_per_unit(self) -> int:

@@ -71,6 +71,8 @@ class TrainingRun:
     keep_checkpoints: int = _key(2, "checkpoints kept, newest first; 0 keeps all")
     log_every_steps: int = _key(20, "optimiser steps between two lines of the log")
     tensorboard: bool = _key(True, "also write a TensorBoard log to output_dir/tensorboard")
+    picture_every_epochs: int = _key(20, "epochs between pictures; 0 makes none")
+    num_pictures: int = _key(6, "frames in a picture")
     max_frames: int | None = _key(None, "use only the first frames, for a trial")
 
     def validate(self) -> None:
@@ -87,8 +89,10 @@ class TrainingRun:
                 f"`mixed_precision` must be one of {', '.join(PRECISIONS)}, got {self.mixed_precision!r}."
             )
         counts = ("batch_size", "gradient_accumulation_steps", "save_every_epochs", "log_every_steps")
-        self._require_at_least(1, *counts, "num_threads", "max_frames")
-        self._require_at_least(0, "num_workers", "keep_checkpoints", "seed", "flip_probability")
+        self._require_at_least(1, *counts, "num_threads", "max_frames", "num_pictures")
+        self._require_at_least(
+            0, "picture_every_epochs", "num_workers", "keep_checkpoints", "seed", "flip_probability"
+        )
         if self.flip_probability > 1:
             raise RunConfigError(f"`flip_probability` must be in [0, 1], got {self.flip_probability}.")
         if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
@@ -129,16 +133,14 @@ class PretrainRun(TrainingRun):
     weight_decay: float = _key(0.05, "of AdamW; not on biases and norms")
     betas: list[float] = _key([0.9, 0.95], "of AdamW")
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass, to save memory")
-    picture_every_epochs: int = _key(20, "epochs between pictures; 0 makes none")
-    num_pictures: int = _key(6, "frames in a picture")
     probe_frames: int = _key(32, "frames whose losses under the same masks are logged each epoch; 0 logs none")
 
     def validate(self) -> None:
         """Refuse what cannot be run; see [`TrainingRun.validate`]."""
         super().validate()
-        self._require_at_least(1, "epochs", "num_pictures")
+        self._require_at_least(1, "epochs")
         self._require_at_least(0, "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay")
-        self._require_at_least(0, "picture_every_epochs", "probe_frames")
+        self._require_at_least(0, "probe_frames")
         if self.streaming and (self.frame_list is not None or self.masks is not None or self.vesselness):
             raise RunConfigError(
                 "`frame_list`, `masks` and `vesselness` go with a frame cache; `streaming` takes every row of the Parquet "

@@ -27,6 +27,7 @@ from vasomim_hf.engine.pretraining.segmentor import SegmentorTask, dice_of_masks
 from vasomim_hf.engine.pretraining.vasomim import PretrainTask, pretrain
 from vasomim_hf.engine.run_config import PretrainRun, RunConfigError, SegmentorRun, load_run, make_run
 from vasomim_hf.engine.tracking import RunningMeans, read_log
+from vasomim_hf.progress import LONGEST_LINE
 
 
 accelerate = pytest.importorskip("accelerate")
@@ -288,6 +289,22 @@ def test_a_run_leaves_its_run_file_log_pictures_and_checkpoints(frames, segmento
     assert load_run(PretrainRun, folder / "run.yaml").epochs == 3
 
 
+def test_a_run_shows_short_lines_and_tensorboard_has_its_curves_and_pictures(frames, segmentor, tmp_path, caplog):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    caplog.set_level("INFO")
+    run_pretraining(frames, tmp_path, segmentor, epochs=2, picture_every_epochs=1, tensorboard=True, probe_frames=4)
+    texts = [text for text in caplog.messages if text.startswith("epoch")]
+    assert [text.partition(": loss ")[0] for text in texts] == ["epoch 1/2", "epoch 2/2"]
+    assert max(map(len, texts)) + len("11-27 14:03:12 ") <= LONGEST_LINE
+    # what has no room there is in the full log
+    assert "probe_consistency_loss" in read_log(tmp_path / "run", "epoch")[0]
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert {"step/loss", "epoch/reconstruction_loss", "epoch/probe_consistency_loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("reconstruction")] == [5, 10]
+    with Image.open(tmp_path / "run/pictures/epoch_0002.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
 def test_a_hook_may_add_files_to_the_result(frames, tmp_path):
     run = make_run(PretrainRun, pretrain_values(frames, tmp_path, epochs=1))
     result = pretrain(run, on_finished=lambda folder: (folder / "README.md").write_text("card"))
@@ -484,7 +501,7 @@ def test_a_step_on_cuda_does_not_wait_for_it(frames, segmentor, tmp_path):
 
 
 def test_the_segmentor_follows_its_schedule_and_its_folder_loads(frames, tmp_path):
-    values = segmentor_values(frames, tmp_path, epochs=4, learning_rate=0.01, model={}, save_every_epochs=4)
+    values = segmentor_values(frames, tmp_path, epochs=4, learning_rate=0.01, model={}, picture_every_epochs=3)
     result = train_segmentor(make_run(SegmentorRun, values))
     epochs = read_log(tmp_path / "run", "epoch")
     assert all(0 <= line["validation_dice"] <= 1 for line in epochs)
@@ -492,7 +509,7 @@ def test_the_segmentor_follows_its_schedule_and_its_folder_loads(frames, tmp_pat
     assert rates == pytest.approx([0.01 * (1 - epoch / 4) ** 0.9 for epoch in range(4)])
     assert isinstance(UNeXtForVesselSegmentation.from_pretrained(result.folder), UNeXtForVesselSegmentation)
     assert AutoImageProcessor.from_pretrained(result.folder).size["height"] == SIDE
-    assert (tmp_path / "run/pictures/epoch_0004.png").is_file()
+    assert sorted(p.name for p in (tmp_path / "run/pictures").iterdir()) == ["epoch_0003.png", "epoch_0004.png"]
 
 
 def test_a_stopped_segmentor_run_goes_on_exactly(frames, tmp_path, monkeypatch):

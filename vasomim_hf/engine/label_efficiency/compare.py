@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
+from ...progress import Progress
 from ..evaluating.reference_models import MONAI_UNET, ReferenceUNet, monai_unet
 from ..evaluating.scoring import FrameScorer
 from ..finetuning.rows import LabelledRows, TaskData, choose_fraction, load_task_data
@@ -58,23 +58,30 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
     if run.unused_settings:
         logger.warning("not used, no curve has this name: settings_of %s", ", ".join(run.unused_settings))
     _check_initialisations(run, cells)
-    data: TaskData | None = None
-    done = 0
     save_run(cast(Any, run), run.output_dir)
-    for cell in cells:
-        if not (cell.folder(run.output_dir) / RESULTS_NAME).is_file():
+    todo = [cell for cell in cells if not (cell.folder(run.output_dir) / RESULTS_NAME).is_file()]
+    stopped = _train_cells(run, todo, len(cells))
+    if stopped is not None:
+        return stopped
+    draw_finished(run)
+    return TrainingResult(True, len(cells), Path(run.output_dir), True)
+
+
+def _train_cells(run: LabelEfficiencyRun, todo: list[Cell], total: int) -> TrainingResult | None:
+    """Train, score and draw one cell after the other; the result of one that was stopped, or `None`."""
+    data: TaskData | None = None
+    with Progress(todo, what="cells", total=total, initial=total - len(todo), unit="cells", leave=True) as bar:
+        for cell in bar:
             settings = cell_run(run, cell)
             prepare_process(settings)
-            # read once for all cells, each of which takes its share
+            # read once for all cells, each of which takes its fraction
             data = data or load_task_data(dataclasses.replace(settings, train_fraction=1.0))
+            logger.info("cell %d of %d: %s", bar.n + 1, total, cell)
             result = train_cell(run, cell, settings, data)
             if not result.finished:
                 return result
             draw_finished(run)
-        done += 1
-        logger.info("%d of %d cells are done: %s", done, len(cells), cell)
-    draw_finished(run)
-    return TrainingResult(True, done, Path(run.output_dir), True)
+    return None
 
 
 def _check_initialisations(run: LabelEfficiencyRun, cells: list[Cell]) -> None:
@@ -119,7 +126,7 @@ def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data:
     return result
 
 
-def _score(settings: FinetuneRun, model: nn.Module, rows: LabelledRows, labels: list[str]) -> EvaluationResults:
+def _score(settings: FinetuneRun, model: torch.nn.Module, rows: LabelledRows, labels: list[str]) -> EvaluationResults:
     scores = FrameScorer(settings.kind, model, make_image_processor(settings), labels).score(rows)
     description = Description(
         task=settings.task,
@@ -131,7 +138,7 @@ def _score(settings: FinetuneRun, model: nn.Module, rows: LabelledRows, labels: 
     return build_results(scores, description)
 
 
-def _build(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data: TaskData) -> nn.Module:
+def _build(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data: TaskData) -> torch.nn.Module:
     if run.initialisations[cell.name] != MONAI_UNET:
         return build_finetune_model(settings, data.id2label)
     torch.manual_seed(settings.seed)

@@ -94,6 +94,9 @@ class Cell(NamedTuple):
     fraction: float
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.name}, {100 * self.fraction:g} % of the labels, seed {self.seed}"
+
     def folder(self, output_dir: str | Path) -> Path:
         """Where it lies."""
         return Path(output_dir) / "cells" / self.name / f"{100 * self.fraction:g}_percent" / f"seed_{self.seed}"

@@ -43,7 +43,8 @@ def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
             show_progress=accelerator.is_main_process,
         )
     if accelerator.is_main_process:
-        logger.info("%d frames from %s, cached in %s", len(cache), source.description, cache.folder)
+        logger.info("%d frames from %s", len(cache), source.description)
+        logger.info("cached in %s", cache.folder)
     if run.max_frames is not None:
         cache = cache.select(list(range(min(run.max_frames, len(cache)))))
     return cache

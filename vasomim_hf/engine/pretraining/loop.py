@@ -391,11 +391,13 @@ class TrainingLoop:
 
     def _main_process_epoch_end(self, epoch: int, values: dict[str, float]) -> None:
         model = self._unwrapped()
-        values.update(self.task.epoch_values(model, epoch, self.progress))
+        measured = self.task.epoch_values(model, epoch, self.progress)
         picture = self.task.picture(model, epoch, self.progress)
         self.model.train()
-        self.log.write("epoch", self.step, {"epoch": epoch, **values})
-        logger.info("%s", shorten_values(f"epoch {epoch}/{self.plan.num_epochs}", values))
+        self.log.write("epoch", self.step, {"epoch": epoch, **values, **measured})
+        # losses and held-out scores come first; the bar shows the speed
+        first = {name: values[name] for name in self.task.metric_names if name in values}
+        logger.info("%s", shorten_values(f"epoch {epoch}/{self.plan.num_epochs}", {**first, **measured, **values}))
         if picture is not None:
             self.log.picture(self.task.picture_name, self.step, picture, f"epoch_{epoch:04d}")
 
@@ -515,6 +517,12 @@ class TrainingLoop:
             temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
         if about["weights_are_finite"]:
             self.parts.model.save_pretrained(folder / "model")
+
+
+def picture_is_due(run: TrainingRun, epoch: int, num_epochs: int) -> bool:
+    """Whether an epoch, counted from 1, ends with a picture: every so many do, and the last."""
+    every = run.picture_every_epochs
+    return every > 0 and (epoch % every == 0 or epoch == num_epochs)
 
 
 def checkpoint_to_resume(run: TrainingRun) -> Path | None:

@@ -22,6 +22,7 @@ from .loop import (
     TrainingLoop,
     TrainingResult,
     checkpoint_to_resume,
+    picture_is_due,
     training_processes,
 )
 from .step_plan import StepPlan
@@ -30,7 +31,6 @@ from .step_plan import StepPlan
 # Dice on more frames takes longer and is not more informative
 MAX_VALIDATION_FRAMES = 512
 VALIDATION_BATCH_SIZE = 16
-NUM_PICTURES = 6
 # last word of the seed that selects the validation frames
 VALIDATION_STREAM = 3
 
@@ -157,13 +157,12 @@ class SegmentorTask:
         return model(normalize_frames(pixels, self.mean, self.std)).logits.float()
 
     def picture(self, model: UNeXtForVesselSegmentation, epoch: int, progress: float) -> Image.Image | None:
-        """Held-out frames, their vesselness and the segmentor's prediction; drawn when a checkpoint is saved."""
-        is_due = epoch % self.run.save_every_epochs == 0 or epoch == self.run.epochs
-        if not is_due or len(self.validation) == 0:
+        """Held-out frames, their vesselness and the segmentor's prediction; every so many epochs."""
+        if not picture_is_due(self.run, epoch, self.run.epochs) or len(self.validation) == 0:
             return None
         model.eval()
         device = next(model.parameters()).device
-        items = [self.validation[index] for index in range(min(NUM_PICTURES, len(self.validation)))]
+        items = [self.validation[index] for index in range(min(self.run.num_pictures, len(self.validation)))]
         pixels = torch.stack([item["pixel"] for item in items]).to(device)
         frames = to_grey(normalize_frames(pixels, self.mean, self.std), self.mean, self.std)
         vesselness = torch.stack([item["vesselness"] for item in items])

@@ -21,6 +21,7 @@ from .loop import (
     TrainingLoop,
     TrainingResult,
     checkpoint_to_resume,
+    picture_is_due,
     training_processes,
 )
 from .model import build_model
@@ -170,8 +171,7 @@ class PretrainTask:
 
     def picture(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> Image.Image | None:
         """Frame, visible patches, reconstruction, and the vessels of each; drawn at regular intervals."""
-        every = self.run.picture_every_epochs
-        if every == 0 or (epoch % every and epoch != self.run.epochs):
+        if not picture_is_due(self.run, epoch, self.run.epochs):
             return None
         batch = torch.utils.data.default_collate(
             [self.picture_dataset[index] for index in range(len(self.picture_dataset))]
