@@ -113,6 +113,16 @@ def test_the_log_has_time_and_message_and_of_warnings_the_level(monkeypatch):
     assert texts == ["epoch 1/3", "warning: a mask is empty", "error: other: it broke"]
 
 
+@pytest.mark.parametrize(("rank", "level"), [("0", logging.INFO), ("1", logging.WARNING)])
+def test_of_several_processes_the_first_one_logs(rank, level, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    set_up_logging()
+    assert root.level == level
+
+
 def test_the_log_is_written_above_a_bar(terminal, monkeypatch):
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])

@@ -175,8 +175,10 @@ class _LogFormatter(logging.Formatter):
 
 
 def set_up_logging() -> None:
-    """Log to stderr from level `INFO` in short lines that do not break a bar; does nothing if logging is already set
-    up."""
+    """Log to stderr in short lines that do not break a bar; does nothing if logging is already set up.
+
+    The first process of a training run logs from level `INFO`, the others only warnings.
+    """
     handler = _LogHandler(sys.stderr)
     handler.setFormatter(_LogFormatter(datefmt=_TIME_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, handlers=[handler])
