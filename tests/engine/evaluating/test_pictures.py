@@ -168,6 +168,17 @@ def test_frames_of_any_shape_fit_and_long_ids_lose_their_middle(shape):
     assert 250 < pictures._font().getlength(shown) <= 300
 
 
+def test_frames_of_a_training_are_drawn_in_order_with_what_is_known_of_each():
+    ids = np.zeros(FRAME.shape, dtype=int)
+    ids[10:40, 10:40] = 1
+    frames = [segmentation_frame(ids, ids, 2, str(number)) for number in range(3)]
+    scorer = SimpleNamespace(kind="segmentation", labels=["background", "vessel"], frames=lambda rows: frames)
+    picture = pictures.draw_frames(scorer, None)
+    assert picture.size == (2 * 644 + 8, 2 * (352 + 4) + 16) and has_colour(picture, pictures.HIT)
+    results = EvaluationResults("segmentation", "", "", "", "", SEGMENTS, [], {})
+    assert pictures._caption(frames[0], results) == "all classes as one: Dice 1.000"
+
+
 def test_what_is_drawn_has_the_legend_of_what_was_scored(tmp_path):
     ids = np.zeros(FRAME.shape, dtype=int)
     ids[10:40, 10:40] = 4

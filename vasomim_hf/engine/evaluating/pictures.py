@@ -152,7 +152,8 @@ def _caption(frame: ScoredFrame, results: EvaluationResults) -> str:
     """What is known of a frame without the metrics, whose packages need not be installed for training."""
     if results.kind == SEGMENTATION:
         counted = frame.target < len(results.labels)
-        return f"Dice {dice((_found(frame) > 0) & counted, (frame.target > 0) & counted):.3f}"
+        value = dice((_found(frame) > 0) & counted, (frame.target > 0) & counted)
+        return f"{_all_classes(results)}Dice {value:.3f}"
     if results.kind == DETECTION:
         return _box_counts(len(frame.target.labels), frame)
     return _class_names(int(frame.prediction.argmax()), frame.target, frame.prediction.max(), results)
@@ -226,12 +227,15 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 def _numbers(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> str:
     if results.kind == SEGMENTATION:
-        of_all = "all classes as one: " if len(results.labels) > 2 else ""
-        return f"{of_all}Dice {row.values['dice']:.3f}, clDice {row.values['cl_dice']:.3f}"
+        return f"{_all_classes(results)}Dice {row.values['dice']:.3f}, clDice {row.values['cl_dice']:.3f}"
     if results.kind == DETECTION:
         return _box_counts(int(row.values["num_targets"]), frame)
     values = row.values
     return _class_names(int(values["predicted"]), int(values["target"]), values["confidence"], results)
+
+
+def _all_classes(results: EvaluationResults) -> str:
+    return "all classes as one: " if len(results.labels) > 2 else ""
 
 
 def _box_counts(num_targets: int, frame: ScoredFrame) -> str:
