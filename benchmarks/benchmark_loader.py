@@ -26,9 +26,10 @@ from vasomim_hf.data.crops import Crop, crop_frame, normalize_frames, random_cro
 from vasomim_hf.data.device_crops import crop_batch
 from vasomim_hf.data.frame_cache import FrameCache, FrameCacheDataset, build_frame_cache
 from vasomim_hf.data.parquet.png import encode_mask_png, encode_png
-from vasomim_hf.data.parquet.png_reading import decode_frame, decode_mask
 from vasomim_hf.data.parquet.read import ParquetCropStream, ParquetFrames, find_shards
 from vasomim_hf.data.parquet.row_order import StreamOptions
+from vasomim_hf.data.reading.files import decode_frame
+from vasomim_hf.data.reading.masks import to_mask
 from vasomim_hf.data.sources import FolderSource
 
 
@@ -157,10 +158,10 @@ def parts(cache: FrameCache, folder: Path) -> dict[str, Callable[[], int]]:
 
     return {
         "reading and decompressing a row": read,
-        "decoding a frame": each(decode_frame, frames),
+        "decoding a frame": each(lambda data: decode_frame(data, "a frame"), frames),
         "    with OpenCV": each(with_opencv, frames),
         "    with Pillow": each(with_pillow, frames),
-        "decoding a mask": repeat(lambda n: decode_mask(masks[n], cache.size(n)), len(masks)),
+        "decoding a mask": repeat(lambda n: to_mask(bytes(masks[n]), "of a frame", cache.size(n)), len(masks)),
         "    its mask with OpenCV": each(with_opencv, masks),
         "    its mask with Pillow": each(with_pillow, masks),
     }

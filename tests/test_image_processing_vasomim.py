@@ -20,7 +20,13 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from vasomim_hf import image_processing_boxes, image_processing_reading, image_processing_vasomim
+from vasomim_hf import (
+    configuration_unext,
+    configuration_vasomim,
+    image_processing_boxes,
+    image_processing_reading,
+    image_processing_vasomim,
+)
 from vasomim_hf.image_processing_reading import read_frames, scale_to_8_bit
 from vasomim_hf.image_processing_vasomim import (
     VasoMIMImageProcessor,
@@ -104,7 +110,7 @@ def assert_pixels(actual: torch.Tensor, wanted: list[np.ndarray], levels: int = 
 def test_grey_and_colour_frames_equal_pillow_and_the_formula(pil, rng, size):
     colour = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
     for frame in (frame_of(rng), colour):
-        actual = pixels(pil, frame, size={"height": size, "width": size})[0].numpy()
+        actual = pixels(pil, frame, size={"height": size, "width": size}, do_convert_grayscale=False)[0].numpy()
         np.testing.assert_allclose(actual, expected(frame, size), atol=1e-6)
 
 
@@ -113,7 +119,8 @@ def test_8_bit_frames_equal_the_vit_processor_of_the_library_to_the_last_bit(rng
     colour = [Image.fromarray(rng.integers(0, 256, (101, 77, 3), dtype=np.uint8)) for _ in range(3)]
     grey = [Image.fromarray(frame_of(rng, 90, 120)) for _ in range(3)]
     processor = VasoMIMImageProcessorPil()
-    assert torch.equal(pixels(processor, colour), pixels(vit, colour))
+    assert torch.equal(pixels(processor, colour, do_convert_grayscale=False), pixels(vit, colour))
+    assert torch.equal(pixels(processor, colour), pixels(vit, [image.convert("L").convert("RGB") for image in colour]))
     assert torch.equal(pixels(processor, grey), pixels(vit, [image.convert("RGB") for image in grey]))
 
 
@@ -226,16 +233,16 @@ def test_a_mixed_list_flattens_to_frames_and_a_cine_in_it_to_its_own(processor, 
     assert_pixels(pixels(processor, images), [expected(frame) for frame in (one, cine[0], cine[1], one, one)])
 
 
-def test_palette_and_transparent_images_keep_their_colours(processor, rng):
+def test_palette_and_transparent_images_become_grey_by_luma(processor, rng):
     colour = Image.fromarray(rng.integers(0, 256, (64, 48, 3), dtype=np.uint8))
     palette = colour.quantize(16)
-    wanted = [expected(np.asarray(palette.convert("RGB")))]
+    wanted = [expected(np.asarray(palette.convert("RGB").convert("L")))]
     assert_pixels(pixels(processor, palette), wanted)
     palette.info["transparency"] = bytes([0, 128] + [255] * 14)
     assert_pixels(pixels(processor, palette), wanted)
     transparent = colour.copy()
     transparent.putalpha(40)
-    assert_pixels(pixels(processor, transparent), [expected(np.asarray(colour))])
+    assert_pixels(pixels(processor, transparent), [expected(np.asarray(colour.convert("L")))])
 
 
 def test_16_bit_files_keep_their_depth_where_the_library_saturates(processor, rng, tmp_path):
@@ -805,7 +812,8 @@ def test_a_published_folder_loads_by_its_auto_map_where_the_package_cannot_be_im
         }
     }
     processor.save_pretrained(tmp_path / "published")
-    for module in (image_processing_vasomim, image_processing_boxes, image_processing_reading):
+    modules = (image_processing_vasomim, image_processing_boxes, image_processing_reading)
+    for module in (*modules, configuration_vasomim, configuration_unext):
         source = Path(module.__file__)
         (tmp_path / "published" / source.name).write_text(source.read_text())
     result = subprocess.run(

@@ -7,13 +7,15 @@ The file travels to the Hub beside the image processor, and needs Pillow only.
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
+
+from .configuration_vasomim import IGNORED_LABEL
 
 
 logger = logging.get_logger(__name__)
@@ -27,6 +29,30 @@ SHORTEST_CINE_SIDE = 16  # below this, an axis of a (T, H, W) array is more like
 TOLERANCE = 0.01  # of the range: what resampling and rounding leave outside [0, 1] or [0, 255]
 PHOTOMETRIC_TAG = 262  # of a TIFF; 0 is MinIsWhite
 DARKEST_COLOUR = 64  # of 255; 14-bit pixels read as 16-bit ones stay below
+LUMA = (19595, 38470, 7471)  # weights of red, green and blue in grey (ITU-R BT.601), in 1/65536, as in Pillow
+
+
+def to_grey(colour: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Grey levels of colour frames, by the luma of Pillow's `convert("L")`; a grey picture in colour keeps its levels.
+
+    Args:
+        colour (`np.ndarray` with 3 or 4 channels on `axis`): Red, green and blue; alpha has no effect. Any type.
+        axis (`int`, *optional*, defaults to -1): The axis of the channels.
+
+    Returns:
+        `np.ndarray` of the same shape without `axis`: The same type; integers are rounded.
+
+    Example:
+        >>> to_grey(np.array([[[7, 7, 7], [255, 0, 0]]], dtype=np.uint8))
+        array([[ 7, 76]], dtype=uint8)
+    """
+    red, green, blue = (colour.take(channel, axis=axis) for channel in range(3))
+    if colour.dtype.kind == "f":
+        # of the differences to green, so that equal channels give exactly their level
+        share_of_red, _, share_of_blue = (weight / 65536 for weight in LUMA)
+        return (green + (red - green) * share_of_red + (blue - green) * share_of_blue).astype(colour.dtype)
+    weighted = sum(part.astype(np.uint64) * weight for part, weight in zip((red, green, blue), LUMA, strict=True))
+    return ((weighted + 0x8000) >> 16).astype(colour.dtype)
 
 
 def _depth(highest: int, bits_stored: int | None, do_check_input: bool) -> int:
@@ -136,6 +162,66 @@ def scale_to_8_bit(array: np.ndarray, bits_stored: int | None = None, do_check_i
     raise ValueError(f"Pixels must be bool, integers or floats, got {array.dtype}. Convert the array first.")
 
 
+class MaskError(ValueError):
+    """A mask cannot be read, or holds levels without a meaning; the message names it, the levels and the remedy."""
+
+
+class MaskRule(NamedTuple):
+    """What the levels of a mask mean.
+
+    Args:
+        num_labels (`int`, defaults to 2): Number of classes, background included.
+        ignore_white (`bool`, defaults to `False`):
+            Whether 255 in a mask of two classes marks pixels to ignore, so that only 1 is foreground. With more classes
+            255 always does.
+    """
+
+    num_labels: int = 2
+    ignore_white: bool = False
+
+
+def check_mask(levels: np.ndarray, name: str, rule: MaskRule) -> np.ndarray:
+    """Class ids of a mask; the one rule for what its levels mean.
+
+    Args:
+        levels (`np.ndarray` of any shape): Whole numbers.
+        name (`str`): How messages call the mask.
+        rule (`MaskRule`): Number of classes, and the meaning of 255.
+
+    Returns:
+        `np.ndarray` of the same shape: `uint8`, ids below `num_labels`, or 255 for pixels to ignore.
+
+    Raises:
+        MaskError: If a level means nothing, or a mask of two classes holds both 1 and 255.
+    """
+    found = set(np.unique(levels).tolist())
+    two_classes = rule.num_labels == 2 and not rule.ignore_white
+    known = {0, 1, IGNORED_LABEL} if two_classes else {*range(rule.num_labels), IGNORED_LABEL}
+    if found - known:
+        raise MaskError(_unknown_levels(sorted(found - known), name, rule, two_classes))
+    if not two_classes:
+        return levels.astype(np.uint8)
+    if {1, IGNORED_LABEL} <= found:
+        raise MaskError(
+            f"The mask {name} holds both 1 and 255, and either could be the foreground. Save it with 0 and 255; if 255 "
+            "marks pixels to ignore, set ignore_white."
+        )
+    return (levels != 0).astype(np.uint8)
+
+
+def _unknown_levels(unknown: list[int], name: str, rule: MaskRule, two_classes: bool) -> str:
+    listed = ", ".join(str(level) for level in unknown[:5])
+    if two_classes:
+        return (
+            f"The mask {name} has the levels {listed}, expected 0 and 255, or 0 and 1. Resizing with interpolation and JPEG "
+            "leave levels in between: threshold the mask and save it as PNG."
+        )
+    return (
+        f"The mask {name} has the ids {listed}, expected 0 to {rule.num_labels - 1}, or {IGNORED_LABEL} for pixels to "
+        "ignore. Correct the mask, or name all classes."
+    )
+
+
 def flatten(images: ImagesLike) -> Iterator[ImageLike]:
     """The images in lists of lists, one after another; an array, whatever its shape, is one image."""
     if isinstance(images, list | tuple):
@@ -178,8 +264,12 @@ def check_levels(image: Image.Image, is_deep_colour: bool, bits_stored: int | No
 
 
 def _pil_to_array(image: Image.Image, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
-    """Pixels of a Pillow image, (H, W) or (H, W, C), with no bit lost; of a palette, the ids where `keep_ids`."""
+    """Pixels of a Pillow image, (H, W) or (H, W, C), with no bit lost; of a palette, the ids where `keep_ids`.
+
+    It is turned as its EXIF orientation says, as by `load_image` of the library.
+    """
     check_levels(image, has_deep_colour(image), bits_stored)
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "La"):
         image = image.getchannel(0)
     elif image.mode in ("P", "PA"):
@@ -188,13 +278,6 @@ def _pil_to_array(image: Image.Image, keep_ids: bool, bits_stored: int | None) -
     elif image.mode not in ("1", "L", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
     return np.asarray(image)
-
-
-def _upright_page(page: Image.Image, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
-    """Pixels of a page of a file, turned as its EXIF orientation says, as `load_image` of the library does."""
-    check_levels(page, has_deep_colour(page), bits_stored)
-    upright = ImageOps.exif_transpose(page)
-    return _pil_to_array(upright, keep_ids, bits_stored).copy()
 
 
 def _stack_pages(pages: list[np.ndarray], source: str) -> np.ndarray:
@@ -214,7 +297,7 @@ def _read_file(path: str, keep_ids: bool, bits_stored: int | None) -> np.ndarray
     try:
         # opened here, since Pillow maps an uncompressed TIFF that it opens by name, and turns the map wrongly
         with open(path, "rb") as file, Image.open(file) as image:
-            pages = [_upright_page(page, keep_ids, bits_stored) for page in ImageSequence.Iterator(image)]
+            pages = [_pil_to_array(page, keep_ids, bits_stored).copy() for page in ImageSequence.Iterator(image)]
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{path!r} is no image that Pillow opens. Expected PNG, TIFF, JPEG and the like; read DICOM files with a DICOM "

@@ -26,6 +26,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available, logging
 
+from .configuration_vasomim import IGNORED_LABEL
 from .image_processing_boxes import (
     Annotation,
     BoxSelection,
@@ -35,19 +36,21 @@ from .image_processing_boxes import (
     post_process_boxes,
 )
 from .image_processing_reading import (
+    ImageLike,
     ImagesLike,
+    MaskRule,
     check_floats,
+    check_mask,
     flatten,
     looks_normalised,
     normalised_message,
     read_frames,
     scale_to_8_bit,
+    to_grey,
 )
 
 
 logger = logging.get_logger(__name__)
-
-IGNORED_LABEL = 255
 
 # The guard looks at each frame through a thumbnail of so many pixels a side.
 THUMBNAIL = 128
@@ -244,10 +247,21 @@ class VasoMIMImageProcessorKwargs(ImagesKwargs, total=False):
         file by itself, a cine as a whole, with a warning.
     do_check_input (`bool`, *optional*, defaults to `self.do_check_input`):
         Whether to look at the input, say what is suspicious and refuse what looks normalised.
+    do_convert_grayscale (`bool`, *optional*, defaults to `self.do_convert_grayscale`):
+        Whether colour becomes grey by `to_grey`, as in pre-training and evaluation. `False` keeps colour, for models of
+        natural images.
+    num_labels (`int`, *optional*, defaults to `self.num_labels`):
+        Number of classes of the segmentation maps. With it maps are checked as masks of files are (`data.reading.masks`):
+        of two classes, 0 is background and 1 or 255 foreground. `None` takes any ids as they are.
+    ignore_white (`bool`, *optional*, defaults to `self.ignore_white`):
+        Whether 255 in maps of two classes marks pixels to ignore.
     """
 
     bits_stored: int | None
     do_check_input: bool | None
+    do_convert_grayscale: bool | None
+    num_labels: int | None
+    ignore_white: bool | None
 
 
 class _VasoMIMImageProcessing:
@@ -264,6 +278,9 @@ class _VasoMIMImageProcessing:
     rescale_factor = 1 / 255
     do_normalize = True
     do_convert_rgb = True
+    do_convert_grayscale = True
+    num_labels = None
+    ignore_white = False
     bits_stored = None
     do_check_input = True
     model_input_names = ["pixel_values"]
@@ -325,12 +342,12 @@ class _VasoMIMImageProcessing:
         frames = self._read_frames(images, kwargs)
         if kwargs["do_check_input"] and kwargs["do_rescale"]:
             _check_frames(frames)
+        if kwargs["do_convert_grayscale"]:
+            frames = [to_grey(frame, axis=0)[None] if len(frame) > 1 else frame for frame in frames]
         data = {"pixel_values": self._preprocess(frames, **kwargs)}
         targets = [pixels.shape[-2:] for pixels in data["pixel_values"]]
         if segmentation_maps is not None:
-            maps = [_to_ids(read_frames(item, keep_ids=True)) for item in flatten(segmentation_maps)]
-            if kwargs["do_check_input"] and any(_is_binary_mask(ids) for ids in maps):
-                logger.warning_once(BINARY_MASK)
+            maps = [self._ids(number, item, kwargs) for number, item in enumerate(flatten(segmentation_maps))]
             planes = self._follow_frames("segmentation_maps", maps, frames, kwargs)
             data["labels"] = [_pad(*pair, np.int64(IGNORED_LABEL)) for pair in zip(planes, targets, strict=True)]
         if vesselness is not None:
@@ -343,6 +360,16 @@ class _VasoMIMImageProcessing:
             labels = labels_of_frames(list_annotations(annotations, len(frames)), geometries)
             features["labels"] = [BatchFeature(label, tensor_type=kwargs["return_tensors"]) for label in labels]
         return features
+
+    def _ids(self, number: int, item: ImageLike, options: dict[str, Any]) -> np.ndarray:
+        """Ids of one map, (T, H, W), int32, checked as a mask where the number of classes is known."""
+        ids = _to_ids(read_frames(item, keep_ids=True))
+        if options["num_labels"] is not None:
+            rule = MaskRule(options["num_labels"], bool(options["ignore_white"]))
+            return check_mask(ids, f"number {number}", rule).astype(np.int32)
+        if options["do_check_input"] and _is_binary_mask(ids):
+            logger.warning_once(BINARY_MASK)
+        return ids
 
     def _geometry(self, frame: np.ndarray, output: tuple[int, int], options: dict[str, Any]) -> FrameGeometry:
         original = resized = cropped = (frame.shape[-2], frame.shape[-1])

@@ -15,12 +15,9 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vasomim import VasoMIMConfig
+from .configuration_vasomim import IGNORED_LABEL, VasoMIMConfig
 from .modeling_unext import reject_unknown_arguments
 from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel, grid_of
-
-
-IGNORED_LABEL = 255
 
 
 def check_segmentation_labels(labels: torch.Tensor, num_labels: int, frames: tuple[int, ...] | None = None) -> None:

@@ -113,8 +113,8 @@ def test_a_damaged_mask_is_named_as_a_mask_and_its_frame_left_out(folder, tmp_pa
         (tmp_path / "masks" / name).write_bytes((tmp_path / "masks" / name).read_bytes()[:size])
     cache = build_frame_cache(FolderSource(folder, masks=tmp_path / "masks"), tmp_path / "cache")
     assert cache.names == ["a/2.png", "b/images/3.png", "b/images/4.png"]
-    assert all(f"the mask {tmp_path / 'masks' / name} cannot be read" in cache.skipped[name] for name in cache.skipped)
-    assert "2 of 5 frames cannot be read and are skipped: a/0.png: OSError: the mask" in caplog.text
+    assert all(f"mask {tmp_path / 'masks' / name} cannot be read" in cache.skipped[name] for name in cache.skipped)
+    assert "2 of 5 frames cannot be read and are skipped: a/0.png: UnreadableMaskError: The mask" in caplog.text
 
 
 def test_a_folder_of_nothing_but_unreadable_frames_is_refused(folder, tmp_path):
@@ -207,7 +207,7 @@ def test_masks_that_do_not_fit_are_refused_by_name(folder, tmp_path):
     masks = tmp_path / "masks"
     write_masks(folder, masks)
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(masks / "a/1.png")
-    with pytest.raises(ValueError, match=r"1\.png has values besides 0, 1 and 255, such as \[7\]"):
+    with pytest.raises(ValueError, match=r"1\.png has the levels 7"):
         build_frame_cache(FolderSource(folder, masks=masks), tmp_path / "cache")
     Image.fromarray(np.zeros((64, 65), np.uint8)).save(masks / "a/1.png")
     with pytest.raises(ValueError, match=r"1\.png is 64×65, its frame 64×64"):
@@ -315,7 +315,7 @@ def test_a_split_of_a_saved_dataset_is_chosen_by_name(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.DatasetDict({"train": make_dataset(folder)}).save_to_disk(tmp_path / "saved")
     assert len(open_source(str(tmp_path / "saved"))) == 5
-    with pytest.raises(ValueError, match=r"has no split 'val', but \['train'\]"):
+    with pytest.raises(ValueError, match="has no split 'val', but train"):
         open_source(str(tmp_path / "saved"), SourceOptions(split="val"))
 
 
@@ -354,7 +354,7 @@ def test_bad_rows_of_a_dataset_are_reported_and_left_out(folder, tmp_path):
     source = DatasetSource(datasets.Dataset.from_dict(columns, features=features), "frame", "vessels")
     cache = build_frame_cache(source, tmp_path / "cache")
     assert cache.names == ["4"] and list(cache.skipped) == ["0", "1", "2", "3"]
-    assert "the mask in row 0 of dataset cannot be read" in cache.skipped["0"]
+    assert "mask in row 0 of dataset cannot be read" in cache.skipped["0"]
     assert "row 1 has no image in the column `frame`" in cache.skipped["1"]
     np.testing.assert_array_equal(cache.vesselness(0), cache.frame(0) < 100)
 
@@ -380,7 +380,7 @@ def test_a_dataset_without_the_image_column_is_refused(folder):
 
 
 def test_a_folder_that_is_not_there_is_answered_with_the_hub_spelling():
-    with pytest.raises(FileNotFoundError, match="write hf://datasets/owner/name"):
+    with pytest.raises(FileNotFoundError, match="hf://datasets/OWNER/NAME"):
         open_source("owner/name")
 
 

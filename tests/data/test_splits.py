@@ -159,7 +159,7 @@ def test_no_rows_at_all_are_refused():
 
 
 def test_a_missing_column_is_named_with_those_that_are_there():
-    with pytest.raises(ValueError, match="no column `patient_id`, `near_duplicate_group`, only image_id"):
+    with pytest.raises(ValueError, match="no column `patient_id`, only image_id"):
         split_by_group({"image_id": ["a"]})
     with pytest.raises(ValueError, match="no column `study_id`"):
         leaks({"train": {"patient_id": ["a"]}}, by="study_id")
@@ -214,7 +214,7 @@ def test_streamed_data_sets_and_dictionaries_of_splits_are_refused():
 def test_a_column_without_any_value_is_warned_of(caplog):
     columns = {"patient_id": [None] * 6, "near_duplicate_group": list(range(6))}
     split_by_group(columns, {"train": 0.5, "test": 0.5})
-    assert "`patient_id` holds no value at all" in caplog.text
+    assert "value in `patient_id`," in caplog.text
     caplog.clear()
     split_by_group(columns, {"train": 0.5, "test": 0.5}, by="near_duplicate_group")
-    assert "no value" not in caplog.text
+    assert not caplog.text

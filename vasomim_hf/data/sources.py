@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from ..import_utils import require
-from .parquet.folder import load_parquet_folder
+from .locations import check_location, is_on_hub, is_saved_dataset, load_split
 from .reading.files import UNREADABLE, decode_frame, frame_from_image, list_frames, read_frame, scan_folder
+from .reading.masks import UnreadableMaskError, to_mask
 
 
 if TYPE_CHECKING:
@@ -23,12 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HUB_PREFIX = "hf://datasets/"
 # Column in which a data set may state the bit depth of each frame
 BITS_COLUMN = "bits_stored"
 # Folder names that a list of frames may leave out: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
 SILENT_FOLDERS = ("images",)
-MASK_VALUES = {0, 1, 255}
 # Bytes that are read of a file to tell it from another one of the same name and size
 SAMPLE_SIZE = 4096
 # Kinds of files that end with check sums of their content
@@ -54,7 +52,7 @@ class FrameSource(Protocol):
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         """Ready mask of shape `size`, `bool`, or `None` where the filter has to make it.
 
-        Raises `OSError` if it cannot be read, and `ValueError` if it does not fit.
+        Raises `MaskError` if it does not fit, and `UnreadableMaskError`, an `OSError`, if it cannot be read.
         """
         ...
 
@@ -118,12 +116,7 @@ class FolderSource:
         if self.masks is None:
             return None
         path = self._mask_path(self.names[index])
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except UNREADABLE as error:
-            raise _unreadable_mask(str(path), error) from error
-        return mask_from_image(image, size, str(path))
+        return to_mask(path, str(path), size)
 
     def _mask_path(self, name: str) -> Path:
         return (self.masks / name).with_suffix(".png")
@@ -212,7 +205,7 @@ class DatasetSource:
             raise _unreadable_mask(name, error) from error
         if mask is None:
             raise _unreadable_mask(name, f"the column `{self.vesselness_column}` is empty there")
-        return mask_from_image(mask, size, name)
+        return to_mask(mask, name, size)
 
 
 def _encoded(frames: "Dataset", column: str) -> "Dataset":
@@ -261,12 +254,9 @@ def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
         ValueError: If an option does not fit the kind of source.
     """
     options = options or SourceOptions()
+    check_location(data)
     folder = Path(data)
-    is_hub = data.startswith(HUB_PREFIX)
-    if not is_hub and not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
-    kind = "hub" if is_hub else _dataset_kind(folder, options.leave_out)
-    if kind is None:
+    if not is_on_hub(data) and _is_folder_of_frames(folder, options.leave_out):
         listed = (options.frame_list, options.frame_list_key)
         return FolderSource(folder, *listed, options.masks, options.bits_stored, options.leave_out)
     if options.frame_list is not None or options.masks is not None:
@@ -275,16 +265,16 @@ def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
             f"and give masks as a column `{options.vesselness_column}`."
         )
     columns = (options.image_column, options.vesselness_column)
-    return DatasetSource(_load_dataset(data, kind, options.split), *columns, options.bits_stored, data)
+    return DatasetSource(load_split(data, options.split), *columns, options.bits_stored, data)
 
 
-def _dataset_kind(folder: Path, leave_out: Sequence[str]) -> str | None:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return "saved"
+def _is_folder_of_frames(folder: Path, leave_out: Sequence[str]) -> bool:
+    if is_saved_dataset(folder) or folder.is_file():
+        return False
     if next(folder.rglob("*.parquet"), None) is None:
-        return None
-    # Beside frames it is a table about them
-    return None if _without(folder, scan_folder(folder).frames, leave_out) else "parquet"
+        return True
+    # Beside frames, Parquet is a table about them
+    return bool(_without(folder, scan_folder(folder).frames, leave_out))
 
 
 def _without(folder: Path, paths: Sequence[Path], leave_out: Sequence[str | Path]) -> list[Path]:
@@ -297,21 +287,6 @@ def _without(folder: Path, paths: Sequence[Path], leave_out: Sequence[str | Path
         names = ", ".join(str(prefix) for prefix in prefixes)
         logger.info("%d pictures in %s are not taken as frames", len(paths) - len(kept), names)
     return kept
-
-
-def _load_dataset(data: str, kind: str, split: str) -> "Dataset":
-    datasets = require("datasets", "data")
-    if kind == "hub":
-        name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
-        return datasets.load_dataset(name, split=split, revision=revision or None)
-    if kind == "parquet":
-        return load_parquet_folder(data, split)
-    dataset = datasets.load_from_disk(data)
-    if isinstance(dataset, datasets.Dataset):
-        return dataset
-    if split not in dataset:
-        raise ValueError(f"{data} has no split {split!r}, but {sorted(dataset)}. Set data_split.")
-    return dataset[split]
 
 
 def read_frame_list(path: str | Path, key: str | None = None) -> list[str]:
@@ -377,37 +352,8 @@ def _spellings(path: Path) -> set[str]:
     return {path.as_posix(), path.with_suffix("").as_posix(), Path(*short, path.stem).as_posix()}
 
 
-def mask_from_image(image: Image.Image, size: tuple[int, int], name: str) -> np.ndarray:
-    """Turn a ready vessel mask into booleans.
-
-    Args:
-        image (`PIL.Image.Image`): Grey, binary or palette image with the values 0 and 255, or 0 and 1.
-        size (`tuple[int, int]`): Height and width that it must have, those of its frame.
-        name (`str`): How messages call it.
-
-    Returns:
-        `np.ndarray` of shape `size`, `bool`.
-
-    Raises:
-        ValueError: If the size or a value does not fit.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.size != size[::-1]:
-        raise ValueError(
-            f"The mask {name} is {image.height}×{image.width}, its frame {size[0]}×{size[1]} (height×width). "
-            "Make the mask at the frame's own size."
-        )
-    values = np.asarray(image if image.mode.startswith(("I", "F")) else image.convert("L"))
-    other = set() if image.mode == "1" else set(np.unique(values).tolist()) - MASK_VALUES
-    if other:
-        raise ValueError(
-            f"The mask {name} has values besides 0, 1 and 255, such as {sorted(other)[:3]}. Threshold it to 0 and 255."
-        )
-    return values > 0
-
-
-def _unreadable_mask(name: str, reason: object) -> OSError:
-    return OSError(f"the mask {name} cannot be read: {reason}")
+def _unreadable_mask(name: str, reason: object) -> UnreadableMaskError:
+    return UnreadableMaskError(f"The mask {name} cannot be read: {reason}")
 
 
 def size_and_sample(path: Path) -> tuple[int, str]:

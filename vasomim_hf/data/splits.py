@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
-DEFAULT_COLUMNS = ("patient_id", "near_duplicate_group")
+# Columns that tie frames together, from the strongest tie to the weakest
+GROUP_COLUMNS = ("patient_id", "study_id", "near_duplicate_group")
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
@@ -40,7 +41,7 @@ def split_by_group(
     dataset_or_columns: "datasets.Dataset | Columns",
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     *,
-    by: str | Sequence[str] = DEFAULT_COLUMNS,
+    by: str | Sequence[str] | None = None,
     seed: int = 0,
     stratify: str | None = None,
 ) -> "datasets.DatasetDict | dict[str, np.ndarray]":
@@ -56,8 +57,8 @@ def split_by_group(
         dataset_or_columns (`datasets.Dataset` or mapping of columns): What to split; columns have equal lengths.
         fractions (`Mapping[str, float]`, *optional*, defaults to 0.8 `train`, 0.1 `validation`, 0.1 `test`):
             Share of the rows for each split, in (0, 1], 1 in all.
-        by (`str` or `Sequence[str]`, *optional*, defaults to `("patient_id", "near_duplicate_group")`):
-            Columns whose values tie rows together.
+        by (`str` or `Sequence[str]`, *optional*):
+            Columns whose values tie rows together. `None` takes those of `GROUP_COLUMNS` that are there.
         seed (`int`, *optional*, defaults to 0): Another seed gives another split.
         stratify (`str`, *optional*):
             Column whose values should be as frequent in each split as in the whole, such as `"source"`. A component
@@ -77,7 +78,7 @@ def split_by_group(
         {'train': [0, 1, 2], 'test': [3]}
     """
     _check_fractions(fractions)
-    names = _names(by)
+    names = _names(by, [dataset_or_columns])
     columns = _read_columns(dataset_or_columns, [*names, *([stratify] if stratify else [])])
     _warn_of_empty({name: columns[name] for name in names})
     components = _components({name: columns[name] for name in names}, columns.get(stratify or ""), seed)
@@ -91,7 +92,7 @@ def split_by_group(
 
 
 def leaks(
-    splits: "Mapping[str, datasets.Dataset | Columns]", by: str | Sequence[str] = DEFAULT_COLUMNS
+    splits: "Mapping[str, datasets.Dataset | Columns]", by: str | Sequence[str] | None = None
 ) -> dict[str, dict[Any, tuple[str, ...]]]:
     """Find values that occur in more than one split.
 
@@ -99,8 +100,8 @@ def leaks(
 
     Args:
         splits (`Mapping[str, datasets.Dataset or mapping of columns]`): Splits by name, such as a `DatasetDict`.
-        by (`str` or `Sequence[str]`, *optional*, defaults to `("patient_id", "near_duplicate_group")`):
-            Columns to look at. Nulls, NaN and empty strings do not count.
+        by (`str` or `Sequence[str]`, *optional*):
+            Columns to look at; `None` takes those of `GROUP_COLUMNS` that all splits have. Nulls, NaN and empty strings do not count.
 
     Returns:
         `dict[str, dict[Any, tuple[str, ...]]]`: For each column, the values that leak and the splits that hold them; an
@@ -114,7 +115,7 @@ def leaks(
         >>> leaks({"train": {"patient_id": ["a", "b"]}, "test": {"patient_id": ["b", None]}}, by="patient_id")
         {'patient_id': {'b': ('train', 'test')}}
     """
-    names = _names(by)
+    names = _names(by, list(splits.values()))
     found: dict[str, dict[Any, list[str]]] = {name: defaultdict(list) for name in names}
     for split, data in splits.items():
         for name, values in _read_columns(data, names).items():
@@ -126,19 +127,22 @@ def leaks(
 
 
 def _warn_of_empty(columns: dict[str, list[Any]]) -> None:
-    for name, values in columns.items():
-        if all(_is_null(value) for value in values):
-            logger.warning(
-                "The column `%s` holds no value at all: nothing is kept together by it, and the split is not made by it. "
-                "Ids of patients in your own files need a salt, see `ReadOptions`.",
-                name,
-            )
+    empty = [name for name, values in columns.items() if all(_is_null(value) for value in values)]
+    if empty:
+        logger.warning(
+            "No row has a value in %s, which therefore keeps nothing together. Ids of patients in your own files need a "
+            "salt, see `ReadOptions`.",
+            ", ".join(f"`{name}`" for name in empty),
+        )
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def _names(by: str | Sequence[str]) -> list[str]:
+def _names(by: str | Sequence[str] | None, tables: Sequence[Any]) -> list[str]:
+    if by is None:
+        present = [set(table if _is_columns(table) else _column_names(table)) for table in tables]
+        by = [name for name in GROUP_COLUMNS if all(name in columns for columns in present)] or GROUP_COLUMNS[:1]
     names = [by] if isinstance(by, str) else list(by)
     if not names:
         raise ValueError("`by` names no column. Name what ties rows together, such as `patient_id`.")

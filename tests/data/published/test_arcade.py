@@ -22,7 +22,17 @@ from vasomim_hf.data.synthetic.angiogram import RIGHT_SEGMENTS, SEGMENT_IDS, SEG
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("cv2")
 
-COMMON = {"image", "image_id", "width", "height", "split", "twin_group", "patient_id", "study_id", "frame_index"}
+COMMON = {
+    "image",
+    "image_id",
+    "width",
+    "height",
+    "split",
+    "near_duplicate_group",
+    "patient_id",
+    "study_id",
+    "frame_index",
+}
 SIZE = 96
 
 
@@ -77,7 +87,7 @@ def test_every_task_and_split_loads_from_both_layouts(miniature, task, split):
     for row in data:
         assert (row["width"], row["height"], row["split"]) == (SIZE, SIZE, split)
         assert np.array_equal(np.asarray(row["image"]), drawn[row["image_id"]].image)
-        assert row["patient_id"] is row["study_id"] is row["frame_index"] is row["twin_group"] is None
+        assert row["patient_id"] is row["study_id"] is row["frame_index"] is row["near_duplicate_group"] is None
 
 
 def test_vessel_masks_are_ones_on_every_segment(pristine):
@@ -372,16 +382,16 @@ def test_the_only_json_file_of_a_folder_is_read_whatever_its_name(own):
 def test_twins_share_a_group_and_every_other_frame_has_its_own(own):
     twins = [["syntax/train/2", "stenosis/val/1"], ["syntax/train/3", "syntax/val/1"]]
     (own / "twins.json").write_text(json.dumps({"note": "", "twins": twins}))
-    assert load_arcade(own, "vessel")["twin_group"] == ["syntax/train/1", "stenosis/val/1", "syntax/train/3"]
-    assert load_arcade(own, "vessel", "val")["twin_group"] == ["syntax/train/3", "syntax/val/2"]
-    assert load_arcade(own, "stenosis", "val")["twin_group"] == ["stenosis/val/1", "stenosis/val/2"]
+    assert load_arcade(own, "vessel")["near_duplicate_group"] == ["syntax/train/1", "stenosis/val/1", "syntax/train/3"]
+    assert load_arcade(own, "vessel", "val")["near_duplicate_group"] == ["syntax/train/3", "syntax/val/2"]
+    assert load_arcade(own, "stenosis", "val")["near_duplicate_group"] == ["stenosis/val/1", "stenosis/val/2"]
 
 
 def test_twins_may_be_listed_in_the_root_above(pristine, tmp_path):
     shutil.copytree(pristine[0], tmp_path / "downloads/arcade")
     (tmp_path / "twins.json").write_text('{"twins": [["syntax/train/3", "stenosis/val/1"]]}')
     groups = ["syntax/train/1", "syntax/train/2", "stenosis/val/1"]
-    assert load_arcade(tmp_path)["twin_group"] == groups
+    assert load_arcade(tmp_path)["near_duplicate_group"] == groups
 
 
 @pytest.mark.parametrize(
@@ -531,7 +541,7 @@ def test_all_real_frames_load(shared_data, task, split, number):
     assert len(data) == len(set(data["image_id"])) == number and faults == []
     groups = json.loads((shared_data / "arcade/twins.json").read_text())["twins"]
     twins = {name: min(group) for group in groups for name in group}
-    assert data["twin_group"] == [twins.get(name, name) for name in data["image_id"]]
+    assert data["near_duplicate_group"] == [twins.get(name, name) for name in data["image_id"]]
     if task == "side":
         assert np.bincount(data["label"]).tolist() == {"train": [625, 375], "val": [134, 66]}[split]
     else:

@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +12,18 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from vasomim_hf.data import near_duplicates
-from vasomim_hf.data.parquet import png_reading
+from vasomim_hf.data.faults import FaultReport
+from vasomim_hf.data.own_frames import load_frames
 from vasomim_hf.data.parquet.png import encode_mask_png, encode_png
 from vasomim_hf.data.parquet.read import ParquetFrames
+from vasomim_hf.data.reading import Frame, ReadOptions, read_mask
 from vasomim_hf.data.reading import files as frames
 from vasomim_hf.data.reading.files import FrameReadError
-from vasomim_hf.data.sources import BITS_COLUMN, DatasetSource, mask_from_image
+from vasomim_hf.data.sources import BITS_COLUMN, DatasetSource
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
 from vasomim_hf.data.xa170k.sources import open_xa170k_source
+from vasomim_hf.engine.finetuning.rows import LabelledRows
+from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessorPil
 
 
 datasets = pytest.importorskip("datasets")
@@ -56,11 +60,11 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 def deep_colour(levels: np.ndarray) -> bytes:
     """PNG of 16 bits per colour channel, which Pillow cannot write."""
-    height, width = levels.shape
-    rows = np.repeat(levels[..., None], 3, axis=2).astype(">u2").reshape(height, -1)
+    height, width = levels.shape[:2]
+    rows = (np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels).astype(">u2").reshape(height, -1)
     lines = b"".join(b"\0" + row.tobytes() for row in rows)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    return png_reading.PNG_SIGNATURE + head + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
 def stored_with_exif(at_end: bool) -> bytes:
@@ -91,6 +95,13 @@ def cases() -> dict[str, Case]:
     turned = np.rot90(GREY, -1)
     pages = saved(image, "TIFF", save_all=True, append_images=[image])
     upright = saved(rgb, "JPEG", quality=95, exif=orientation())
+    # channels that differ, so that the red one, the mean and the luma are three answers
+    tint = np.stack([GREY // 3, GREY, 255 - GREY // 2], axis=-1)
+    tinted, luma = Image.fromarray(tint), np.asarray(Image.fromarray(tint).convert("L"))
+    tinted_jpeg = saved(tinted, "JPEG", quality=95)
+    few_colours = tinted.quantize(64)
+    see_through = tinted.copy()
+    see_through.putalpha(Image.fromarray(GREY))
     return {
         "grey 8 bits, stored": Case(encode_png(GREY), "png", GREY),
         "grey 8 bits, compressed": Case(saved(image), "png", GREY),
@@ -98,6 +109,12 @@ def cases() -> dict[str, Case]:
         "grey 16 bits, depth stated": Case(encode_png(DEEP), "png", np.rint(DEEP * (255 / 4095)), 12),
         "grey 16 bits, too deep": Case(encode_png(DEEP), "png", "9 bits cannot hold", 9),
         "1 bit": Case(encode_mask_png(ones), "png", ones * np.uint8(255)),
+        "tinted PNG": Case(saved(tinted), "png", luma),
+        "tinted TIFF": Case(saved(tinted, "TIFF"), "tif", luma),
+        "tinted JPEG": Case(tinted_jpeg, "jpg", np.asarray(Image.open(io.BytesIO(tinted_jpeg)).convert("L"))),
+        "tinted palette": Case(saved(few_colours), "png", np.asarray(few_colours.convert("RGB").convert("L"))),
+        "tinted with alpha": Case(saved(see_through), "png", luma),
+        "tinted, 16 bits": Case(deep_colour(tint.astype(np.uint16) * 257), "png", luma),
         "palette": Case(saved(palette()), "png", GREY),
         "grey with alpha": Case(saved(Image.merge("LA", [image, image])), "png", GREY),
         "colour of a grey picture": Case(saved(rgb), "png", GREY),
@@ -117,7 +134,7 @@ def cases() -> dict[str, Case]:
         "white as 0, deep": Case(saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "tif", "white as 0"),
         "truncated, stored": Case(encode_png(GREY)[:900], "png", "cannot be read|truncated|incomplete"),
         "truncated, compressed": Case(saved(image)[:900], "png", "cannot be read|truncated"),
-        "no image": Case(b"hello", "png", "cannot be read|cannot identify"),
+        "no image": Case(b"hello", "png", "cannot be read|cannot identify|no image"),
     }
 
 
@@ -153,8 +170,38 @@ def from_bytes(case: Case, folder: Path) -> np.ndarray:
     return frames.decode_frame(case.data, "a", case.bits_stored)
 
 
-def from_view(case: Case, folder: Path) -> np.ndarray:
-    return png_reading.decode_frame(memoryview(case.data), case.bits_stored)
+def from_frames_of_a_file(case: Case, folder: Path) -> np.ndarray:
+    (frame,) = read_all(frames.read_frames(file_of(case, folder), ReadOptions(bits_stored=case.bits_stored)))
+    return frames.to_uint8(frame.pixels, frame.bits_stored)
+
+
+def read_all(found: Iterator[Frame]) -> list[Frame]:
+    result = list(found)
+    if len(result) > 1:
+        raise FrameReadError(f"it holds {len(result)} frames")
+    return result
+
+
+def from_own_files(case: Case, folder: Path) -> np.ndarray:
+    file_of(case, folder)
+    report = FaultReport()
+    rows = load_frames(folder, options=ReadOptions(bits_stored=case.bits_stored), report=report)
+    if not len(rows):
+        raise FrameReadError(str([fault.text for fault in report.faults]))
+    return DatasetSource(rows).frame(0) if len(rows) == 1 else read_all(iter(rows))
+
+
+def from_fine_tuning_and_evaluation(case: Case, folder: Path) -> np.ndarray:
+    row = {"image": {"bytes": case.data, "path": None}, BITS_COLUMN: case.bits_stored}
+    return LabelledRows(dataset_of([row]), "label", "image").frame(0)
+
+
+def from_image_processor(case: Case, folder: Path) -> np.ndarray:
+    path = file_of(case, folder)
+    options = {"bits_stored": case.bits_stored, "do_resize": False, "do_normalize": False, "do_rescale": True}
+    values = VasoMIMImageProcessorPil()(str(path), return_tensors="np", **options)["pixel_values"]
+    assert len(read_all(iter(values))) == 1 and (values[0] == values[0, :1]).all()
+    return np.rint(values[0, 0] * 255).astype(np.uint8)
 
 
 def from_xa170k(case: Case, folder: Path) -> np.ndarray:
@@ -197,7 +244,10 @@ def from_loaded_image(case: Case, folder: Path) -> np.ndarray:
 WAYS: list[Callable[[Case, Path], np.ndarray]] = [
     from_file,
     from_bytes,
-    from_view,
+    from_frames_of_a_file,
+    from_own_files,
+    from_fine_tuning_and_evaluation,
+    from_image_processor,
     from_xa170k,
     from_parquet,
     from_dataset,
@@ -256,7 +306,5 @@ def test_frames_of_runs_and_masks_are_turned_alike(name: str, tmp_path: Path) ->
     (frame,) = frames.read_frames(file_of(case, tmp_path))
     assert frame.pixels.shape == (40, 48)
     np.testing.assert_array_equal(frames.to_uint8(frame.pixels, frame.bits_stored), case.expected)
-    mask = saved(Image.fromarray(GREY > 127), exif=orientation())
-    turned = np.rot90(GREY > 127, -1)
-    np.testing.assert_array_equal(mask_from_image(Image.open(io.BytesIO(mask)), (40, 48), "a"), turned)
-    np.testing.assert_array_equal(png_reading.decode_mask(memoryview(mask), (40, 48)), turned)
+    (tmp_path / "mask.png").write_bytes(saved(Image.fromarray(GREY > 127), exif=orientation()))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (40, 48)), np.rot90(GREY > 127, -1))

@@ -195,13 +195,13 @@ def rows_with(**content: list) -> LabelledRows:
 def test_held_out_frames_share_no_patient_with_the_others():
     patients = [number // 4 for number in range(40)]
     twins = [f"twin-{number}" if number not in (3, 36) else "twin" for number in range(40)]
-    rows = rows_with(label=[0] * 40, patient_id=patients, twin_group=twins)
+    rows = rows_with(label=[0] * 40, patient_id=patients, near_duplicate_group=twins)
     learnt, judged = hold_out(rows, 0.2, seed=1)
     assert sorted([*learnt, *judged]) == list(range(40)) and 8 <= len(judged) <= 16
     assert not {patients[i] for i in learnt} & {patients[i] for i in judged}
     assert (3 in learnt) == (36 in learnt)
     assert hold_out(rows, 0.2, seed=2)[1].tolist() != judged.tolist()
-    with pytest.raises(RunConfigError, match="leaves none to learn from"):
+    with pytest.raises(RunConfigError, match="leaves none to train on"):
         hold_out(rows_with(label=[0, 1], patient_id=["a", "a"]), 0.5, seed=0)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, ViTMAEConfig, ViTMAEForPreTraining
 
 from vasomim_hf import VasoMIMConfig, VasoMIMForImageClassification, VasoMIMForPreTraining
+from vasomim_hf.data.reading import MaskError
 from vasomim_hf.engine.finetuning import callbacks as finetune_callbacks
 from vasomim_hf.engine.finetuning import trainer as finetuning
 from vasomim_hf.engine.finetuning import weights as finetune_model
@@ -387,8 +388,8 @@ def one_frame(mask: np.ndarray) -> dict:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((SIZE, SIZE), 7, np.uint8), "odd: the mask holds the ids [7], and 2 classes have the ids 0 to 1"),
-        (np.zeros((SIZE, SIZE + 2), np.uint8), "odd: the mask is 66×64 pixels, its frame 64×64"),
+        (np.full((SIZE, SIZE), 7, np.uint8), "mask of odd has the levels 7"),
+        (np.zeros((SIZE, SIZE + 2), np.uint8), "mask of odd is 64×66, its frame 64×64"),
         (np.zeros((SIZE, SIZE), np.uint8), "None of the 1 training frames has vessel: there is nothing to learn"),
     ],
 )
@@ -433,7 +434,7 @@ def test_a_missing_split_or_column_is_named(table, tmp_path):
         ({"labels": {}}, "need names with ids from 0 on, got none"),
         ({"labels": {2: "vessel"}}, "need names with ids from 0 on"),
     ):
-        with pytest.raises(RunConfigError) as caught:
+        with pytest.raises(ValueError) as caught:
             finetune(run_of(SegmentationRun, table, tmp_path / "run", **keys))
         assert message in str(caught.value)
 
@@ -455,12 +456,13 @@ def test_a_split_to_judge_by_has_several_names(tmp_path, is_parquet, caplog):
     assert len(data.validation) == 3 and data.id2label == LABELS
 
 
-def test_a_data_set_without_splits_is_parted_or_refused(table, tmp_path):
+def test_part_of_a_data_set_without_splits_is_held_out(table, tmp_path, caplog):
     datasets.load_from_disk(table)["train"].save_to_disk(tmp_path / "plain")
-    data = load_task_data(run_of(SegmentationRun, tmp_path / "plain", tmp_path / "run", validation_split=None))
-    assert (len(data.training), len(data.validation)) == (5, 1)
-    with pytest.raises(RunConfigError, match="without splits. .* validation_split: null holds out a part"):
-        load_task_data(run_of(SegmentationRun, tmp_path / "plain", tmp_path / "run"))
+    for validation_split in (None, "val"):
+        keys = {"validation_split": validation_split}
+        data = load_task_data(run_of(SegmentationRun, tmp_path / "plain", tmp_path / "run", **keys))
+        assert (len(data.training), len(data.validation)) == (5, 1)
+    assert "has no splits" in caplog.text
 
 
 def test_the_script_writes_a_folder_that_loads_and_ends_with_one_line_on_bad_input(table, tmp_path):
@@ -483,22 +485,26 @@ def test_the_script_writes_a_folder_that_loads_and_ends_with_one_line_on_bad_inp
     )
 
 
-@pytest.mark.parametrize("has_id_1", [False, True])
-def test_white_in_masks_means_one_thing_in_all_of_them(tmp_path, has_id_1, caplog):
-    strip, vessel = np.zeros((2, SIZE, SIZE), np.uint8)
-    strip[:8] = 255
-    vessel[20:24] = 1 if has_id_1 else 255
-    images = [item.image for item in frames(2)]
-    # the frame with the strip alone stands in another split than the one that tells what it means
-    columns = {"train": {"image": images, "mask": [strip, strip]}, "val": {"image": images, "mask": [vessel, strip]}}
-    run = run_of(SegmentationRun, write_table(tmp_path / "table", columns), tmp_path / "run")
-    caplog.set_level("INFO")
-    data = load_task_data(run)
+@pytest.mark.parametrize("ignore_white", [False, True])
+def test_white_in_masks_of_two_classes_is_foreground_unless_the_run_says_otherwise(tmp_path, ignore_white):
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:8] = 255
+    mask[20:24] = 1 if ignore_white else 255
+    columns = {"image": [frames(1)[0].image], "mask": [mask]}
+    table = write_table(tmp_path / "table", {"train": columns, "val": columns})
+    data = load_task_data(run_of(SegmentationRun, table, tmp_path / "run", ignore_white=ignore_white))
     options = DecodeOptions(kind="segmentation", num_labels=2, size=SIZE)
     masks = decode(data.training, options, tmp_path / "decoded").masks
-    assert set(np.unique(masks[0])) == ({0, 255} if has_id_1 else {0, 1})
-    assert ("255 is class 1" in caplog.text) is not has_id_1
-    assert ("255, where it occurs, is a pixel to ignore" in caplog.text) is has_id_1
+    assert set(np.unique(masks[0])) == ({0, 1, 255} if ignore_white else {0, 1})
+
+
+def test_a_mask_that_holds_1_and_255_is_refused_where_255_is_not_ignored(tmp_path):
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:8], mask[20:24] = 255, 1
+    columns = {"image": [frames(1)[0].image], "mask": [mask], "image_id": ["odd"]}
+    table = write_table(tmp_path / "table", {"train": columns, "val": columns})
+    with pytest.raises(MaskError, match="odd holds both 1 and 255.*ignore_white"):
+        finetune(run_of(SegmentationRun, table, tmp_path / "run"))
 
 
 def test_the_log_tells_a_new_head_in_a_line_and_which_weights_were_kept(table, tmp_path, caplog, monkeypatch):

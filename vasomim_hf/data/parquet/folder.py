@@ -61,7 +61,7 @@ def load_parquet_folder(
     """Load a split of a Parquet folder with its current contents.
 
     Args:
-        folder (`str` or `Path`): Folder.
+        folder (`str` or `Path`): Folder, or one Parquet file, which then is the split.
         split (`str`, defaults to `"train"`): Split.
         config (`str`, *optional*): Configuration in its README.
         streaming (`bool`, defaults to `False`): Whether to read rows on demand.
@@ -74,6 +74,7 @@ def load_parquet_folder(
         ValueError: If the folder does not contain this split as Parquet.
     """
     datasets = require("datasets", "data")
-    files = {split: find_parquet(str(folder), split, config=config)}
+    is_file = Path(folder).is_file()
+    files = {split: [str(folder)] if is_file else find_parquet(str(folder), split, config=config)}
     cache = None if cache_dir is None else str(cache_dir)
     return datasets.load_dataset("parquet", data_files=files, split=split, streaming=streaming, cache_dir=cache)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from torch.utils.data import get_worker_info
 from ...import_utils import require
 from ..crops import CROP_SCALE
 from ..frame_cache import FrameCacheDataset
-from ..reading.files import UNREADABLE, FrameReadError
-from ..sources import BITS_COLUMN, HUB_PREFIX
+from ..locations import HUB_PREFIX, check_location, hub_name, is_on_hub
+from ..reading.files import UNREADABLE, FrameReadError, decode_frame
+from ..reading.masks import to_mask
+from ..sources import BITS_COLUMN
 from .folder import find_parquet
-from .png_reading import decode_frame, decode_mask, read_header
 from .row_order import BUFFER_ROW_GROUPS, NUM_LANES, StreamOptions, stream_order
 
 
@@ -52,12 +52,10 @@ def find_shards(data: str, split: str = "train") -> dict[str, str]:
     """
     if data.endswith(".parquet") and Path(data).is_file():
         return {Path(data).name: data}
-    is_hub = data.startswith(HUB_PREFIX)
-    if not is_hub and not Path(data).is_dir():
-        raise FileNotFoundError(f"There is no folder {data}. For a dataset on the Hub write {HUB_PREFIX}owner/name.")
-    name, _, revision = data.removeprefix(HUB_PREFIX).partition("@") if is_hub else (data, "", "")
-    files = find_parquet(name, split, revision=revision or None)
-    return {_short_name(path, data, is_hub): path for path in files}
+    check_location(data)
+    name, revision = hub_name(data) if is_on_hub(data) else (data, None)
+    files = find_parquet(name, split, revision=revision)
+    return {_short_name(path, data, is_on_hub(data)): path for path in files}
 
 
 def _short_name(path: str, data: str, is_hub: bool) -> str:
@@ -145,9 +143,17 @@ class ParquetFrames:
         self._files: dict[int, ParquetFile] = {}
         self._loaded: OrderedDict[int, _RowGroup] = OrderedDict()
         self._last: tuple[int, np.ndarray] | None = None
+        self._counted: int | None = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_process": None, "_files": {}, "_loaded": OrderedDict(), "_last": None}
+        return {
+            **self.__dict__,
+            "_process": None,
+            "_files": {},
+            "_loaded": OrderedDict(),
+            "_last": None,
+            "_counted": None,
+        }
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -175,8 +181,8 @@ class ParquetFrames:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a frame in pixels."""
-        header = self._decode(index, 0, read_header)
-        return (header.height, header.width) if header else self.frame(index).shape
+        height, width = self._pixels(index).shape
+        return height, width
 
     def frame(self, index: int) -> np.ndarray:
         """A frame of shape `(height, width)`, `uint8`.
@@ -184,9 +190,19 @@ class ParquetFrames:
         Raises:
             FrameReadError: If the row has no frame that can be read.
         """
-        if self._last is None or self._last[0] != index:
-            self._last = (index, self._decode(index, 0, lambda data: decode_frame(data, self._bits_stored(index))))
+        pixels = self._pixels(index)
+        if self._counted != index:
+            self._counted = index
             self._count(self._place(index)[0])
+        return pixels
+
+    def _pixels(self, index: int) -> np.ndarray:
+        if self._last is None or self._last[0] != index:
+            # the depth is in the row group, which `_decode` loads
+            self._last = (
+                index,
+                self._decode(index, 0, lambda data: decode_frame(data, "the file", self._bits_stored(index))),
+            )
         return self._last[1]
 
     def vesselness(self, index: int, top: int = 0, height: int | None = None) -> np.ndarray:
@@ -197,7 +213,7 @@ class ParquetFrames:
         """
         size = self.size(index)
         rows = slice(top, size[0] if height is None else top + height)
-        return self._decode(index, 1, lambda data: decode_mask(data, size, rows))
+        return self._decode(index, 1, lambda data: to_mask(bytes(data), "of the row", size))[rows].view(np.uint8)
 
     def _bits_stored(self, index: int) -> int | None:
         group, row = self._place(index)
@@ -213,7 +229,7 @@ class ParquetFrames:
     def _decode(self, index: int, column: int, decode: Callable[[memoryview], Result]) -> Result:
         try:
             return decode(self._encoded(index, column))
-        except (*UNREADABLE, zlib.error) as error:
+        except UNREADABLE as error:
             raise FrameReadError(
                 f"{self.name(index)}: the column `{self.columns[column]}` cannot be read ({error}). Repair or remove the "
                 "row; a run without `streaming` leaves out frames that cannot be read."

@@ -91,7 +91,7 @@ class _Item:
     frame: CocoFrame
     image_id: str
     split: str
-    twin_group: str | None
+    near_duplicate_group: str | None
 
 
 # Public -------------------------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def load_arcade(
     is `uint8` with the ids; on screen it looks black. Polygons are filled as by pycocotools, see [`~data.coco`].
 
     Common columns: `image` (the file as it is), `image_id` (`"syntax/train/10"`: part, split, file name without ending),
-    `width`, `height`, `split`, `twin_group`, and `patient_id`, `study_id` and `frame_index`, which ARCADE does not tell
-    (null). With a file `twins.json` in the root, frames that show the same picture have the same `twin_group`, and every
+    `width`, `height`, `split`, `near_duplicate_group`, and `patient_id`, `study_id` and `frame_index`, which ARCADE does not tell
+    (null). With a file `twins.json` in the root, frames that show the same picture have the same `near_duplicate_group`, and every
     other frame has one of its own; without the file it is null. Split by that column if frames of several splits or of
     both parts are joined: several hundred frames of one part are frames of the other, some across train and val.
 
@@ -262,7 +262,7 @@ def _split_names(split: str) -> list[str]:
 
 def _items(root: Path, task: str, splits: Sequence[str], faults: FaultReport) -> list[_Item]:
     base, layout = _find(root)
-    groups = _twin_groups(root, base)
+    groups = _near_duplicate_groups(root, base)
     part = PARTS[task]
     items: list[_Item] = []
     for split in splits:
@@ -381,7 +381,7 @@ class _ImageFiles:
         return [name for name, path in self._by_name.items() if path.stem not in self._taken]
 
 
-def _twin_groups(root: Path, base: Path) -> dict[str, str] | None:
+def _near_duplicate_groups(root: Path, base: Path) -> dict[str, str] | None:
     """Image id -> name of its group, from the `twins.json` of the root; `None` without one."""
     path = next((folder / "twins.json" for folder in (base, root) if (folder / "twins.json").is_file()), None)
     if path is None:
@@ -442,7 +442,7 @@ def _row(item: _Item, task: str) -> dict[str, Any]:
         "width": item.frame.width,
         "height": item.frame.height,
         "split": item.split,
-        "twin_group": item.twin_group,
+        "near_duplicate_group": item.near_duplicate_group,
         "patient_id": None,
         "study_id": None,
         "frame_index": None,
@@ -493,7 +493,7 @@ def _features(task: str) -> "Features":
         "width": number,
         "height": number,
         "split": text,
-        "twin_group": text,
+        "near_duplicate_group": text,
         "patient_id": text,
         "study_id": text,
         "frame_index": number,

@@ -19,6 +19,7 @@ from ..faults import FaultReport
 from ..parquet.png import encode_label_png
 from ..parquet.rows import to_dataset
 from ..reading.files import FRAME_SUFFIXES, UNREADABLE
+from ..reading.masks import MaskError, read_mask
 
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (*FRAME_SUFFIXES, ".pgm")
-# A grey level from here on is foreground in a mask of 8 bits, whose levels are meant to be 0 and 255
-MASK_LEVEL = 128
 _SHOWN = 8  # names listed in an error
 
 
@@ -255,41 +254,6 @@ def image_size(path: Path) -> Size:
     return size
 
 
-def read_mask(path: Path, size: Size) -> np.ndarray:
-    """Read a mask of two levels: 0 and 1, or dark and bright.
-
-    A level from 128 on is foreground; in a colour picture the brightest channel counts. A mask whose highest level is 1
-    has 1 as its foreground.
-
-    Args:
-        path (`Path`): The mask's file.
-        size (`Size`): Size of its frame.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: `bool`, `True` in the foreground.
-
-    Raises:
-        Unusable: If it is damaged, has another size or other levels.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.size != size:
-                raise Unusable(f"mask {path.name} is {_by(Size(*image.size))}, the frame {_by(size)}; left out")
-            is_grey = image.mode in ("1", "L", "I", "I;16", "I;16B")
-            levels = np.asarray(image) if is_grey else np.asarray(image.convert("RGB")).max(axis=-1)
-    except Unusable:
-        raise
-    except UNREADABLE as error:
-        raise Unusable(f"mask {path.name} cannot be read ({type(error).__name__}: {error}); left out") from error
-    highest = int(levels.max())
-    if 1 < highest < MASK_LEVEL:
-        raise Unusable(
-            f"mask {path.name} has levels up to {highest}, expected 0 and 1, or 0 and 255, with a foreground from "
-            f"{MASK_LEVEL} on; left out"
-        )
-    return levels >= (MASK_LEVEL if highest > 1 else 1)
-
-
 def annotate_mask(sample: Sample, size: Size, note: Note) -> dict[str, Any]:
     """Column `mask` of a frame: levels 0 and 1 in an 8-bit PNG, or null where the sample has no mask.
 
@@ -302,11 +266,14 @@ def annotate_mask(sample: Sample, size: Size, note: Note) -> dict[str, Any]:
         `dict`: `{"mask": ...}`.
 
     Raises:
-        Unusable: See [`read_mask`].
+        Unusable: If the mask cannot be read or has other levels, see [`read_mask`].
     """
     if sample.label is None:
         return {"mask": None}
-    mask = read_mask(sample.label, size)
+    try:
+        mask = read_mask(sample.label, (size.height, size.width))
+    except MaskError as error:
+        raise Unusable(f"{error} Left out.") from error
     if not mask.any():
         note(f"mask {sample.label.name} is empty; kept")
     return {"mask": {"path": None, "bytes": encode_label_png(mask)}}

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from .frame import FrameMetadata as FrameMetadata
     from .frame import FrameReadError as FrameReadError
     from .frame import ReadOptions as ReadOptions
+    from .masks import MaskError as MaskError
+    from .masks import MaskRule as MaskRule
+    from .masks import UnreadableMaskError as UnreadableMaskError
+    from .masks import read_label_map as read_label_map
+    from .masks import read_mask as read_mask
 
 
 __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

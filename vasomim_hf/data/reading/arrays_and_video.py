@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...image_processing_reading import to_grey
 from ...import_utils import require
-from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, bits_for, grey_from_colour, hashed_id
+from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, bits_for, hashed_id
 
 
 NPZ_SUFFIXES = (".npz",)
@@ -229,7 +230,7 @@ def _film_frames(path: Path, film: Any, frame_time_ms: float | None, count: int)
         found, pixels = film.read()
         if not found:
             break
-        yield Frame(grey_from_colour(pixels[..., ::-1]), 8, index, replace(metadata, num_frames=max(count, index + 1)))
+        yield Frame(to_grey(pixels[..., ::-1]), 8, index, replace(metadata, num_frames=max(count, index + 1)))
         index += 1
     if index == 0 or index < count - UNCERTAIN_FRAMES:
         raise FrameReadError(f"`{path}` ends after {index} of {count} frames; those before the damage are good.")

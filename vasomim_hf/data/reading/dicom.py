@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from ...image_processing_reading import to_grey
 from ...import_utils import require
 from .dicom_grey_levels import LevelTable, Lookup, PixelLayout, Transformation, level_table
 from .dicom_jpeg import JPEG_EXTENDED, PLUGIN, fits, register
-from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, grey_from_colour, hashed_id
+from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, hashed_id
 
 
 if TYPE_CHECKING:
@@ -399,7 +400,7 @@ def _frame(run: _Run, stored: np.ndarray, index: int) -> Frame:
     metadata = _metadata_of_frame(run, index)
     if run.layout.samples == 3:
         bits = max(8, run.layout.bits_stored)
-        return Frame(grey_from_colour(stored[..., :3].astype(f"u{stored.itemsize}")), bits, index, metadata)
+        return Frame(to_grey(stored[..., :3].astype(f"u{stored.itemsize}")), bits, index, metadata)
     table = _table(run, metadata, index)
     return Frame(table.apply(stored), table.bits_stored, index, replace(metadata, level_offset=table.offset))
 

@@ -12,9 +12,6 @@ from ...image_processing_reading import BIT_DEPTHS
 
 logger = logging.get_logger(__name__)
 
-# Shares of red, green and blue in grey (ITU-R 601), in 1/65536, rounded as in Pillow; they sum to one
-GREY_SHARES = (19595, 38470, 7471)
-
 
 class FrameReadError(ValueError):
     """A file cannot be read as a frame; the message names it, what was found and what to do."""
@@ -126,23 +123,6 @@ class Frame:
     bits_stored: int
     index: int
     metadata: FrameMetadata
-
-
-def grey_from_colour(pixels: np.ndarray) -> np.ndarray:
-    """Grey levels of a colour frame as in Pillow's `convert("L")`; a grey picture in colour keeps its exact levels.
-
-    Args:
-        pixels (`np.ndarray` of shape `(height, width, 3)`): Red, green and blue, `uint8` or `uint16`.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: The same type.
-
-    Example:
-        >>> grey_from_colour(np.array([[[7, 7, 7], [255, 0, 0]]], dtype=np.uint8))
-        array([[ 7, 76]], dtype=uint8)
-    """
-    red, green, blue = (pixels[..., i].astype(np.uint64) * share for i, share in enumerate(GREY_SHARES))
-    return ((red + green + blue + 0x8000) >> 16).astype(pixels.dtype)
 
 
 def bits_for(highest: int, bits_stored: int | None) -> int:

@@ -3,7 +3,6 @@
 Nothing is extracted: members of a zip are read one at a time, as are series of frames.
 """
 
-import io
 import logging
 import os
 import re
@@ -21,11 +20,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from PIL import Image
 
 from ..faults import FaultReport
-from ..reading.files import UNREADABLE, decode_frame
-from ..sources import HUB_PREFIX, mask_from_image
+from ..locations import HUB_PREFIX
+from ..reading.files import decode_frame
+from ..reading.masks import to_mask
 from .archives import BLOCK_SIZE, DamagedArchiveError, FolderStore, Store, ZipStore
 from .layouts import (
     KNOWN_COUNTS,
@@ -177,19 +176,12 @@ class XA170KSource:
             `np.ndarray` of shape `size`, `bool`, or `None` if there is none and the filter must compute it.
 
         Raises:
-            ValueError: If it cannot be read or does not match; the filter must then compute it.
+            MaskError: If it cannot be read or does not match; the filter must then compute it.
         """
         if item.name not in self._masks:
             return None
         store, path = self._find(self._masks[item.name])
-        try:
-            with Image.open(io.BytesIO(store.read(path))) as image:
-                image.load()
-                return mask_from_image(image, size, path)
-        except ValueError:
-            raise
-        except UNREADABLE as error:
-            raise ValueError(f"The mask {path} cannot be read ({type(error).__name__}: {error}).") from error
+        return to_mask(store.read(path), path, size)
 
     def _find(self, location: str) -> tuple[Store, str]:
         key, _, path = location.partition(SEPARATOR)

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from ...data.augmentation import FLIP_PROBABILITY
+from ...data.locations import HUB_PREFIX
 from ...data.published.arcade import PARTS
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
@@ -21,13 +22,11 @@ from ...inference.prediction import AUTO, InferenceOptions, has_fast_bf16
 from ...inference.sliding_window import SlidingWindow
 from ...inference.views import VIEWS
 from ..finetuning.rows import (
-    HUB_PREFIX,
     LabelledRows,
     class_names,
     load_rows,
     named_by_columns,
     number_labels,
-    read_white,
 )
 from ..finetuning.run import ARCADE, CLASSIFICATION, DETECTION, RUNS, SEGMENTATION
 from ..finetuning.weights import load_config
@@ -201,7 +200,6 @@ def _load_rows(
     names = names or config.id2label
     if kind == SEGMENTATION and len(names) == 1:
         names = {0: "background", 1: names[0]}
-    (rows,) = read_white(run, len(names), [rows])
     rows = number_labels(run, rows, names)
     return rows, [names[number] for number in sorted(names)]
 

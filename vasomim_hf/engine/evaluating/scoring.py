@@ -14,12 +14,13 @@ from torch import nn
 
 from ...data.augmentation import Size
 from ...data.faults import FaultReport
+from ...data.reading.masks import MaskRule, to_label_map
 from ...evaluation.classification_metrics import ClassificationScores
 from ...evaluation.detection_metrics import Boxes, DetectionScores
 from ...evaluation.segmentation_scores import SegmentationScores
 from ...inference.prediction import InferenceOptions, predict_boxes, predict_classes, predict_masks
 from ...progress import Progress
-from ..finetuning.decoded import class_id, corner_boxes, grey_frame, label_map
+from ..finetuning.decoded import class_id, corner_boxes, read_named_frame
 from ..finetuning.rows import LabelledRows
 from ..finetuning.run import CLASSIFICATION, DETECTION, SEGMENTATION
 
@@ -114,11 +115,11 @@ class FrameScorer:
         faults = FaultReport()
         for start in range(0, len(rows), size):
             names = ids[start : start + size]
-            batch = [rows.dataset[start + number] for number in range(len(names))]
-            frames = [grey_frame(row[rows.image_column], name) for row, name in zip(batch, names, strict=True)]
+            numbered = list(enumerate(names, start))
+            frames = [read_named_frame(rows, number, name) for number, name in numbered]
             targets = [
-                self._target(row[rows.label_column], frame, name, rows.white_is_class_1, faults)
-                for row, frame, name in zip(batch, frames, names, strict=True)
+                self._target(rows.label(number), frame, name, rows.ignore_white, faults)
+                for (number, name), frame in zip(numbered, frames, strict=True)
             ]
             for item in zip(names, frames, targets, self._predict(frames), strict=True):
                 yield ScoredFrame(*item)
@@ -133,10 +134,10 @@ class FrameScorer:
             return None
         return (int(height), int(width)) if self.options.inference.window is None else None
 
-    def _target(self, label: Any, frame: np.ndarray, name: str, white_is_class_1: bool, faults: FaultReport) -> Any:
+    def _target(self, label: Any, frame: np.ndarray, name: str, ignore_white: bool, faults: FaultReport) -> Any:
         size = Size(frame.shape[1], frame.shape[0])
         if self.kind == SEGMENTATION:
-            return label_map(label, len(self.labels), size, name, white_is_class_1)
+            return to_label_map(label, f"of {name}", frame.shape, MaskRule(len(self.labels), ignore_white))
         if self.kind == DETECTION:
             corners, labels = corner_boxes(label, len(self.labels), size, name, faults)
             return Boxes(corners.astype(np.float64) * [*size, *size], labels)

@@ -28,7 +28,8 @@ from ...data.augmentation import (
 )
 from ...data.crops import normalize_frames
 from ...data.faults import FaultReport
-from ...image_processing_reading import read_frames, scale_to_8_bit
+from ...data.reading.files import UNREADABLE
+from ...data.reading.masks import MaskRule, to_label_map
 from ...modeling_vasomim_segmentation import IGNORED_LABEL
 from ...progress import Progress
 from .rows import LabelledRows
@@ -178,10 +179,10 @@ class _RowReader:
         self.counts = np.zeros(options.num_labels, dtype=np.int64)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        row, name = self.rows.dataset[number], self.image_ids[number]
-        frame = grey_frame(row[self.rows.image_column], name)
+        name = self.image_ids[number]
+        frame = read_named_frame(self.rows, number, name)
         size = Size(frame.shape[1], frame.shape[0])
-        kept, target = self.options.kept_size(size), row[self.rows.label_column]
+        kept, target = self.options.kept_size(size), self.rows.label(number)
         self.shapes.append((kept.height, kept.width))
         mask = None
         if self.options.kind == SEGMENTATION:
@@ -209,7 +210,8 @@ class _RowReader:
         )
 
     def _mask(self, value: Any, size: Size, kept: Size, name: str) -> np.ndarray:
-        ids = label_map(value, self.options.num_labels, size, name, self.rows.white_is_class_1)
+        rule = MaskRule(self.options.num_labels, self.rows.ignore_white)
+        ids = to_label_map(value, f"of {name}", (size.height, size.width), rule)
         self.counts[np.unique(ids[ids != IGNORED_LABEL])] += 1
         # in between two ids of many lies nothing, and neither between an id and a pixel to ignore
         is_soft = self.options.working_scale is not None and self.options.num_labels == 2
@@ -226,62 +228,24 @@ class _RowReader:
         self.counts[np.unique(labels)] += 1
 
 
-def grey_frame(image: Any, name: str) -> np.ndarray:
-    """A frame as 8-bit grey levels; of several pages the first, of several channels the first.
+def read_named_frame(rows: LabelledRows, number: int, name: str) -> np.ndarray:
+    """A frame of some rows, with its id in the errors.
 
     Args:
-        image (PIL image): As a data set gives it.
-        name (`str`): For messages.
+        rows (`LabelledRows`): The rows.
+        number (`int`): Which row.
+        name (`str`): Id of the frame.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8`.
 
     Raises:
-        ValueError: If it is no image.
+        ValueError: If it cannot be read.
     """
-    if image is None:
-        raise ValueError(f"{name}: there is no image. Leave the row out.")
-    levels = scale_to_8_bit(read_frames(image))[0, 0]
-    return levels if levels.dtype == np.uint8 else np.rint(levels).clip(0, 255).astype(np.uint8)
-
-
-def label_map(mask: Any, num_labels: int, size: Size, name: str, white_is_class_1: bool = False) -> np.ndarray:
-    """A mask as class ids.
-
-    Args:
-        mask (PIL image): Its levels are class ids.
-        num_labels (`int`): Number of classes.
-        size (`Size`): Of its frame.
-        name (`str`): For messages.
-        white_is_class_1 (`bool`): Whether 255 is class 1; else it is a pixel to ignore.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: `uint8` ids below `num_labels`, or 255.
-
-    Raises:
-        ValueError: If there is no mask, its size is not that of its frame, or it has ids of no class.
-    """
-    if mask is None:
-        raise ValueError(
-            f"{name}: there is no mask. Leave the row out, or draw an empty one if there is nothing in it."
-        )
-    levels = read_frames(mask, keep_ids=True)
-    if levels.shape[-2:] != (size.height, size.width):
-        raise ValueError(
-            f"{name}: the mask is {levels.shape[-1]}×{levels.shape[-2]} pixels, its frame {size.width}×{size.height}. Masks "
-            "must be drawn at the size of their frame."
-        )
-    ids = levels[0, 0].astype(np.int64)
-    found = np.unique(ids)
-    if white_is_class_1:
-        ids[ids == IGNORED_LABEL] = 1
-    strange = [int(number) for number in found if not (0 <= number < num_labels or number == IGNORED_LABEL)]
-    if strange:
-        raise ValueError(
-            f"{name}: the mask holds the ids {strange[:5]}, and {num_labels} classes have the ids 0 to {num_labels - 1} "
-            f"({IGNORED_LABEL} is ignored). Correct the mask, or name all classes in `labels`."
-        )
-    return ids.astype(np.uint8)
+    try:
+        return rows.frame(number)
+    except UNREADABLE as error:
+        raise ValueError(f"{name}: {error}. Repair the frame or leave the row out.") from error
 
 
 def class_id(value: Any, num_labels: int, name: str) -> int:

@@ -2,18 +2,17 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.parquet.folder import load_parquet_folder
+from ...data.locations import VALIDATION_NAMES, MissingSplitError, load_split
 from ...data.published.arcade import arcade_labels, load_arcade
-from ...image_processing_reading import read_frames
-from ...import_utils import require
-from ...modeling_vasomim_segmentation import IGNORED_LABEL
+from ...data.sources import DatasetSource
+from ...data.splits import GROUP_COLUMNS, split_by_group
 from ..run_config import RunConfigError
 from .run import (
     ARCADE,
@@ -30,19 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HUB_PREFIX = "hf://datasets/"
-# Rows that share a value in one of these are not parted between learning and judging
-GROUP_COLUMNS = ("patient_id", "study_id", "twin_group", "near_duplicate_group")
-# What data sets call the split to judge by; `datasets` itself reads a file val.parquet as the split "validation"
-VALIDATION_NAMES = ("val", "validation", "valid", "dev")
 # How a run file names classes
 _EXAMPLES = {
     SEGMENTATION: "{0: background, 1: vessel}",
     DETECTION: "{0: stenosis}",
     CLASSIFICATION: "{0: left, 1: right}",
 }
-# Last words of the seeds of the two draws
-_FRACTION_STREAM, _HELD_OUT_STREAM = 11, 12
+# Second word of the seed of the draw
+_FRACTION_STREAM = 11
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,19 +48,35 @@ class LabelledRows:
         label_column (`str`): `mask`, `objects` or `label`, as the data set calls it.
         image_column (`str`): Column of the frames.
         numbers (sequence of `int`, *optional*): Of the rows in the data set they were chosen from; `None` counts from 0.
-        white_is_class_1 (`bool`): Whether 255 in a mask is class 1, and not a pixel to ignore.
+        ignore_white (`bool`): Whether 255 in masks of two classes marks pixels to ignore, see `MaskRule`.
     """
 
     dataset: "Dataset"
     label_column: str
     image_column: str
     numbers: Sequence[int] | None = None
-    white_is_class_1: bool = False
+    ignore_white: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @property
+    @cached_property
+    def _frames(self) -> DatasetSource:
+        return DatasetSource(self.dataset, self.image_column)
+
+    @cached_property
+    def _labels(self) -> "Dataset":
+        return self.dataset.select_columns([self.label_column])
+
+    def frame(self, index: int) -> np.ndarray:
+        """A frame of shape `(height, width)`, `uint8`, read as in pre-training; raises one of `UNREADABLE`."""
+        return self._frames.frame(index)
+
+    def label(self, index: int) -> Any:
+        """The label of a frame, as the data set holds it."""
+        return self._labels[index][self.label_column]
+
+    @cached_property
     def image_ids(self) -> list[str]:
         """Ids of the frames; their numbers in the data set, where it has none."""
         numbers = [str(number) for number in self.numbers or range(len(self))]
@@ -129,17 +139,29 @@ def load_task_data(run: FinetuneRun) -> TaskData:
         )
     rows = load_rows(run, run.train_split)
     id2label = class_names(run, rows)
-    validation = None if run.validation_split is None else load_rows(run, run.validation_split)
-    # decided over both, so that the same level never means two things
-    rows, *others = read_white(run, len(id2label), [rows] if validation is None else [rows, validation])
-    if others:
-        training, validation = np.arange(len(rows)), others[0]
-    else:
+    validation = _validation_rows(run)
+    training = np.arange(len(rows))
+    if validation is None:
         training, held_out = hold_out(rows, run.validation_share, run.seed)
         validation = rows.select(held_out.tolist())
     rows, validation = (number_labels(run, part, id2label) for part in (rows, validation))
     chosen = choose_fraction(training, run.train_fraction, run.seed)
     return TaskData(rows.select(chosen.tolist()), validation, id2label)
+
+
+def _validation_rows(run: FinetuneRun) -> LabelledRows | None:
+    """Rows of the validation split; `None` where a part of the training frames has to be held out."""
+    if run.validation_split is None:
+        return None
+    try:
+        return load_rows(run, run.validation_split)
+    except MissingSplitError as error:
+        if error.available:
+            raise
+        logger.warning(
+            "%s has no splits: %g of its frames are held out for validation", run.data, run.validation_share
+        )
+        return None
 
 
 def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
@@ -155,7 +177,7 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
     Raises:
         ValueError: If the split or a column is missing, or there is no frame.
     """
-    dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else _load_table(run, split)
+    dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else load_split(run.data, split)
     image, labels = "image" if run.dataset == ARCADE else run.image_column, label_column(run)
     missing = [name for name in (image, labels) if name not in dataset.column_names]
     if missing:
@@ -165,85 +187,8 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
         )
     if not len(dataset):
         raise RunConfigError(f"{run.data} has no frames in its split {split!r}. Name another split.")
-    rows = LabelledRows(dataset, labels, image)
+    rows = LabelledRows(dataset, labels, image, ignore_white=getattr(run, "ignore_white", False))
     return rows if run.max_frames is None else rows.select(range(min(run.max_frames, len(rows))))
-
-
-def read_white(run: FinetuneRun, num_labels: int, parts: Sequence[LabelledRows]) -> list[LabelledRows]:
-    """Decide what 255 means in the masks of a data set with two classes.
-
-    It is class 1 where the masks hold 0 and 255 alone, as most programs draw them; where any has a 1, it is a pixel to
-    ignore. One frame cannot tell: its only white may be a strip that somebody wants ignored.
-
-    Args:
-        run (`FinetuneRun`): The run; of ARCADE the masks are ids.
-        num_labels (`int`): Number of classes.
-        parts (sequence of `LabelledRows`): All splits that are used.
-
-    Returns:
-        `list[LabelledRows]`: The same, with `white_is_class_1`.
-    """
-    if run.kind != SEGMENTATION or run.dataset == ARCADE or num_labels != 2:
-        return list(parts)
-    white = False
-    for part in parts:
-        for mask in part.dataset[part.label_column]:
-            levels = np.unique(read_frames(mask, keep_ids=True)) if mask is not None else np.zeros(0)
-            if 1 in levels:
-                logger.info("masks hold class ids: 255, where it occurs, is a pixel to ignore")
-                return list(parts)
-            white = white or IGNORED_LABEL in levels
-    if white:
-        logger.info("masks hold 0 and 255 alone: 255 is class 1. Where a mask has a 1, it would be a pixel to ignore")
-    return [dataclasses.replace(part, white_is_class_1=white) for part in parts]
-
-
-def _load_table(run: FinetuneRun, split: str) -> Any:
-    datasets, data = require("datasets", "data"), run.data
-    if data.startswith(HUB_PREFIX):
-        name, _, revision = data.removeprefix(HUB_PREFIX).partition("@")
-        return _any_name(lambda one: datasets.load_dataset(name, split=one, revision=revision or None), split)
-    folder = Path(data)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"`data`: there is no folder {folder}. The Hub is reached by hf://datasets/OWNER/NAME")
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return _any_name(lambda one: load_parquet_folder(folder, one), split)
-    try:
-        saved = datasets.load_from_disk(data)
-    except IndexError as error:
-        # the library's words for a split that was saved without rows
-        raise RunConfigError(
-            f"{data} has a split without rows, which cannot be read. Save it without that."
-        ) from error
-    if not isinstance(saved, datasets.Dataset):
-        return _any_name(lambda one: _split_of(saved, one, data), split)
-    if run.validation_split is None:
-        return saved
-    raise RunConfigError(
-        f"{data} is one data set without splits. Save a DatasetDict with a split {split!r}, so that it is clear what is "
-        "learnt from and what is judged by; in training, validation_split: null holds out a part of it."
-    )
-
-
-def _split_of(saved: Any, split: str, data: str) -> Any:
-    if split not in saved:
-        raise RunConfigError(f"{data} has no split {split!r}, but {', '.join(sorted(saved))}.")
-    return saved[split]
-
-
-def _any_name(load: Callable[[str], Any], split: str) -> Any:
-    """What a split's name loads, or another name of the split to judge by."""
-    try:
-        return load(split)
-    except ValueError:
-        for name in VALIDATION_NAMES if split in VALIDATION_NAMES else ():
-            try:
-                found = load(name)
-            except ValueError:
-                continue
-            logger.info("there is no split %r; %r is taken for it", split, name)
-            return found
-        raise
 
 
 def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
@@ -353,50 +298,27 @@ def choose_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarr
     return np.sort(indices[order[:count]])
 
 
-def hold_out(rows: LabelledRows, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Part rows into some to learn from and some to judge by, without parting a patient or near copies.
+def hold_out(rows: LabelledRows, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out part of some rows for validation, by [`split_by_group`]: frames of a patient stay together.
 
     Args:
-        rows (`LabelledRows`): Rows; those that are known to belong together by `GROUP_COLUMNS` stay so.
-        share (`float`): Least share of the rows to hold out, in (0, 1).
-        seed (`int`): Of the draw.
+        rows (`LabelledRows`): Rows to divide.
+        fraction (`float`): Fraction of the rows to hold out, in (0, 1).
+        seed (`int`): Seed of the draw.
 
     Returns:
-        Two `np.ndarray` of shape `(num_rows,)`: Rows to learn from and rows held out.
+        Two `np.ndarray` of shape `(num_rows,)`: Rows to train on, and rows held out.
 
     Raises:
-        ValueError: If nothing would be left to learn from.
+        RunConfigError: If nothing would be left to train on.
     """
-    groups = _groups(rows)
-    wanted = max(1, round(share * len(rows)))
-    held_out: set[int] = set()
-    count = 0
-    for group in np.random.default_rng([seed, _HELD_OUT_STREAM]).permutation(int(groups.max()) + 1).tolist():
-        if count >= wanted:
-            break
-        held_out.add(group)
-        count += int((groups == group).sum())
-    is_held_out = np.isin(groups, list(held_out))
-    if is_held_out.all():
+    columns = {name: rows.dataset[name] for name in GROUP_COLUMNS if name in rows.dataset.column_names}
+    columns = columns or {GROUP_COLUMNS[0]: [None] * len(rows)}
+    try:
+        parts = split_by_group(columns, {"train": 1 - fraction, "validation": fraction}, seed=seed)
+    except ValueError as error:
         raise RunConfigError(
-            f"Holding out {share:.0%} of {len(rows)} frames by patient leaves none to learn from. Name a validation_split."
-        )
-    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-
-
-def _groups(rows: LabelledRows) -> np.ndarray:
-    """Number of the group of each row, (N,); rows tied by any of the columns are in one."""
-    parents = list(range(len(rows)))
-
-    def root(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = parents[parents[row]]
-            row = parents[row]
-        return row
-
-    for name in set(GROUP_COLUMNS) & set(rows.dataset.column_names):
-        first: dict[Any, int] = {}
-        for row, value in enumerate(rows.dataset[name]):
-            if value not in (None, ""):
-                parents[root(row)] = root(first.setdefault(value, row))
-    return np.unique([root(row) for row in range(len(rows))], return_inverse=True)[1]
+            f"Holding out {fraction:.0%} of {len(rows)} frames by patient leaves none to train on ({error}). Name a "
+            "validation_split."
+        ) from error
+    return parts["train"], parts["validation"]

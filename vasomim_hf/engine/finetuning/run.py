@@ -205,7 +205,10 @@ class SegmentationRun(FinetuneRun):
     task: str = key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
     mask_column: str = key(
         "mask",
-        "column of the masks of a table: class ids, 255 is ignored; with two classes also 0 and 255 alone in all masks",
+        "column of the masks of a table: two classes as 0 and 255 or as 0 and 1, more as class ids where 255 is ignored",
+    )
+    ignore_white: bool = key(
+        False, "whether 255 in masks of two classes marks pixels to ignore, instead of foreground"
     )
 
     @property

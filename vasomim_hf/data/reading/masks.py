@@ -1,0 +1,152 @@
+"""The one reader of masks: what a level means, whatever file or column a mask comes from.
+
+A mask of two classes has 0 for background, and 1 or 255 for foreground. A mask of more classes holds class ids, and 255
+marks pixels to ignore. Anything else is an error that names the levels: a mask with edges in between was resized with
+interpolation or went through JPEG, and nobody but its owner knows where the edge is.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ...image_processing_reading import MaskError, MaskRule, check_mask
+from .files import UNREADABLE
+
+
+class UnreadableMaskError(MaskError, OSError):
+    """A mask is damaged or missing, so that nothing can be said of its levels."""
+
+
+def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask of two classes from an image file.
+
+    Args:
+        path (`str` or `os.PathLike`): Image file: 0 is background; 1 or 255, not both, is foreground.
+        size (`tuple[int, int]`, *optional*): Height and width it must have: those of its frame.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `bool`, `True` in the foreground.
+
+    Raises:
+        MaskError: If it has another size or other levels; `UnreadableMaskError`, which is also an `OSError`, if the file
+            is damaged.
+    """
+    return read_label_map(path, size).astype(bool)
+
+
+def read_label_map(
+    path: str | os.PathLike, size: tuple[int, int] | None = None, rule: MaskRule | None = None
+) -> np.ndarray:
+    """Read the class ids of a mask from an image file.
+
+    Args:
+        path (`str` or `os.PathLike`): Image file; of a palette image the indices are the ids.
+        size (`tuple[int, int]`, *optional*): Height and width it must have: those of its frame.
+        rule (`MaskRule`, *optional*): What its levels mean; `None` is a mask of two classes.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, ids below `num_labels`, or 255 for pixels to ignore.
+
+    Raises:
+        MaskError: If it has another size or other levels; `UnreadableMaskError`, which is also an `OSError`, if the file
+            is damaged.
+    """
+    return to_label_map(Path(path), str(path), size, rule)
+
+
+def to_mask(mask: Any, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A mask of two classes from an image, an array, the bytes of a file or its path; see [`read_mask`].
+
+    Args:
+        mask (`PIL.Image.Image`, `np.ndarray` of shape `(height, width)`, `bytes` or `Path`): The mask.
+        name (`str`): How messages call it.
+        size (`tuple[int, int]`, *optional*): Height and width it must have.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `bool`.
+
+    Raises:
+        MaskError: See [`read_mask`].
+
+    Example:
+        >>> to_mask(np.array([[0, 255]], dtype=np.uint8), "a").tolist()
+        [[False, True]]
+    """
+    return to_label_map(mask, name, size).astype(bool)
+
+
+def to_label_map(
+    mask: Any, name: str, size: tuple[int, int] | None = None, rule: MaskRule | None = None
+) -> np.ndarray:
+    """Class ids from an image, an array, the bytes of a file or its path; see [`read_label_map`].
+
+    Args:
+        mask (`PIL.Image.Image`, `np.ndarray` of shape `(height, width)`, `bytes` or `Path`): The mask.
+        name (`str`): How messages call it.
+        size (`tuple[int, int]`, *optional*): Height and width it must have.
+        rule (`MaskRule`, *optional*): What its levels mean; `None` is a mask of two classes.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: `uint8`, ids below `num_labels`, or 255 for pixels to ignore.
+
+    Raises:
+        MaskError: See [`read_label_map`].
+
+    Example:
+        >>> to_label_map(np.array([[0, 3, 255]]), "a", rule=MaskRule(num_labels=4)).tolist()
+        [[0, 3, 255]]
+    """
+    levels = _levels(mask, name)
+    if size is not None and levels.shape != tuple(size):
+        raise MaskError(
+            f"The mask {name} is {levels.shape[0]}×{levels.shape[1]}, its frame {size[0]}×{size[1]} (height×width). "
+            "Make the mask at the size of its frame."
+        )
+    return check_mask(levels, name, rule or MaskRule())
+
+
+def _levels(mask: Any, name: str) -> np.ndarray:
+    """Whole numbers of shape (H, W)."""
+    if mask is None:
+        raise UnreadableMaskError(f"The mask {name} is missing. Leave the frame out, or draw an empty mask.")
+    if isinstance(mask, np.ndarray):
+        return _whole_levels(mask, name)
+    try:
+        if isinstance(mask, Image.Image):
+            return _levels_of_image(mask, name)
+        # opened by hand: Pillow maps an uncompressed TIFF that it opens by name, and turns the map wrongly
+        with io.BytesIO(mask) if isinstance(mask, bytes) else open(mask, "rb") as file, Image.open(file) as image:
+            return _levels_of_image(image, name)
+    except MaskError:
+        raise
+    except UNREADABLE as error:
+        raise UnreadableMaskError(
+            f"The mask {name} cannot be read ({type(error).__name__}: {error}). Restore or remove the file."
+        ) from error
+
+
+def _levels_of_image(image: Image.Image, name: str) -> np.ndarray:
+    num_pages = getattr(image, "n_frames", 1)
+    if num_pages != 1:
+        raise MaskError(f"The mask {name} has {num_pages} pages, expected one. Save each mask as a file of its own.")
+    upright = ImageOps.exif_transpose(image)
+    # indices of a palette are ids, and so they are read before any conversion to colour
+    array = np.asarray(upright.getchannel(0) if upright.mode in ("P", "PA", "LA", "La") else upright)
+    return _whole_levels(array, name)
+
+
+def _whole_levels(array: np.ndarray, name: str) -> np.ndarray:
+    """Levels of a grey picture, also of one that is stored as colour; alpha has no meaning."""
+    if array.ndim == 3 and array.shape[-1] in (1, 3, 4):
+        if (array[..., 1:3] != array[..., :1]).any():
+            raise MaskError(f"The mask {name} is in colour. Save the class ids as grey levels.")
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise MaskError(f"The mask {name} has the shape {array.shape}, expected (height, width).")
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
+        raise MaskError(f"The mask {name} holds fractions, expected whole numbers. Threshold it first.")
+    return array.astype(np.int64)
