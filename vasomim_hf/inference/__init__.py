@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .prediction import predict_masks as predict_masks
     from .sliding_window import SlidingWindow as SlidingWindow
     from .sliding_window import sliding_window_logits as sliding_window_logits
+    from .views import VIEWS as VIEWS
     from .views import View as View
 
 

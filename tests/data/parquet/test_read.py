@@ -304,7 +304,8 @@ def test_an_interrupted_epoch_goes_on_at_the_same_place_and_reads_nothing_before
 
 def test_skipping_decodes_nothing(frames, monkeypatch):
     read = []
-    monkeypatch.setattr(parquet_frames, "decode_frame", lambda data, name, bits=None: read.append(1) or np.zeros((99, 99), "u1"))
+    decode = parquet_frames.decode_frame
+    monkeypatch.setattr(parquet_frames, "decode_frame", lambda *arguments: read.append(1) or decode(*arguments))
     stream = stream_of(copy.copy(frames), batch_size=2)
     stream.skip_to(46)
     list(stream)

@@ -18,9 +18,8 @@ from ...data.published.arcade import PARTS
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
 from ...folders import check_writable
+from ...inference import VIEWS, SlidingWindow
 from ...inference.prediction import AUTO, InferenceOptions, has_fast_bf16
-from ...inference.sliding_window import SlidingWindow
-from ...inference.views import VIEWS
 from ..finetuning.rows import (
     LabelledRows,
     class_names,
