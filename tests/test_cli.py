@@ -37,7 +37,7 @@ def test_vesselness_writes_a_mask_per_frame_and_ends_with_0(tmp_path: Path, caps
     output = tmp_path / "masks"
     assert main(["vesselness", str(tmp_path / "frames"), str(single), "--output", str(output)]) == 0
     assert {path.relative_to(output).as_posix() for path in output.rglob("*.png")} == {"sub/1.png", "single.png"}
-    assert "2 masks written, 0 there already, 0 frames failed" in capsys.readouterr().out
+    assert "2 masks written, 0 already exist, 0 frames failed" in capsys.readouterr().out
 
 
 def test_vesselness_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +79,8 @@ def test_vesselness_names_the_defaults_that_hold() -> None:
     assert (
         options.floor
         and (
-            f"--border {options.border} --sigmas {sigmas} --percentile {options.percentile:g} --region {options.region}, "
-            "with the floor"
+            f"--border {options.border} --sigmas {sigmas} --percentile {options.percentile:g} --region "
+            f"{options.region}, with the floor"
         )
         == cli._METHOD
     )
@@ -114,17 +114,17 @@ def test_vesselness_does_the_rest_and_ends_with_1_when_a_frame_is_damaged(
     assert (tmp_path / "masks/good.png").is_file()
     printed = capsys.readouterr()
     assert f"vasomim: failed: {bad}:" in printed.err
-    assert "1 masks written, 0 there already, 1 frames failed" in printed.out
+    assert "1 masks written, 0 already exist, 1 frames failed" in printed.out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "x` holds no frame, and no other file."),
-        (["--border", "-1"], "`border` must be a whole number"),
+        (["--border", "-1"], "`border` must be an integer"),
         (["--percentile", "nan"], "`percentile` must be in [0, 100], got nan."),
-        (["--sigmas", "1", "0"], "`sigmas` must hold at least one scale in pixels, each > 0, got (1.0, 0.0)."),
-        (["--response", "--region", "all"], "`region` says how a response becomes a mask"),
+        (["--sigmas", "1", "0"], "`sigmas` must contain at least one scale in pixels, each > 0, got (1.0, 0.0)."),
+        (["--response", "--region", "all"], "`region` only applies to masks"),
     ],
 )
 def test_a_users_error_is_one_line_and_ends_with_2(
@@ -146,12 +146,12 @@ def test_a_folder_with_stray_files_and_a_broken_one_is_a_line_for_each_and_the_r
     (frames / "notes.txt").write_text("stray")
     (frames / ".DS_Store").write_text("hidden")
     result = run("vesselness", str(frames), "--output", str(output))
-    assert (result.returncode, result.stdout) == (0, f"1 masks written, 0 there already, 0 frames failed: {output}\n")
+    assert (result.returncode, result.stdout) == (0, f"1 masks written, 0 already exist, 0 frames failed: {output}\n")
     assert result.stderr == f"{frames}: left out 2 files that are no frames, e.g. notes.txt\n"
     bad = frames / "bad.png"
     bad.write_text("no image")
     result = run("vesselness", str(frames), "--output", str(output))
-    assert (result.returncode, result.stdout) == (1, f"0 masks written, 1 there already, 1 frames failed: {output}\n")
+    assert (result.returncode, result.stdout) == (1, f"0 masks written, 1 already exist, 1 frames failed: {output}\n")
     assert result.stderr.count("\n") == 2 and f"vasomim: failed: {bad}: `{bad}` cannot be read" in result.stderr
     (frames / "good.png").unlink()
     bad.unlink()
@@ -212,8 +212,8 @@ def test_convert_refuses_its_own_parameters_among_the_settings_of_the_model(
 ) -> None:
     stand_in(monkeypatch, "convert_vasomim_to_hf", "convert", lambda *paths, **others: pytest.fail("was called"))
     assert main(["convert", "a.pth", "folder", "--config", f"{name}=true"]) == 2
-    message = f"vasomim: error: `{name}` is no setting of a model. Give it as {cli._CONVERT_ARGUMENTS[name]}, "
-    assert capsys.readouterr().err == message + "not under --config.\n"
+    message = f"vasomim: error: `{name}` is not a model setting. Pass it as {cli._CONVERT_ARGUMENTS[name]} "
+    assert capsys.readouterr().err == message + "instead of --config.\n"
 
 
 @pytest.mark.parametrize("setting", ["heads", "=4", "two words=4"])

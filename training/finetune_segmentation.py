@@ -1,10 +1,10 @@
-"""Fine-tune VasoMIM to segment vessels, vessel segments or stenoses.
+"""Fine-tune VasoMIM for semantic segmentation of vessels, vessel segments or stenoses.
 
     python training/finetune_segmentation.py CONFIG.yaml [--key value ...] [--config.key value ...]
 
-From pre-trained weights with --init FOLDER, from ImageNet's MAE with --init mae, from none with --init scratch.
-A stopped run ends with exit code 130. It goes on with the same command and --resume auto; the losses are those of a run
-that was not stopped.
+Initial weights: --init FOLDER (pre-trained), --init mae (MAE on ImageNet) or --init scratch.
+A stopped run exits with code 130. Resume it with the same command and --resume auto; the losses are the same as without
+the interruption.
 The result is OUTPUT_DIR itself, for `AutoModelForSemanticSegmentation.from_pretrained` and `vasomim evaluate`.
 """
 
@@ -16,7 +16,7 @@ from vasomim_hf.engine.script import run_script
 
 
 def main(arguments: list[str]) -> int:
-    """Fine-tune as the arguments say; the exit code."""
+    """Run the script and return its exit code."""
     return run_script(__doc__, SegmentationRun, finetune, "The fine-tuned model is in", arguments)
 
 

@@ -1,11 +1,11 @@
-"""Compare initialisations over shares of the labels: train and score each share x seed x initialisation, draw the curves.
+"""Compare initialisations over fractions of the labels: train and evaluate every fraction x seed x initialisation.
 
     python training/label_efficiency.py CONFIG.yaml [--key value ...] [--settings.key value ...]
 
-Each cell lies in a folder of its own; the same command goes on with what is not done, in the middle of a cell too. A
-stopped comparison ends with exit code 130.
-OUTPUT_DIR gets curves.png, table.txt and curves.json, drawn anew after each cell; the results.json of two cells can be
-compared by `vasomim_hf.evaluation.comparison`.
+Each cell has its own folder; run the same command again to resume, also within a cell. A stopped comparison exits with
+code 130.
+OUTPUT_DIR contains curves.png, table.txt and curves.json, updated after each cell; compare the results.json of two cells
+with `vasomim_hf.evaluation.comparison`.
 """
 
 import sys
@@ -15,7 +15,7 @@ from vasomim_hf.engine.script import run_script
 
 
 def main(arguments: list[str]) -> int:
-    """Compare as the arguments say; the exit code."""
+    """Run the script and return its exit code."""
     return run_script(__doc__, LabelEfficiencyRun, compare_label_efficiency, "Curves and results are in", arguments)
 
 

@@ -4,12 +4,12 @@
     torchrun --nproc_per_node 8 training/pretrain.py CONFIG.yaml [--key value ...]
 
 Without an accelerator, two processes are started the same way: torchrun --nproc_per_node 2 ...
-Not with `accelerate launch --cpu --num_processes 2`: that starts a single process, without a word. The first line of the
-log names the processes that train together.
-Frames are decoded and filtered once, into a cache. With `--streaming true` they are read from Parquet in training instead,
-from a folder or from `--data hf://datasets/OWNER/NAME`, and nothing is written but the run.
-A stopped run ends with exit code 130. It goes on with the same command and `--resume auto`; the losses are those of a run
-that was not stopped.
+Do not use `accelerate launch --cpu --num_processes 2`, which silently starts a single process. The first line of the log
+states the number of processes.
+Frames are decoded and filtered once, into a cache. With `--streaming true` they are read from Parquet during training
+instead, from a folder or from `--data hf://datasets/OWNER/NAME`, without a cache.
+A stopped run exits with code 130. Resume it with the same command and `--resume auto`; the losses are the same as without
+the interruption.
 The result is OUTPUT_DIR/final, for `AutoModel.from_pretrained`.
 """
 
@@ -21,7 +21,7 @@ from vasomim_hf.engine.script import run_script
 
 
 def main(arguments: list[str]) -> int:
-    """Pre-train as the arguments say; the exit code."""
+    """Run the script and return its exit code."""
     return run_script(__doc__, PretrainRun, pretrain, "The pre-trained model is in", arguments)
 
 

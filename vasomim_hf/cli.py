@@ -1,6 +1,6 @@
-"""The command `vasomim`: data sets, vesselness masks, conversion of checkpoints, evaluation, a demonstration.
+"""The command `vasomim`: data sets, vesselness masks, checkpoint conversion, evaluation and a demonstration.
 
-Each command imports what it needs when it runs, so that `vasomim --help` answers at once.
+Each command imports its dependencies when it runs, so `vasomim --help` is fast.
 """
 
 import argparse
@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-# what a user's input or installation can cause; anything else is a fault of the program and keeps its traceback
+# errors caused by input or installation; any other error keeps its traceback
 _USER_ERRORS = (ValueError, OSError, ImportError)
-# a build that another process works on, or whose source changes meanwhile
+# another process works on the same build, or its source changed during the build
 _BUILD_ERRORS = (RuntimeError,)
-# what shells report of a program that Ctrl-C ended
+# exit code that shells use for Ctrl-C
 _STOPPED = 130
 _METHOD = "--border 20 --sigmas 1 2 3 4 --percentile 92 --region brightest, with the floor"
-# parameters of `convert` that are no settings of the model, and where the command takes them
+# parameters of `convert` that are not model settings, and their flags
 _CONVERT_ARGUMENTS = {
     "checkpoint": "CHECKPOINT",
     "output_dir": "OUTPUT",
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
+        argv (`Sequence[str]`, *optional*): Arguments without the program name; defaults to those of the process.
 
     Returns:
-        `int`: 0 if all went well, 1 if part of the work failed, 2 if it could not be done, 130 if it was stopped.
+        `int`: 0 for success, 1 if part of the work failed, 2 if it could not be done, 130 if it was stopped.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="show where an error comes from")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of errors")
     shared.set_defaults(other_user_errors=())
     parser = argparse.ArgumentParser(prog="vasomim", description="A foundation model for X-ray angiograms.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -67,45 +67,47 @@ def _add_vesselness(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "vesselness",
         parents=[shared],
-        help="write the vessel masks of frames",
-        description="Write a mask of the vessels (PNG, 0 and 255) for each frame, under the frame's own stem.",
-        epilog=f"Defaults of the filter are the method's: {_METHOD}.",
+        help="write vessel masks of frames",
+        description="Write a vessel mask (PNG, 0 and 255) for each frame, with the stem of the frame.",
+        epilog=f"Filter defaults are those of the method: {_METHOD}.",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a frame, or a folder of frames")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--output", required=True, metavar="DIR", help="output folder")
     parser.add_argument(
         "--response",
         action="store_const",
         const="response",
         default="mask",
         dest="kind",
-        help="write the filter's response instead: 8-bit PNG, 255 at the frame's own largest value",
+        help="write the filter response instead: 8-bit PNG, scaled to a maximum of 255",
     )
     _add_filter_options(parser)
     parser.add_argument(
         "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit frames (default: inferred)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: by the number of frames)")
-    parser.add_argument("--overwrite", action="store_true", help="make files again that exist")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="number of processes (default: by the number of frames)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.set_defaults(run=_vesselness)
 
 
 def _add_filter_options(parser: argparse.ArgumentParser) -> None:
-    """Flags named as the fields of `VesselnessOptions`; one that is not given stays `None`, so that its default holds."""
-    parser.add_argument("--border", type=int, metavar="PIXELS", help="width of the edge without vessels")
+    """Flags named like the fields of `VesselnessOptions`; flags not given stay `None`, so the defaults apply."""
+    parser.add_argument("--border", type=int, metavar="PIXELS", help="width of the border without vessels")
     parser.add_argument("--sigmas", type=float, nargs="+", metavar="PIXELS", help="scales of the filter")
     parser.add_argument("--percentile", type=float, metavar="PERCENT", help="threshold of the mask")
     parser.add_argument(
         "--region",
         choices=("brightest", "largest", "all"),
-        help="connected regions to keep: the one of the strongest response, the largest, or all",
+        help="connected regions to keep: the one with the strongest response, the largest, or all",
     )
     parser.add_argument(
         "--no-floor",
         action="store_const",
         const=False,
         dest="floor",
-        help="do not cut the response to whole grey levels before the threshold",
+        help="do not truncate the response to integers before the threshold",
     )
 
 
@@ -130,15 +132,15 @@ def _vesselness(arguments: argparse.Namespace) -> int:
 def _add_data(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "data",
-        help="turn archives and folders of angiograms into Parquet that `load_dataset` reads",
-        description="Turn archives and folders of angiograms into a folder of Parquet that `load_dataset` reads. An "
-        "interrupted command goes on when it is given again. What is left out is named at the end.",
+        help="convert archives and folders of angiograms to Parquet for `load_dataset`",
+        description="Convert archives and folders of angiograms to a Parquet folder for `load_dataset`. Run an interrupted "
+        "command again to resume. Skipped items are listed at the end.",
     )
     kinds = parser.add_subparsers(title="kinds of data", metavar="KIND", required=True)
     both = argparse.ArgumentParser(add_help=False, parents=[shared])
-    both.add_argument("source", metavar="SOURCE", help="where the data are")
-    both.add_argument("output", metavar="OUTPUT", help="folder to write")
-    both.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as cores)")
+    both.add_argument("source", metavar="SOURCE", help="location of the data")
+    both.add_argument("output", metavar="OUTPUT", help="output folder")
+    both.add_argument("--workers", type=int, metavar="N", help="number of processes (default: number of cores)")
     for add in (_add_data_xa170k, _add_data_arcade, _add_data_frames):
         add(kinds, both)
 
@@ -148,23 +150,19 @@ def _add_data_xa170k(kinds: Any, both: argparse.ArgumentParser) -> None:
         "xa170k",
         parents=[both],
         help="the pre-training data, with vesselness masks and groups of near duplicates",
-        description="SOURCE is the authors' zip, or that zip unpacked, or the originals of the four collections, each "
-        "alone or together in a folder; or the authors' repository on the Hub, waha2000huang/XA-170K, which is downloaded.",
+        description="SOURCE is the authors' zip, that zip extracted, or the originals of the four collections, separate or "
+        "in one folder; or the authors' repository on the Hub, waha2000huang/XA-170K, which is downloaded.",
     )
     parser.add_argument(
-        "--collections", nargs="+", metavar="NAME", help="take these only: cadica, syntax, xcad, coronarydominance"
+        "--collections", nargs="+", metavar="NAME", help="collections to use: cadica, syntax, xcad, coronarydominance"
     )
+    parser.add_argument("--layout", metavar="NAME", help="collection of a folder that is not recognised")
     parser.add_argument(
-        "--layout", metavar="NAME", help="the collection a folder holds, where it does not look like it"
+        "--all-cadica-frames", action="store_true", help="all frames of CADICA's videos instead of key frames"
     )
+    parser.add_argument("--no-ready-masks", action="store_true", help="ignore existing masks and compute new ones")
     parser.add_argument(
-        "--all-cadica-frames", action="store_true", help="all frames of CADICA's videos, not the key frames alone"
-    )
-    parser.add_argument(
-        "--no-ready-masks", action="store_true", help="make masks anew where they lie beside the frames"
-    )
-    parser.add_argument(
-        "--stream", action="store_true", help="read a zip on the Hub over the network, keep no copy of it"
+        "--stream", action="store_true", help="read a zip on the Hub over the network without downloading it"
     )
     _add_filter_options(parser)
     parser.set_defaults(run=_data_xa170k, other_user_errors=_BUILD_ERRORS)
@@ -187,15 +185,15 @@ def _data_xa170k(arguments: argparse.Namespace) -> int:
     )
     report = build_xa170k(arguments.source, arguments.output, options)
     print(f"{report.num_rows} frames of XA-170K: {arguments.output}")
-    return _tell_faults(report.faults)
+    return _print_faults(report.faults)
 
 
 def _add_data_arcade(kinds: Any, both: argparse.ArgumentParser) -> None:
     parser = kinds.add_parser(
         "arcade",
         parents=[both],
-        help="the downstream set ARCADE, one configuration for each task",
-        description="SOURCE is the unpacked archive of ARCADE. The splits that are there are written.",
+        help="the downstream data set ARCADE, one configuration per task",
+        description="SOURCE is the extracted archive of ARCADE. All available splits are written.",
     )
     parser.add_argument(
         "--tasks",
@@ -212,31 +210,31 @@ def _data_arcade(arguments: argparse.Namespace) -> int:
     _log_to_terminal()
     report = export_arcade(arguments.source, arguments.output, tasks=arguments.tasks, num_workers=arguments.workers)
     print(f"ARCADE: {arguments.output}")
-    return _tell_faults(report)
+    return _print_faults(report)
 
 
 def _add_data_frames(kinds: Any, both: argparse.ArgumentParser) -> None:
     parser = kinds.add_parser(
         "frames",
         parents=[both],
-        help="your own images, arrays, films and DICOM runs, a row for each frame, with vesselness masks",
-        description="SOURCE is a file, or a folder with files at any depth. No name of a file or folder, no id and no date "
-        "of a DICOM file gets into OUTPUT, unless asked for.",
+        help="your own images, arrays, videos and DICOM cines, one row per frame, with vesselness masks",
+        description="SOURCE is a file, or a folder with files at any depth. By default OUTPUT contains no file or folder names "
+        "and no ids or dates of DICOM files.",
     )
     parser.add_argument(
         "--salt-file",
         metavar="FILE",
-        help="file with a secret of your own: patients, studies and series are then told apart by hashes under it",
+        help="file with a secret: patients, studies and series are then identified by hashes keyed with it",
     )
     parser.add_argument("--keep-names", action="store_true", help="add the path of each file as the column `name`")
     parser.add_argument(
-        "--modalities", nargs="+", metavar="NAME", help="DICOM modalities to read, or `all` (default: XA alone)"
+        "--modalities", nargs="+", metavar="NAME", help="DICOM modalities to read, or `all` (default: XA)"
     )
     parser.add_argument("--window", action="store_true", help="apply the window or lookup table of DICOM files")
     parser.add_argument(
         "--allow-burned-in",
         action="store_true",
-        help="read DICOM files that say that a patient's text is in the picture",
+        help="read DICOM files marked as having patient text burned in",
     )
     parser.add_argument(
         "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit images and arrays (default: inferred)"
@@ -270,17 +268,17 @@ def _data_frames(arguments: argparse.Namespace) -> int:
         num_workers=arguments.workers,
     )
     print(f"frames: {arguments.output}")
-    return _tell_faults(report)
+    return _print_faults(report)
 
 
 def _read_salt(path: str) -> str:
-    # From a file, since arguments are seen by everyone on the machine and kept in the shell's history
+    # from a file, because command-line arguments are visible to other users and stored in the shell history
     try:
         with open(path, "rb") as file:
             return file.read().decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"--salt-file {path} cannot be read as text ({type(error).__name__}). Make one with: "
+            f"--salt-file {path} cannot be read as text ({type(error).__name__}). Create one with: "
             "openssl rand -hex 32 > FILE"
         ) from error
 
@@ -296,8 +294,8 @@ def _filter_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _tell_faults(faults: Iterable[Any]) -> int:
-    """Name what was left out or mended, one line each; part of the work failed if there is any."""
+def _print_faults(faults: Iterable[Any]) -> int:
+    """Print skipped or corrected items, one per line; returns 1 if there are any."""
     lines = [f"vasomim: {fault.name}: {fault.reason}" for fault in faults]
     print("\n".join(lines), file=sys.stderr, end="\n" if lines else "")
     return 1 if lines else 0
@@ -307,11 +305,11 @@ def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "convert",
         parents=[shared],
-        help="turn a checkpoint of the original code into a folder that `from_pretrained` loads",
-        description="Turn a .pth or .safetensors checkpoint of the original code into a folder for `from_pretrained`.",
+        help="convert a checkpoint of the original code to a folder for `from_pretrained`",
+        description="Convert a .pth or .safetensors checkpoint of the original code to a folder for `from_pretrained`.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth or .safetensors file")
-    parser.add_argument("output", metavar="OUTPUT", help="folder to write")
+    parser.add_argument("output", metavar="OUTPUT", help="output folder")
     parser.add_argument(
         "--config",
         nargs="+",
@@ -319,20 +317,17 @@ def _add_convert(commands: Any, shared: argparse.ArgumentParser) -> None:
         type=_setting,
         default=[],
         metavar="KEY=VALUE",
-        help="what the weights cannot tell, such as num_attention_heads=4 norm_pix_loss=true",
+        help="settings that cannot be inferred from the weights, such as num_attention_heads=4 norm_pix_loss=true",
     )
-    parser.add_argument(
-        "--segmentor", metavar="PATH", help="folder or checkpoint of a segmentor to put into the model"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="refuse weights that the model has no place for, instead of naming them"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there already")
+    parser.add_argument("--segmentor", metavar="PATH", help="folder or checkpoint of a segmentor to use in the model")
+    parser.add_argument("--strict", action="store_true", help="fail on unexpected weights instead of warning")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
     parser.set_defaults(run=_convert)
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is read as JSON where it is JSON (or `True`, `False`, `None`), else as text."""
+    """Split `key=value`; the value is parsed as JSON (or `True`, `False`, `None`) if possible, otherwise kept as
+    text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
@@ -349,7 +344,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     settings = dict(arguments.config)
     for name, flag in _CONVERT_ARGUMENTS.items():
         if name in settings:
-            raise ValueError(f"`{name}` is no setting of a model. Give it as {flag}, not under --config.")
+            raise ValueError(f"`{name}` is not a model setting. Pass it as {flag} instead of --config.")
     convert(
         arguments.checkpoint,
         arguments.output,
@@ -366,72 +361,76 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "evaluate",
         parents=[shared],
-        help="score a fine-tuned model on labelled frames",
-        description="Score a model with a head on labelled frames: a table on the terminal, and all numbers with a row for "
-        "each frame as JSON. What each number means: docs/metrics.md. Scores are taken at the size of the annotated frames.",
+        help="evaluate a fine-tuned model on labelled frames",
+        description="Evaluate a model with a head on labelled frames. Prints a table and writes all values, with a row for "
+        "each frame, as JSON. Metrics are defined in docs/metrics.md and computed at the size of the annotated "
+        "frames.",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of the model, or its name on the Hub")
+    parser.add_argument("model", metavar="MODEL", help="folder of the model, or its Hub id")
     parser.add_argument(
-        "--data", required=True, metavar="ROOT", help="folder of the data set, or of a table hf://datasets/OWNER/NAME"
+        "--data", required=True, metavar="ROOT", help="folder of the data set, or hf://datasets/OWNER/NAME for a table"
     )
     parser.add_argument(
         "--dataset",
         default="arcade",
         choices=("arcade", "table"),
-        help="what lies there: ARCADE, or a table of frames and labels as Parquet or saved by `datasets` (default: arcade)",
+        help="kind of data set: ARCADE, or a table of frames and labels as Parquet or saved by `datasets` (default: arcade)",
     )
     parser.add_argument(
-        "--task", required=True, help="vessel, segments, stenosis, stenosis_boxes or side; of a table any"
+        "--task", required=True, help="vessel, segments, stenosis, stenosis_boxes or side; any name for a table"
     )
-    parser.add_argument("--split", required=True, help="train, val or test; of a table as it calls them")
+    parser.add_argument("--split", required=True, help="train, val or test; for a table one of its splits")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
-    parser.add_argument("--name", metavar="NAME", help="what results call the model (default: the name of its folder)")
+    parser.add_argument("--name", metavar="NAME", help="name of the model in the results (default: its folder name)")
     for name in ("image", "mask", "objects", "label"):
         parser.add_argument(
             f"--{name}-column", metavar="NAME", help=argparse.SUPPRESS if name != "image" else _COLUMNS
         )
-    parser.add_argument("--max-frames", type=int, metavar="N", help="only the first frames, for a trial")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="evaluate the first frames only")
     _add_inference_options(parser)
     parser.add_argument(
         "--maps",
         metavar="DIR",
-        help="write the masks found (class ids, shown in colours) and maps of uncertainty (0 sure, 255 all classes as probable) "
-        "here, named by the ids of the frames, of a table by its column image_id",
+        help="write predicted masks (class ids, shown in colours) and uncertainty maps (0 certain, 255 uniform over the "
+        "classes) here, named by frame id, for a table by its column image_id",
     )
-    parser.add_argument("--pictures", metavar="DIR", help="write pictures of the best, middle and worst frames here")
+    parser.add_argument("--pictures", metavar="DIR", help="write pictures of the best, median and worst frames here")
     parser.set_defaults(run=_evaluate)
 
 
-_COLUMNS = "of a table: column of the frames; also --mask-column, --objects-column, --label-column"
+_COLUMNS = "for a table: column of the frames; also --mask-column, --objects-column, --label-column"
 
 
 def _add_inference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="side the model sees (default: that of its image processor)"
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="input size of the model (default: that of its image processor)",
     )
     parser.add_argument(
         "--mixed-precision",
         default="auto",
         choices=("auto", "no", "bf16", "fp16"),
-        help="auto is bf16 where the machine is fast at it (default: auto)",
+        help="auto is bf16 where it is fast (default: auto)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=4, metavar="N", help="frames, or windows, at once (default: 4)"
+        "--batch-size", type=int, default=4, metavar="N", help="frames or windows per batch (default: 4)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch decides)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: chosen by torch)")
     parser.add_argument(
         "--tta",
         default="none",
         choices=("none", "flips", "scales"),
-        help="test-time augmentation: the mean over the frame and its flips (not where labels hang on left and right), or "
-        "over three scales",
+        help="test-time augmentation: average over the frame and its flips (not if labels depend on left and right), or over "
+        "three scales",
+    )
+    parser.add_argument("--window", type=int, metavar="PIXELS", help="use sliding windows of this size, with blending")
+    parser.add_argument(
+        "--overlap", type=float, default=0.5, metavar="FRACTION", help="overlap of the windows (default: 0.5)"
     )
     parser.add_argument(
-        "--window", type=int, metavar="PIXELS", help="look at frames through sliding windows of this side, blended"
-    )
-    parser.add_argument("--overlap", type=float, default=0.5, metavar="SHARE", help="of the windows (default: 0.5)")
-    parser.add_argument(
-        "--frame-size", type=int, metavar="PIXELS", help="with windows: resize the longer side of frames to this first"
+        "--frame-size", type=int, metavar="PIXELS", help="with windows: first resize the longer side of frames to this"
     )
 
 
@@ -456,13 +455,17 @@ def _add_compare(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "compare",
         parents=[shared],
-        help="compare two models by their result files, with intervals and p-values",
-        description="Compare two models on the same frames, by the files that `vasomim evaluate` wrote. Several files of a "
-        "model are its seeds. Which test is behind the p-values: docs/metrics.md.",
+        help="compare the results of two models, with intervals and p-values",
+        description="Compare two models on the same frames, from files written by `vasomim evaluate`. Several files of a "
+        "model are treated as seeds. The statistical tests are described in docs/metrics.md.",
     )
     parser.add_argument("--first", nargs="+", required=True, metavar="FILE", help="result files of one model")
-    parser.add_argument("--second", nargs="+", required=True, metavar="FILE", help="of the other, as many")
-    parser.add_argument("--measures", nargs="+", metavar="NAME", help="such as dice cl_dice (default: all)")
+    parser.add_argument(
+        "--second", nargs="+", required=True, metavar="FILE", help="result files of the other model, the same number"
+    )
+    parser.add_argument(
+        "--measures", nargs="+", metavar="NAME", help="metrics to compare, such as dice cl_dice (default: all)"
+    )
     parser.set_defaults(run=_compare)
 
 
@@ -477,7 +480,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _add_demo(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
-        "demo", parents=[shared], help="train a small model on made-up angiograms and show it"
+        "demo", parents=[shared], help="train a small model on synthetic angiograms and show it"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the model and the picture")
     parser.set_defaults(run=_demo)

@@ -1,4 +1,4 @@
-"""Imports put off until they are needed: optional dependencies, and the public names of a package."""
+"""Lazy imports of optional dependencies and of the public names of a package."""
 
 import ast
 import importlib
@@ -12,14 +12,14 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
     Args:
-        module (`str`): Name to import, such as `"cv2"`.
-        extra (`str`): Extra of this package that brings it, such as `"data"`.
+        module (`str`): Module to import, such as `"cv2"`.
+        extra (`str`): Extra of this package that includes it, such as `"data"`.
 
     Returns:
         `ModuleType`: The imported module.
 
     Raises:
-        ImportError: If the module is not installed; the message holds the pip line.
+        ImportError: If the module is not installed; the message contains the pip command.
 
     Example:
         >>> require("json", extra="data").dumps([1])
@@ -29,15 +29,15 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"`{module}` is needed here and is not installed. Install it from a checkout: pip install -e '.[{extra}]'"
+            f"`{module}` is required but not installed. Install it from a checkout: pip install -e '.[{extra}]'"
         ) from error
 
 
 def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Public names of a package that are imported on first use.
 
-    The names are those that the package's `__init__.py` imports under `if TYPE_CHECKING:`, so that type checkers and
-    the interpreter read one list.
+    The names are read from the imports under `if TYPE_CHECKING:` in the package's `__init__.py`, so type checkers and
+    the interpreter use the same list.
 
     Args:
         package (`str`): `__name__` of the package.
@@ -57,7 +57,7 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
 
 
 def _names_for_type_checkers(file: Path) -> dict[str, str]:
-    """Name to relative module of every import under `if TYPE_CHECKING:`."""
+    """Relative module by name, from the imports under `if TYPE_CHECKING:`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     blocks = [
         node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"

@@ -133,7 +133,7 @@ def test_a_stopped_run_says_how_it_goes_on_and_ends_with_130(tmp_path, capsys, m
     monkeypatch.setattr(script_module, "load_run", lambda *_: None)
     stopped = TrainingResult(False, 3, tmp_path, True)
     assert run_script("", kind, lambda _: stopped, "Done in", ["run.yaml"]) == 130
-    assert capsys.readouterr().out == f"Stopped after 3 steps, saved {tmp_path}\nGo on with {how}\n"
+    assert capsys.readouterr().out == f"Stopped after 3 steps, saved {tmp_path}\nResume with {how}\n"
 
     def interrupted(_: object) -> TrainingResult:
         raise KeyboardInterrupt
@@ -175,7 +175,7 @@ def test_a_run_stopped_from_outside_saves_where_it_is_and_ends_well(frames, tmp_
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "Go on with the same command and --resume auto" in output and "Traceback" not in output
+    assert "Resume with the same command and --resume auto" in output and "Traceback" not in output
     stopped_at = len(losses(tmp_path))
     assert (tmp_path / "run/checkpoints" / f"step_{stopped_at:08d}").is_dir() and not (tmp_path / "run/final").exists()
 

@@ -63,4 +63,4 @@ def _ending(result: TrainingResult, sentence: str, is_told: bool) -> str:
         return f"{sentence} {result.folder}"
     # a comparison resumes by itself
     how = "the same command and --resume auto" if is_told else "the same command"
-    return f"Stopped after {result.step} steps, saved {result.folder}\nGo on with {how}"
+    return f"Stopped after {result.step} steps, saved {result.folder}\nResume with {how}"

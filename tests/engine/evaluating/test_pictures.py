@@ -92,7 +92,7 @@ def test_several_classes_are_drawn_as_annotated_and_as_found_with_their_names():
     assert pictures._classes_of(frame, results) == {3, 7}
     colours = pictures.class_colours(26).tolist()
     legend = pictures._legend(results, {7, 3})
-    assert legend[0] == (None, "left: the frame; middle: annotated; right: found")
+    assert legend[0] == (None, "left: the frame; middle: annotated; right: predicted")
     assert legend[1:] == [(tuple(colours[3]), "segment 3"), (tuple(colours[7]), "segment 7")]
 
 
@@ -118,10 +118,10 @@ def test_boxes_below_the_threshold_are_not_counted_as_found():
     results = results_of("detection", ["stenosis"])
     frame = detection_frame([[20.0, 30.0, 40.0, 50.0]], [0.25])
     row = ResultRow("frame", None, {"num_targets": 2.0})
-    assert pictures._numbers(frame, row, results) == "2 annotated, 0 found (score >= 0.3)"
+    assert pictures._numbers(frame, row, results) == "2 annotated, 0 predicted (score >= 0.3)"
     assert not has_colour(pictures._panels(frame, results)[1], pictures.FALSE)
     frame = detection_frame([[20.0, 30.0, 40.0, 50.0]], [0.3])
-    assert pictures._numbers(frame, row, results) == "2 annotated, 1 found (score >= 0.3)"
+    assert pictures._numbers(frame, row, results) == "2 annotated, 1 predicted (score >= 0.3)"
     panel = pictures._panels(frame, results)[1]
     share = 320 / 96
     around = panel.crop((int(20 * share) - 5, int(30 * share) - 5, int(40 * share) + 5, int(50 * share) + 5))
@@ -149,7 +149,9 @@ def test_a_class_of_the_frame_is_drawn_on_one_frame_alone():
     frame = ScoredFrame("frame", FRAME, 0, np.array([0.25, 0.75]))
     values = {"predicted": 1.0, "target": 0.0, "confidence": 0.75}
     assert len(pictures._panels(frame, results)) == 1
-    assert pictures._numbers(frame, ResultRow("frame", None, values), results) == "found right (0.75), annotated left"
+    assert (
+        pictures._numbers(frame, ResultRow("frame", None, values), results) == "predicted right (0.75), annotated left"
+    )
     cases = [drawn(frame, values, results)] * 4
     assert pictures._stack(cases, []).size == (4 * 320 + 3 * 8, cases[0].height + 4)
 

@@ -62,7 +62,7 @@ def test_a_linear_probe_tells_what_is_there_and_leaves_the_encoder_as_it_was(tab
     before = (result.folder / "model.safetensors").stat().st_mtime_ns
     finetune_classification(dataclasses.replace(run, resume="auto"))
     assert (result.folder / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(RunConfigError, match="already holds a run"):
+    with pytest.raises(RunConfigError, match="already has a run"):
         finetune_classification(run)
 
 
@@ -91,7 +91,7 @@ def test_a_linear_probe_says_which_keys_it_does_not_use_and_others_may_read_its_
         ).folder
     finally:
         os.umask(before)
-    assert "it does not use epochs, learning_rate" in [text.rpartition("; ")[2] for text in caplog.messages]
+    assert "it ignores epochs, learning_rate" in [text.rpartition("; ")[2] for text in caplog.messages]
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir() if path.is_file()}
     assert set(modes.values()) == {"0o640"} and {"model.safetensors", "features.safetensors"} <= set(modes), modes
     assert not list(folder.glob(".*"))
@@ -177,12 +177,12 @@ def test_labels_that_are_names_become_ids_in_the_order_of_the_run(tmp_path):
 def test_classes_that_the_validation_frames_lack_are_told_and_choose_nothing(tmp_path, caplog):
     table = write_table(tmp_path / "table", {"train": columns(6, 0), "val": columns(4, 40) | {"label": [0] * 4}})
     keys = {"labels": dict(enumerate(NAMES)), "epochs": 1}
-    with pytest.raises(RunConfigError, match="fewer than 2 of the classes, so that auroc cannot tell"):
+    with pytest.raises(RunConfigError, match="fewer than 2 of the classes, so auroc"):
         finetune_classification(run_of(ClassificationRun, table, tmp_path / "auroc", metric="auroc", **keys))
     caplog.clear()
     run = run_of(ClassificationRun, table, tmp_path / "run", **keys)
     assert finetune_classification(run).finished
-    assert "no validation frame has bright: what is learnt or said about it means nothing" in caplog.messages
+    assert "no validation frame has bright: predictions and scores for it are meaningless" in caplog.messages
     # the mean over the classes that occur
     metrics = read_metrics(run)["metrics"]
     assert metrics["balanced_accuracy"] == metrics["accuracy"]

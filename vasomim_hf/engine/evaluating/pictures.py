@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: masks and uncertainty of each frame, and the frames that went best, middling and worst."""
+"""Pictures of an evaluation: masks and uncertainty maps of all frames, and the best, median and worst frames."""
 
 import colorsys
 import itertools
@@ -20,14 +20,15 @@ from .scoring import FrameScorer, ScoredFrame
 
 
 NUM_CASES = 4
-# Of a detector, boxes that are drawn
+# minimum score of boxes that are drawn
 DRAWN_SCORE = 0.3
-# Right, missed and made up (of boxes: annotated and found), told apart by people who do not see red and green (Okabe and Ito, 2008)
+# true positive, false negative (or annotation, for boxes) and false positive (or prediction); distinguishable with
+# colour blindness (Okabe and Ito, 2008)
 HIT, MISSED, FALSE = (0, 158, 115), (86, 180, 233), (230, 159, 0)
-# Colour of a square, if there is one, and text
+# optional colour of a square, and text
 LegendEntry = tuple[tuple[int, int, int] | None, str]
 _OPACITY = 0.6
-# The frame is beside it, and 25 colours need all of their strength
+# nearly opaque: the frame is shown next to it, and 25 colours must remain distinguishable
 _CLASS_OPACITY = 0.8
 _SIDE = 320
 _WIDEST = 1304
@@ -35,38 +36,38 @@ _GAP = 4
 _FONT_SIZE = 12
 _LINE = 16
 _SQUARE = 10
-# Far from each other (30 and more in CIELAB, also over a mean grey) and from grey; the first ones farthest
+# far apart from each other (at least 30 in CIELAB, also over medium grey) and from grey, in descending order
 _CLASS_COLOURS = (
     *("ffb98b", "7400ff", "00ff00", "ff008b", "008bff", "00ffd1", "ff1700", "ffe800", "2e7400", "ffa2ff"),
     *("00d1ff", "d1ff8b", "ff8b00", "a2465d", "ff46ff", "7446d1", "745d17", "17d146", "b94617", "745da2"),
     *("46a274", "a2e817", "ff0046", "b9a217", "a2178b"),
 )
-# Step of the hue from one class to the next where there are more
+# hue step between further classes
 _GOLDEN_RATIO = 0.618034
 
 
 def file_stem(image_id: str) -> str:
-    """An id as the name of a file: other signs than letters, digits, dot, hyphen and underscore become underscores."""
+    """File name for an id: characters other than letters, digits, dot, hyphen and underscore become underscores."""
     return re.sub(r"[^\w.-]", "_", image_id)
 
 
 class MapWriter:
-    """Writes `ID_mask.png` with class ids, shown in colours, and `ID_uncertainty.png`: 0 (sure) to 255 (all as probable).
+    """Writes `ID_mask.png` with class ids as a palette image, and `ID_uncertainty.png`: 0 (certain) to 255 (uniform).
 
-    ID is that of [`file_stem`]; where two frames would share it, the later ones end in `-2`, `-3`, ...
+    ID is that of [`file_stem`]; for duplicates, later ones end in `-2`, `-3`, ...
 
     Args:
-        folder (`str` or `Path`): Where to; it is made.
+        folder (`str` or `Path`): Output folder; created if missing.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # stems in small letters, since some file systems know no others
+        # lower case, because some file systems are case-insensitive
         self._taken: set[str] = set()
 
     def __call__(self, frame: ScoredFrame) -> None:
-        """Write the maps of a frame of a segmentation."""
+        """Write the maps of a segmented frame."""
         ids = frame.prediction.argmax(axis=0).astype(np.uint8)
         entropy = predictive_entropy(frame.prediction[None])
         stem = self._free_stem(file_stem(frame.image_id))
@@ -84,10 +85,10 @@ class MapWriter:
 
 
 def class_colours(num_labels: int) -> np.ndarray:
-    """A colour for each class id: black for the background, white for a single class beside it.
+    """Colours of the class ids: black for the background, white for a single foreground class.
 
     Args:
-        num_labels (`int`): Number of classes, the background included.
+        num_labels (`int`): Number of classes, including the background.
 
     Returns:
         `np.ndarray` of shape `(num_labels, 3)`: `uint8`, red, green and blue.
@@ -101,18 +102,18 @@ def class_colours(num_labels: int) -> np.ndarray:
 
 
 def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScorer, rows: LabelledRows) -> list[Path]:
-    """Draw the frames that went best, middling and worst, asking the model for them once more.
+    """Draw the best, median and worst frames, with new predictions of the model.
 
     Args:
-        folder (`str` or `Path`): Where to; it is made.
-        results (`EvaluationResults`): Of all rows.
-        scorer (`FrameScorer`): As it was asked before.
-        rows (`LabelledRows`): As they were scored.
+        folder (`str` or `Path`): Output folder; created if missing.
+        results (`EvaluationResults`): Results for all rows.
+        scorer (`FrameScorer`): Scorer used in the evaluation.
+        rows (`LabelledRows`): Evaluated rows.
 
     Returns:
-        `list[Path]`: `best.png`, `median.png` and `worst.png`, up to four frames in each: as it is, and with what was
-        annotated and found. A legend at the end says which colour is which; several classes have a colour each, as in the
-        masks of `MapWriter`, and a panel for what was annotated and one for what was found.
+        `list[Path]`: `best.png`, `median.png` and `worst.png`, up to four frames each: the frame, and the frame with
+        annotation and prediction. A legend explains the colours; with several classes, each has its own colour, as in
+        the masks of `MapWriter`, and annotation and prediction are separate panels.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,11 +132,11 @@ def draw_cases(folder: str | Path, results: EvaluationResults, scorer: FrameScor
 
 
 def draw_frames(scorer: FrameScorer, rows: LabelledRows) -> Image.Image:
-    """Draw frames with their labels and what the model predicts, as [`draw_cases`] does, but all of them and in order.
+    """Draw annotations and predictions for frames, as in [`draw_cases`] but for all rows, in order.
 
     Args:
-        scorer (`FrameScorer`): Is asked for each frame.
-        rows (`LabelledRows`): A few.
+        scorer (`FrameScorer`): Predicts each frame.
+        rows (`LabelledRows`): A few rows.
 
     Returns:
         `PIL.Image.Image`: RGB.
@@ -149,7 +150,7 @@ def draw_frames(scorer: FrameScorer, rows: LabelledRows) -> Image.Image:
 
 
 def _caption(frame: ScoredFrame, results: EvaluationResults) -> str:
-    """What is known of a frame without the metrics, whose packages need not be installed for training."""
+    """Caption without metrics from optional packages, which are not required for training."""
     if results.kind == SEGMENTATION:
         counted = frame.target < len(results.labels)
         value = dice((_found(frame) > 0) & counted, (frame.target > 0) & counted)
@@ -160,30 +161,30 @@ def _caption(frame: ScoredFrame, results: EvaluationResults) -> str:
 
 
 def choose_cases(rows: Sequence[ResultRow], kind: str) -> dict[str, list[ResultRow]]:
-    """Rows that went best, middling and worst.
+    """Select the best, median and worst rows.
 
     Args:
-        rows (sequence of `ResultRow`): Of an evaluation.
-        kind (`str`): Segmentation (by Dice), detection (by the scores of right boxes, less those of wrong ones and the
-            number of boxes missed) or classification (by the probability of the right class).
+        rows (sequence of `ResultRow`): Rows of an evaluation.
+        kind (`str`): Segmentation (by Dice), detection (by scores of true positives minus those of false positives and the
+            number of missed boxes) or classification (by the probability of the true class).
 
     Returns:
-        `dict[str, list[ResultRow]]`: `best`, `median` and `worst`, up to four each; empty without rows that have the number.
+        `dict[str, list[ResultRow]]`: `best`, `median` and `worst`, up to four each; empty if no row has the value.
     """
-    known = [row for row in rows if not math.isnan(_goodness(row, kind))]
-    ordered = sorted(known, key=lambda row: (-_goodness(row, kind), row.image_id))
+    known = [row for row in rows if not math.isnan(_ranking_score(row, kind))]
+    ordered = sorted(known, key=lambda row: (-_ranking_score(row, kind), row.image_id))
     middle = max(0, (len(ordered) - NUM_CASES) // 2)
     places = {"best": slice(NUM_CASES), "median": slice(middle, middle + NUM_CASES), "worst": slice(-NUM_CASES, None)}
     return {name: ordered[place] for name, place in places.items() if ordered}
 
 
-def _goodness(row: ResultRow, kind: str) -> float:
+def _ranking_score(row: ResultRow, kind: str) -> float:
     if kind == SEGMENTATION:
         return row.values["dice"]
     if kind == CLASSIFICATION:
         confidence = row.values["confidence"]
         return confidence if row.values["accuracy"] else -confidence
-    # the lowest bit says whether a box overlaps a target by half
+    # the lowest bit is set if IoU with a target is at least 0.5
     signed = [score if int(bits) & 1 else -score for score, bits in _scored_boxes(row)]
     return sum(signed) - (row.values["num_targets"] - row.values["num_found"])
 
@@ -193,7 +194,7 @@ def _scored_boxes(row: ResultRow) -> list[tuple[float, float]]:
 
 
 def _case(frame: ScoredFrame, numbers: str, results: EvaluationResults) -> Image.Image:
-    """A frame, what was annotated and found on it, and below its id and numbers."""
+    """A frame with annotation and prediction, and its id and metrics below."""
     panels = _panels(frame, results)
     width = len(panels) * (_SIDE + _GAP) - _GAP
     canvas = Image.new("RGB", (width, _SIDE + 2 * _LINE), "white")
@@ -205,7 +206,7 @@ def _case(frame: ScoredFrame, numbers: str, results: EvaluationResults) -> Image
 
 
 def _panels(frame: ScoredFrame, results: EvaluationResults) -> list[Image.Image]:
-    """Pictures of a longer side of 320 pixels."""
+    """Panels with a longer side of 320 pixels."""
     grey = _fitted(Image.fromarray(frame.frame).convert("RGB"))
     if results.kind == CLASSIFICATION:
         return [grey]
@@ -235,20 +236,20 @@ def _numbers(frame: ScoredFrame, row: ResultRow, results: EvaluationResults) -> 
 
 
 def _all_classes(results: EvaluationResults) -> str:
-    return "all classes as one: " if len(results.labels) > 2 else ""
+    return "all classes merged: " if len(results.labels) > 2 else ""
 
 
 def _box_counts(num_targets: int, frame: ScoredFrame) -> str:
     count = int((frame.prediction.scores >= DRAWN_SCORE).sum())
-    return f"{num_targets} annotated, {count} found (score >= {DRAWN_SCORE})"
+    return f"{num_targets} annotated, {count} predicted (score >= {DRAWN_SCORE})"
 
 
 def _class_names(found: int, true: int, confidence: float, results: EvaluationResults) -> str:
-    return f"found {results.labels[found]} ({confidence:.2f}), annotated {results.labels[true]}"
+    return f"predicted {results.labels[found]} ({confidence:.2f}), annotated {results.labels[true]}"
 
 
 def _classes_of(frame: ScoredFrame, results: EvaluationResults) -> set[int]:
-    """Of a segmentation: ids of classes, the background left out, that are annotated or found."""
+    """Foreground class ids of a segmentation that are annotated or predicted."""
     if results.kind != SEGMENTATION:
         return set()
     ids = np.union1d(frame.target, _found(frame)).tolist()
@@ -256,16 +257,16 @@ def _classes_of(frame: ScoredFrame, results: EvaluationResults) -> set[int]:
 
 
 def _legend(results: EvaluationResults, present: set[int]) -> list[LegendEntry]:
-    """Colours with what they mean, of several classes those that are present."""
+    """Colours and their meaning; with several classes, only those present."""
     if results.kind == CLASSIFICATION:
         return []
     if results.kind == DETECTION:
-        return [(MISSED, "annotated"), (FALSE, f"found, with the score, if it is {DRAWN_SCORE} or more")]
+        return [(MISSED, "annotated"), (FALSE, f"predicted, with score, if at least {DRAWN_SCORE}")]
     if len(results.labels) == 2:
-        return [(HIT, "annotated and found"), (MISSED, "annotated, not found"), (FALSE, "found, not annotated")]
+        return [(HIT, "true positive"), (MISSED, "missed"), (FALSE, "false positive")]
     colours = class_colours(len(results.labels)).tolist()
     named = [(tuple(colours[number]), results.labels[number]) for number in sorted(present)]
-    return [(None, "left: the frame; middle: annotated; right: found"), *named]
+    return [(None, "left: the frame; middle: annotated; right: predicted"), *named]
 
 
 def _found(frame: ScoredFrame) -> np.ndarray:
@@ -293,11 +294,11 @@ def _paint(frame: ScoredFrame) -> Image.Image:
 
 
 def _draw_boxes(panel: Image.Image, frame: ScoredFrame, labels: Sequence[str]) -> Image.Image:
-    """Boxes over a copy of a panel, with lines as wide whatever the size of the frame; the surest on top."""
+    """Boxes over a copy of a panel, with constant line width; the highest-scoring on top."""
     drawn = panel.copy()
     draw, share = ImageDraw.Draw(drawn), _SIDE / max(frame.frame.shape)
     for corners in frame.target.corners * share:
-        # around the place of a box found there, which would hide it
+        # slightly larger, so that a predicted box in the same place does not hide it
         draw.rectangle((corners + (-2, -2, 2, 2)).tolist(), outline=MISSED, width=2)
     found = frame.prediction
     for number in np.argsort(found.scores, kind="stable").tolist():
@@ -309,7 +310,8 @@ def _draw_boxes(panel: Image.Image, frame: ScoredFrame, labels: Sequence[str]) -
     return drawn
 
 
-# Text and layout ----------------------------------------------------------------------------------------------------
+# Text and layout
+# ------------------------------------------------------------------------------------------------------
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -321,7 +323,7 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str) -> 
 
 
 def _write_at_box(draw: ImageDraw.ImageDraw, corners: np.ndarray, text: str, panel: tuple[int, int]) -> None:
-    """Text on black above a box, or below it where there is no room; never cut off."""
+    """Text on black above a box, or below it if there is no room; never clipped."""
     text = _shortened(text, panel[0] - 4)
     width = math.ceil(_font().getlength(text)) + 4
     left = max(0.0, min(float(corners[0]), panel[0] - width))
@@ -331,7 +333,7 @@ def _write_at_box(draw: ImageDraw.ImageDraw, corners: np.ndarray, text: str, pan
 
 
 def _shortened(text: str, width: int) -> str:
-    """Text without its middle where it would be wider than so many pixels."""
+    """Text with its middle omitted if it is wider than a number of pixels."""
     shown, half = text, len(text) // 2
     while half > 0 and _font().getlength(shown) > width:
         half -= 1
@@ -340,11 +342,11 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _stack(cases: Sequence[Image.Image], legend: Sequence[LegendEntry]) -> Image.Image:
-    """Cases beside and below each other, and the legend."""
+    """Arrange cases in a grid with a legend below."""
     width, height = cases[0].size
     columns = max(1, min(len(cases), (_WIDEST + 2 * _GAP) // (width + 2 * _GAP)))
     rows = math.ceil(len(cases) / columns)
-    # one narrow case leaves no room for a legend
+    # a single narrow case leaves no room for a legend
     total = max(columns * (width + 2 * _GAP) - 2 * _GAP, 2 * _SIDE if legend else 0)
     lines = _legend_lines(legend, total)
     canvas = Image.new("RGB", (total, rows * (height + _GAP) + _LINE * len(lines)), "white")
@@ -362,7 +364,7 @@ def _entry_width(entry: LegendEntry) -> int:
 
 
 def _legend_lines(legend: Sequence[LegendEntry], width: int) -> list[list[LegendEntry]]:
-    """A legend broken into lines of so many pixels."""
+    """Wrap a legend to lines of a number of pixels."""
     lines: list[list[LegendEntry]] = []
     left = width
     for colour, text in legend:

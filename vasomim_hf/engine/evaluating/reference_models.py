@@ -1,7 +1,7 @@
-"""A well-known U-Net as an outside reference, trained and scored as the models of the package are.
+"""A standard U-Net as a reference model, trained and evaluated like the models of this package.
 
-MONAI's `BasicUNet` (Falk et al., "U-Net: deep learning for cell counting, detection, and morphometry", 2019): it has no
-pre-trained weights. Never needed by the package itself; MONAI comes with the extra `dev`.
+MONAI's `BasicUNet` (Falk et al., "U-Net: deep learning for cell counting, detection, and morphometry", 2019), without
+pre-trained weights. Not required by the package; MONAI is in the extra `dev`.
 """
 
 import json
@@ -18,12 +18,12 @@ from ...modeling_vasomim_segmentation import IGNORED_LABEL, check_segmentation_l
 
 
 MONAI_UNET = "monai_unet"
-# MONAI's own default in two dimensions: 2 million parameters
+# MONAI's defaults in two dimensions: 2 million parameters
 FEATURES = (32, 32, 64, 128, 256, 32)
 
 
 def monai_unet() -> Any:
-    """MONAI's class; raises `ImportError` with the line that installs it."""
+    """MONAI's class; raises `ImportError` with the install command."""
     return require("monai.networks.nets", "dev").BasicUNet
 
 
@@ -31,7 +31,7 @@ class ReferenceUNet(nn.Module):
     """MONAI's U-Net with the same inputs, outputs and loss as [`VasoMIMForSemanticSegmentation`].
 
     Args:
-        num_labels (`int`): Number of classes, background included.
+        num_labels (`int`): Number of classes, including the background.
         num_channels (`int`): Channels of `pixel_values`.
     """
 
@@ -51,8 +51,8 @@ class ReferenceUNet(nn.Module):
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*): Class ids; 255 is ignored.
 
         Returns:
-            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, num_labels, height, width)`, and `loss` with labels:
-            cross entropy + Dice loss, the default of our own head.
+            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, num_labels, height, width)`, and `loss` if
+            labels are given: cross entropy + Dice loss, the default of the VasoMIM head.
         """
         logits = self.unet(pixel_values)
         if labels is None:
@@ -65,7 +65,7 @@ class ReferenceUNet(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and sizes. The folder is for this class alone, no Auto class loads it."""
+        """Save weights and sizes. The folder can only be loaded by this class, not by Auto classes."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(

@@ -1,4 +1,5 @@
-"""Callbacks of `Trainer`: bar, log and pictures, an end on a signal, and a batch that made the loss diverge kept for replay."""
+"""Callbacks for `Trainer`: progress, log and pictures, stopping on a signal, and saving a batch with a diverged
+loss."""
 
 import json
 import logging
@@ -32,14 +33,14 @@ INPUTS_NAME = "inputs.safetensors"
 
 
 class LogCallback(TrainerCallback):
-    """Shows how far training is, records it, and measures its speed without the time of evaluations and checkpoints.
+    """Shows and logs progress, and measures training speed without evaluations and checkpoints.
 
     Args:
-        folder (`Path`): Of the run.
-        tensorboard (`bool`): Whether to write a TensorBoard log too.
-        frames_per_step (`int`): Frames of an optimiser step.
-        draw (`Callable`, *optional*): Draws the picture of an evaluation, from the epochs that are done (`None`: with the
-            final weights); returns `None` where no picture is due.
+        folder (`Path`): Folder of the run.
+        tensorboard (`bool`): Whether to write a TensorBoard log as well.
+        frames_per_step (`int`): Frames per optimiser step.
+        draw (`Callable`, *optional*): Draws the picture of an evaluation from the number of completed epochs (`None`: with
+            the final weights); returns `None` if no picture is due.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class LogCallback(TrainerCallback):
 
     @property
     def frames_per_second(self) -> float:
-        """Training frames in a second, loading included."""
+        """Training frames per second, including loading."""
         return self.steps * self.frames_per_step / self.seconds if self.seconds else 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the log, behind what a checkpoint knows of."""
+        """Open the log, after the steps of the checkpoint."""
         self._log = RunLog(self.folder, state.is_world_process_zero, self.tensorboard, state.global_step)
         is_shown = state.is_world_process_zero
         self._bar = TrainingProgress(state.max_steps, state.global_step, self.frames_per_step, is_shown)
@@ -87,7 +88,7 @@ class LogCallback(TrainerCallback):
         eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Count a batch of an evaluation."""
+        """Count an evaluation batch."""
         if self._evaluation_bar is None:
             is_shown = state.is_world_process_zero
             total = None if eval_dataloader is None else len(eval_dataloader)
@@ -111,7 +112,7 @@ class LogCallback(TrainerCallback):
         }
         where = f"step {state.global_step}/{state.max_steps}"
         if self.kind == "final" and args.load_best_model_at_end:
-            where = f"best weights, of step {state.best_global_step} by {args.metric_for_best_model}"
+            where = f"best weights (step {state.best_global_step} by {args.metric_for_best_model})"
         if state.is_world_process_zero:
             numbers = {name: value for name, value in values.items() if isinstance(value, float) and name != "epoch"}
             logger.info("%s", shorten_values(where, numbers))
@@ -136,7 +137,7 @@ class LogCallback(TrainerCallback):
         logs: dict | None = None,
         **_: Any,
     ) -> None:
-        """Write loss, rate and gradient norm."""
+        """Log loss, learning rate and gradient norm."""
         if self._log is not None and self._bar is not None and logs and "loss" in logs:
             speed = round(self.frames_per_second, 2)
             self._log.write("step", state.global_step, {**logs, "frames_per_second": speed})
@@ -149,7 +150,7 @@ class LogCallback(TrainerCallback):
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Whatever happens within the block, log and bars are closed at its end."""
+        """Close log and progress bars at the end of the block, also after an error."""
         try:
             yield
         finally:
@@ -170,13 +171,13 @@ class LogCallback(TrainerCallback):
 
 
 class ValidationPictures:
-    """Draws some validation frames as a model sees them.
+    """Draws predictions for some validation frames.
 
     Args:
-        run (`FinetuneRun`): Says how many frames, and how often.
-        model (`nn.Module`): In training.
-        image_processor: Of the model.
-        data (`TaskData`): Has the validation frames.
+        run (`FinetuneRun`): Run configuration; sets how many frames, and how often.
+        model (`nn.Module`): Model in training.
+        image_processor: Image processor of the model.
+        data (`TaskData`): Data with the validation frames.
     """
 
     def __init__(self, run: FinetuneRun, model: nn.Module, image_processor: object, data: TaskData):
@@ -190,7 +191,7 @@ class ValidationPictures:
         self._due = 0.0
 
     def __call__(self, epoch: float | None) -> Image.Image | None:
-        """The picture after so many epochs, `None` if none is due; of the final weights without an epoch."""
+        """Picture after a number of epochs, `None` if none is due; of the final weights for `None`."""
         if self.every == 0 or (epoch is not None and epoch < self._due):
             return None
         self._due = (epoch or 0.0) + self.every
@@ -198,13 +199,13 @@ class ValidationPictures:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data which epoch begins.
+    """Sets the epoch of the data set.
 
-    Not left to a method `set_epoch` of the data: accelerate does not call it where an epoch is resumed in its middle.
+    Not done through `set_epoch`, which accelerate does not call when training resumes within an epoch.
 
     Args:
-        dataset (`FinetuneDataset`): Whose `epoch` is set.
-        steps_per_epoch (`int`): Optimiser steps.
+        dataset (`FinetuneDataset`): Data set whose `epoch` is set.
+        steps_per_epoch (`int`): Optimiser steps per epoch.
     """
 
     def __init__(self, dataset: FinetuneDataset, steps_per_epoch: int):
@@ -212,32 +213,32 @@ class EpochCallback(TrainerCallback):
         self.steps_per_epoch = steps_per_epoch
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Before loader processes start."""
+        """Set the epoch before loader processes start."""
         self.dataset.epoch = state.global_step // self.steps_per_epoch
 
 
 class StopCallback(TrainerCallback):
-    """Ends training after the step in which SIGINT or SIGTERM came, with a checkpoint."""
+    """Stops training with a checkpoint after the step in which SIGINT or SIGTERM was received."""
 
     def __init__(self) -> None:
         self.signal = StopSignal()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save and stop, where there is more to do."""
+        """Save and stop unless training is finished."""
         if self.signal.came and state.global_step < state.max_steps:
-            # an evaluation that is due stays so: it may choose the best weights, or end training early
+            # a pending evaluation still runs: it may select the best weights or end training early
             control.should_save = control.should_training_stop = True
-            logger.info("stopping at step %d of %d, as asked", state.global_step, state.max_steps)
+            logger.info("stopping at step %d of %d on request", state.global_step, state.max_steps)
 
 
 class LossGuard(TrainerCallback):
-    """Looks at each loss before the weights are touched; where it is no finite number, its batch is kept and named.
+    """Checks each loss before the weights are updated; if it is not finite, saves and reports the batch.
 
-    It also takes `frame_indices` out of the arguments of `forward`, which models do not know.
+    Also removes `frame_indices` from the arguments of `forward`, which models do not accept.
 
     Args:
-        folder (`Path`): Of the run.
-        image_ids (sequence of `str`): Names of the training frames.
+        folder (`Path`): Folder of the run.
+        image_ids (sequence of `str`): Ids of the training frames.
     """
 
     def __init__(self, folder: Path, image_ids: Sequence[str]):
@@ -247,12 +248,12 @@ class LossGuard(TrainerCallback):
         self._indices: torch.Tensor | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Watch a model."""
+        """Register hooks on a model."""
         model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.register_forward_hook(self._after, with_kwargs=True)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note which step it is."""
+        """Remember the step."""
         self.step = state.global_step + 1
 
     def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -266,15 +267,19 @@ class LossGuard(TrainerCallback):
             return
         folder = self.folder / f"diverged_step_{self.step:08d}"
         names = [] if self._indices is None else [self.image_ids[index] for index in self._indices.tolist()]
-        weights = "" if self._save(folder, model, kwargs, names) else " The weights were spoilt before, by a gradient."
+        weights = (
+            ""
+            if self._save(folder, model, kwargs, names)
+            else " The weights were already not finite, because of an earlier gradient."
+        )
         raise TrainingDivergedError(
-            f"The loss of step {self.step} is not a finite number. Its batch ({', '.join(names[:4])}{', ...' * (len(names) > 4)}) "
-            f"is in {folder}.{weights} Lower learning_rate, set clip_grad_norm: 1.0, or train with mixed_precision: bf16 or "
-            "no instead of fp16."
+            f"The loss of step {self.step} is not a finite number. Its batch "
+            f"({', '.join(names[:4])}{', ...' * (len(names) > 4)}) is in {folder}.{weights} Lower learning_rate, set "
+            "clip_grad_norm: 1.0, or train with mixed_precision: bf16 or no instead of fp16."
         )
 
     def _save(self, folder: Path, model: nn.Module, inputs: dict[str, Any], names: list[str]) -> bool:
-        """Save what was called with what; whether all weights were finite."""
+        """Save the arguments of `forward`, and the model if its weights are finite; returns whether they are."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = dict(_tensors("", inputs))
         with atomic_file(folder / INPUTS_NAME) as temporary:
@@ -289,7 +294,7 @@ class LossGuard(TrainerCallback):
 
 
 def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in nested arguments, named by the way to them, such as `labels.0.boxes`."""
+    """Tensors in nested arguments with dotted names, such as `labels.0.boxes`."""
     if isinstance(value, torch.Tensor):
         yield prefix, value
     items = (
@@ -300,14 +305,14 @@ def _tensors(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def load_diverged_batch(folder: str | Path) -> dict[str, Any]:
-    """The arguments of `forward` that made a loss diverge.
+    """Load the arguments of `forward` for which the loss diverged.
 
     Args:
-        folder (`str` or `Path`): `diverged_step_...` of a run. Where the weights were finite, its folder `model` holds them:
-            `model.train()(**load_diverged_batch(folder))` is that step again.
+        folder (`str` or `Path`): `diverged_step_...` of a run. If the weights were finite, they are in its folder `model`, and
+            `model.train()(**load_diverged_batch(folder))` repeats the step.
 
     Returns:
-        `dict[str, Any]`: As the model was called: tensors such as `pixel_values`, and `labels` of a detector as a list.
+        `dict[str, Any]`: Arguments of the model: tensors such as `pixel_values`, and `labels` of a detector as a list.
     """
     arguments: dict[str, Any] = {}
     for name, tensor in load_file(Path(folder) / INPUTS_NAME).items():

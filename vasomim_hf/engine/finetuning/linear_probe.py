@@ -1,8 +1,8 @@
-"""Linear probe: what a frozen encoder knows, read out by logistic regression on features that are computed once.
+"""Linear probe: logistic regression on features of a frozen encoder, which are computed once.
 
-Features are standardised, the regression is fitted to the end by L-BFGS (its minimum is unique, so that no learning rate
-or number of epochs decides), and of several weight decays the one is taken that does best on a fifth of the training
-frames. Standardisation and regression are one linear layer, which becomes the model's classifier.
+Features are standardised, and the regression is fitted until convergence with L-BFGS (its minimum is unique, so
+learning rate and epochs do not matter). The weight decay is selected on a fifth of the training frames.
+Standardisation and regression are merged into one linear layer, the classifier of the model.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 FEATURES_NAME = "features.safetensors"
 CHOOSING_SHARE = 0.2
-# Keys of a run that are about training by steps
+# keys of a run that only apply to iterative training
 _UNUSED = (
     *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
     *("warmup_share", "weight_decay", "betas", "clip_grad_norm", "evaluations", "metric", "keep", "saves", "patience"),
@@ -53,43 +53,43 @@ _UNUSED = (
 
 
 def finetune_classification(run: ClassificationRun) -> TrainingResult:
-    """Fine-tune a classifier, or fit a linear probe, as the run says.
+    """Fine-tune a classifier or fit a linear probe, depending on the run.
 
     Args:
-        run (`ClassificationRun`): The run.
+        run (`ClassificationRun`): Run configuration.
 
     Returns:
-        `TrainingResult`: As of [`~finetuning.finetune`].
+        `TrainingResult`: As for [`~finetuning.finetune`].
 
     Raises:
-        ValueError: If the run does not fit its data, its first weights or an earlier run in the same folder.
+        ValueError: If the run does not match its data, its initial weights or an earlier run in the same folder.
     """
     return fit_linear_probe(run) if run.linear_probe else finetune(run)
 
 
 def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
-    """Fit a linear probe. At the end `output_dir` holds the classifier, with `freeze_encoder` in its configuration.
+    """Fit a linear probe. The classifier is written to `output_dir`, with `freeze_encoder` in its configuration.
 
     Args:
-        run (`ClassificationRun`): The run; what it says of epochs, rates and augmentation is not used.
+        run (`ClassificationRun`): Run configuration; epochs, learning rates and augmentation are ignored.
 
     Returns:
         `TrainingResult`: Finished.
 
     Raises:
-        ValueError: If the run does not fit its data or its first weights.
+        ValueError: If the run does not match its data or its initial weights.
     """
     checkpoint_to_resume(run)
     if is_finished(run):
         return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
     prepare_process(run)
-    _tell_unused(run)
+    _log_unused_keys(run)
     data = load_task_data(run)
     model: Any = build_finetune_model(run, data.id2label)
     model.freeze_encoder()
     save_finetune_run(run)
     with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
-        # without room for the augmentation, so that training frames are resized once, as the image processor does
+        # without a margin for augmentation, training frames are resized once, as by the image processor
         parts = make_parts(dataclasses.replace(run, augment=False), model, data, folder)
         training, validation = (_features(run, parts, dataset) for dataset in (parts.training, parts.validation))
     with atomic_file(Path(run.output_dir) / FEATURES_NAME) as temporary:
@@ -112,16 +112,16 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
     return TrainingResult(True, 0, Path(run.output_dir), True)
 
 
-def _tell_unused(run: ClassificationRun) -> None:
+def _log_unused_keys(run: ClassificationRun) -> None:
     default = ClassificationRun()
     given = [name for name in _UNUSED if getattr(run, name) != getattr(default, name)]
     if given:
-        logger.info("a linear probe is fitted to the end, in float32; it does not use %s", ", ".join(given))
+        logger.info("a linear probe is fitted until convergence, in float32; it ignores %s", ", ".join(given))
 
 
 @torch.no_grad()
 def _features(run: ClassificationRun, parts: FinetuneParts, dataset: FinetuneDataset) -> Features:
-    """Features of frames as the image processor gives them, without augmentation, in float32."""
+    """Features of frames without augmentation, in float32."""
     model: Any = parts.model.eval()
     device = "cpu" if not torch.accelerator.is_available() else str(torch.accelerator.current_accelerator())
     model.to(device)
@@ -139,37 +139,38 @@ def _features(run: ClassificationRun, parts: FinetuneParts, dataset: FinetuneDat
 def choose_weight_decay(
     features: Features, rows: LabelledRows, run: ClassificationRun
 ) -> tuple[float, dict[str, float]]:
-    """The weight decay under which a part of the training frames, held out by patient, is told best.
+    """Select the weight decay with the best score on training frames held out by patient.
 
     Args:
-        features (`Features`): Of all training frames.
-        rows (`LabelledRows`): The same frames.
-        run (`ClassificationRun`): Names the candidates and the seed.
+        features (`Features`): Features of all training frames.
+        rows (`LabelledRows`): Rows of the same frames.
+        run (`ClassificationRun`): Run configuration with candidates and seed.
 
     Returns:
-        `tuple`: The weight decay with the smallest cross entropy on the held-out part, and the cross entropy of each. Where
-        there is one candidate, or the frames cannot be parted so that each part has every class, the middle candidate.
+        `tuple`: The weight decay with the smallest cross entropy on the held-out frames, and the cross entropy of each
+        candidate. With a single candidate, or if the frames cannot be split with all classes in both parts, the middle
+        candidate.
     """
     candidates = sorted(run.probe_weight_decays)
     middle = candidates[len(candidates) // 2]
     num_labels = int(features.labels.max()) + 1
     try:
-        learnt, judged = (features.select(part) for part in hold_out(rows, CHOOSING_SHARE, run.seed))
+        training, validation = (features.select(part) for part in hold_out(rows, CHOOSING_SHARE, run.seed))
     except ValueError:
         return middle, {}
-    if len(candidates) == 1 or any(len(part.labels.unique()) < num_labels for part in (learnt, judged)):
+    if len(candidates) == 1 or any(len(part.labels.unique()) < num_labels for part in (training, validation)):
         return middle, {}
     scores = {
-        value: float(nn.functional.cross_entropy(_logits(learnt, num_labels, value, judged), judged.labels))
+        value: float(nn.functional.cross_entropy(_logits(training, num_labels, value, validation), validation.labels))
         for value in candidates
     }
     best = min(scores, key=lambda value: scores[value])
     return best, {f"{value:g}": round(score, 5) for value, score in scores.items()}
 
 
-def _logits(learnt: Features, num_labels: int, weight_decay: float, judged: Features) -> torch.Tensor:
+def _logits(training: Features, num_labels: int, weight_decay: float, validation: Features) -> torch.Tensor:
     with torch.no_grad():
-        return fit_logistic_regression(learnt, num_labels, weight_decay)(judged.values)
+        return fit_logistic_regression(training, num_labels, weight_decay)(validation.values)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Validation during training, batch by batch: sums and a few numbers of each image stay in memory, no logits.
+"""Validation metrics during training, accumulated over batches without keeping logits.
 
-These are the definitions of [`evaluation`](../evaluation/metrics.py), taken at the size that the model sees; what is reported
-of a model is measured at the size of the annotated frames by `vasomim evaluate`.
+Definitions are those of [`evaluation`](../evaluation/metrics.py), at the input size of the model; final metrics are computed
+at the size of the annotated frames by `vasomim evaluate`.
 """
 
 from collections.abc import Sequence
@@ -22,34 +22,34 @@ from ..evaluating.scoring import found_boxes
 from .run import DETECTION, SEGMENTATION
 
 
-# Intervals are not asked for in training
+# no confidence intervals during training
 _NO_INTERVALS = Resampling(num_resamples=1, method="percentile")
 
 
 class Meter(Protocol):
-    """Scores batches, and tells the sums when `compute_result` is true, as `Trainer` asks with `batch_eval_metrics`."""
+    """Accumulates batches and returns metrics if `compute_result` is true (`batch_eval_metrics` of `Trainer`)."""
 
     def choose(self, logits: Any, labels: Any) -> Any:
-        """What of a model's output is scored; runs on the device, before anything is gathered."""
+        """Part of the model output to score; called on the device, before gathering."""
         ...
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        """Add a batch; the metrics at the end, after which it begins anew."""
+        """Add a batch; at the end returns the metrics and resets."""
         ...
 
 
 class SegmentationMeter:
-    """Dice of label maps: of all labels together, and of each by the pixels of all images.
+    """Dice of label maps: over the foreground, and per class over the pixels of all images.
 
     Args:
-        labels (sequence of `str`): Names of the classes, background first.
+        labels (sequence of `str`): Class names, background first.
     """
 
     def __init__(self, labels: Sequence[str]):
         self.labels = list(labels)
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.confusion = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
         self.dice: list[np.ndarray] = []
 
@@ -68,7 +68,7 @@ class SegmentationMeter:
         if not compute_result:
             return {}
         metrics = self._metrics()
-        self._begin()
+        self._reset()
         return metrics
 
     def _metrics(self) -> dict[str, float]:
@@ -87,21 +87,21 @@ class SegmentationMeter:
 
 
 class DetectionMeter:
-    """Average precision as COCO defines it, at the size that the model sees.
+    """COCO average precision at the input size of the model.
 
     Args:
-        labels (sequence of `str`): Names of the classes.
-        image_processor (`VasoMIMImageProcessor`): Turns the output into boxes.
-        size (`int`): Side in pixels.
+        labels (sequence of `str`): Class names.
+        image_processor (`VasoMIMImageProcessor`): Converts outputs to boxes.
+        size (`int`): Input size in pixels.
     """
 
     def __init__(self, labels: Sequence[str], image_processor: VasoMIMImageProcessor, size: int):
         self.labels = list(labels)
         self.image_processor = image_processor
         self.size = size
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.scores = DetectionScores(self.labels)
         self.count = 0
 
@@ -111,7 +111,7 @@ class DetectionMeter:
         return found[0], found[1]
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Add a batch of logits and boxes, and of labels as `forward` takes them."""
+        """Add a batch of logits and boxes, and of labels as for `forward`."""
         logits, boxes = (torch.as_tensor(part) for part in prediction.predictions)
         output = ModelOutput(logits=logits, pred_boxes=boxes)
         targets = list(prediction.label_ids)
@@ -125,7 +125,7 @@ class DetectionMeter:
         summary = self.scores.summary(_NO_INTERVALS)
         names = ("ap50", "ap75", "ap", "recall50", "sensitivity_at_1_fp")
         metrics = {name: float(np.nan_to_num(summary[name].value)) for name in names}
-        self._begin()
+        self._reset()
         return metrics
 
     def _true_boxes(self, item: Any) -> Boxes:
@@ -135,17 +135,17 @@ class DetectionMeter:
 
 
 class ClassificationMeter:
-    """Accuracy, balanced accuracy and area under the curve of frame labels.
+    """Accuracy, balanced accuracy and area under the ROC curve for image classification.
 
     Args:
-        labels (sequence of `str`): Names of the classes.
+        labels (sequence of `str`): Class names.
     """
 
     def __init__(self, labels: Sequence[str]):
         self.labels = list(labels)
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.scores = ClassificationScores(self.labels)
         self.count = 0
 
@@ -165,20 +165,20 @@ class ClassificationMeter:
         summary = self.scores.summary(_NO_INTERVALS)
         names = ("accuracy", "balanced_accuracy", "auroc")
         metrics = {name: float(np.nan_to_num(summary[name].value)) for name in names}
-        self._begin()
+        self._reset()
         return metrics
 
 
 def make_meter(
     kind: str, id2label: dict[int, str], image_processor: VasoMIMImageProcessor, size: int
 ) -> SegmentationMeter | DetectionMeter | ClassificationMeter:
-    """The meter of a kind of task.
+    """Create the meter for a kind of task.
 
     Args:
         kind (`str`): Segmentation, detection or classification.
-        id2label (`dict[int, str]`): Names of the classes.
-        image_processor (`VasoMIMImageProcessor`): Of the model.
-        size (`int`): Side in pixels that the model sees.
+        id2label (`dict[int, str]`): Class names.
+        image_processor (`VasoMIMImageProcessor`): Image processor of the model.
+        size (`int`): Input size in pixels.
 
     Returns:
         One of the meters.

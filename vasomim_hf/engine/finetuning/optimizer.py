@@ -1,4 +1,4 @@
-"""Layer-wise learning rates: the nearer to the image, the smaller, as in BEiT (arXiv:2106.08254)."""
+"""Layer-wise learning-rate decay: smaller rates for layers closer to the image, as in BEiT (arXiv:2106.08254)."""
 
 import re
 
@@ -13,13 +13,13 @@ _EMBEDDINGS = re.compile(r"(?:^|\.)vasomim\.embeddings\.")
 
 
 def layer_number(name: str, num_layers: int) -> int:
-    """Which layer a parameter belongs to: 0 are the embeddings, 1 to `num_layers` the encoder's layers, then all the rest.
+    """Layer index of a parameter: 0 for embeddings, 1 to `num_layers` for encoder layers, then everything else.
 
-    The last norm of the encoder counts as head, as in BEiT.
+    The final norm of the encoder counts as head, as in BEiT.
 
     Args:
-        name (`str`): Of the parameter.
-        num_layers (`int`): Layers of the encoder.
+        name (`str`): Name of the parameter.
+        num_layers (`int`): Number of encoder layers.
 
     Returns:
         `int`: From 0 to `num_layers + 1`.
@@ -35,19 +35,19 @@ def layer_number(name: str, num_layers: int) -> int:
 
 
 def layer_wise_groups(model: nn.Module, learning_rate: float, layer_decay: float, weight_decay: float) -> list[dict]:
-    """Groups of the trainable parameters for an optimiser.
+    """Create optimiser groups for the trainable parameters.
 
     Args:
-        model (`nn.Module`): One with an encoder called `vasomim`; others have one rate.
+        model (`nn.Module`): Model with an encoder named `vasomim`; other models get a single rate.
         learning_rate (`float`): Peak rate of the head.
-        layer_decay (`float`): Rate of a layer over that of the next, in (0, 1].
+        layer_decay (`float`): Rate of a layer relative to the next one, in (0, 1].
         weight_decay (`float`): Not applied to biases and norms.
 
     Returns:
-        `list[dict]`: With `params`, `lr` and `weight_decay`.
+        `list[dict]`: Groups with `params`, `lr` and `weight_decay`.
 
     Raises:
-        ValueError: If nothing is trainable.
+        ValueError: If no parameter is trainable.
     """
     num_layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
     groups: dict[tuple[int, bool], dict] = {}
@@ -59,13 +59,13 @@ def layer_wise_groups(model: nn.Module, learning_rate: float, layer_decay: float
         empty = {"params": [], "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0}
         groups.setdefault((layer, is_decayed), empty)["params"].append(parameter)
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter: every one has requires_grad=False.")
-    # the head first: its rate is the one that Trainer logs
+        raise ValueError(f"{type(model).__name__} has no trainable parameters: all have requires_grad=False.")
+    # the head comes first: Trainer logs the rate of the first group
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
 class LayerWiseAdamW:
-    """Makes an AdamW with layer-wise rates of a model; `Trainer` takes a class that is no optimiser for a factory."""
+    """Factory for AdamW with layer-wise rates; `Trainer` accepts a non-optimiser class as a factory."""
 
     def __call__(
         self,
@@ -75,17 +75,17 @@ class LayerWiseAdamW:
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> torch.optim.AdamW:
-        """Make the optimiser.
+        """Create the optimiser.
 
         Args:
-            model (`nn.Module`): Whose trainable parameters it takes.
+            model (`nn.Module`): Model whose trainable parameters are optimised.
             lr (`float`): Peak rate of the head.
-            layer_decay (`float`): Rate of a layer over that of the next.
+            layer_decay (`float`): Rate of a layer relative to the next one.
             weight_decay (`float`): Not applied to biases and norms.
-            betas (`tuple[float, float]`): Of AdamW.
+            betas (`tuple[float, float]`): Betas of AdamW.
 
         Returns:
-            `torch.optim.AdamW`: With a group for each layer and kind of parameter.
+            `torch.optim.AdamW`: With one group per layer and kind of parameter.
         """
         groups = layer_wise_groups(model, lr, layer_decay, weight_decay)
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning with `transformers.Trainer`: from a run to a folder that `from_pretrained` loads."""
+"""Fine-tuning with `transformers.Trainer`: from a run configuration to a folder for `from_pretrained`."""
 
 import json
 import logging
@@ -33,19 +33,19 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS_NAME = "checkpoints"
 METRICS_NAME = "metrics.json"
-# Written last into a checkpoint of Trainer
+# the last file that Trainer writes to a checkpoint
 _STATE_NAME = "trainer_state.json"
 
 
 @dataclass(frozen=True, eq=False)
 class FinetuneParts:
-    """What is trained and how it is judged.
+    """Components of a fine-tuning run.
 
     Args:
-        model (`nn.Module`): With a head.
-        image_processor (`VasoMIMImageProcessor`): At the size of the run.
+        model (`nn.Module`): Model with a head.
+        image_processor (`VasoMIMImageProcessor`): Image processor with the image size of the run.
         training, validation (`FinetuneDataset`): Decoded frames.
-        id2label (`dict[int, str]`): Names of the classes.
+        id2label (`dict[int, str]`): Class names.
     """
 
     model: nn.Module
@@ -56,21 +56,21 @@ class FinetuneParts:
 
 
 def finetune(run: FinetuneRun) -> TrainingResult:
-    """Fine-tune as a run file says. At the end `output_dir` holds the model and its image processor.
+    """Fine-tune a model. The model and its image processor are written to `output_dir`.
 
     Args:
-        run (`FinetuneRun`): The run.
+        run (`FinetuneRun`): Run configuration.
 
     Returns:
-        `TrainingResult`: Whether training is finished; `folder` is `output_dir`, or the checkpoint it stopped at.
+        `TrainingResult`: Whether training is finished; `folder` is `output_dir`, or the last checkpoint.
 
     Raises:
-        ValueError: If the run does not fit its data, its first weights or an earlier run in the same folder.
-        TrainingDivergedError: If the loss is not a number.
+        ValueError: If the run does not match its data, its initial weights or an earlier run in the same folder.
+        TrainingDivergedError: If the loss is not finite.
     """
     checkpoint = checkpoint_to_resume(run)
     if checkpoint is None and is_finished(run):
-        logger.info("%s holds the finished run already", run.output_dir)
+        logger.info("%s already contains the finished run", run.output_dir)
         return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
     prepare_process(run)
     logger.info("reading %s", run.data)
@@ -82,16 +82,16 @@ def finetune(run: FinetuneRun) -> TrainingResult:
 def finetune_model(
     run: FinetuneRun, model: nn.Module, data: TaskData, checkpoint: Path | None = None
 ) -> TrainingResult:
-    """Fine-tune a model that is there already, as a run file says.
+    """Fine-tune an existing model.
 
     Args:
-        run (`FinetuneRun`): The run.
-        model (`nn.Module`): Gives `loss` and `logits`, as the models of the package do.
-        data (`TaskData`): Rows to learn from and to judge by.
-        checkpoint (`Path`, *optional*): To go on from.
+        run (`FinetuneRun`): Run configuration.
+        model (`nn.Module`): Returns `loss` and `logits`, like the models of this package.
+        data (`TaskData`): Training and validation rows.
+        checkpoint (`Path`, *optional*): Checkpoint to resume from.
 
     Returns:
-        `TrainingResult`: As of [`finetune`].
+        `TrainingResult`: As for [`finetune`].
     """
     save_finetune_run(run)
     with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
@@ -101,23 +101,23 @@ def finetune_model(
 
 
 def prepare_process(run: FinetuneRun) -> None:
-    """Threads of torch and OpenCV."""
+    """Set the number of threads of torch and OpenCV."""
     if run.num_threads is not None:
         torch.set_num_threads(run.num_threads)
     require("cv2", "data").setNumThreads(1)
 
 
 def make_parts(run: FinetuneRun, model: nn.Module, data: TaskData, folder: Path) -> FinetuneParts:
-    """Decode a run's frames, and put together what is trained.
+    """Decode the frames for a training run and assemble its components.
 
     Args:
-        run (`FinetuneRun`): The run.
-        model (`nn.Module`): With a head.
-        data (`TaskData`): Rows to learn from and to judge by.
-        folder (`Path`): For decoded frames.
+        run (`FinetuneRun`): Run configuration.
+        model (`nn.Module`): Model with a head.
+        data (`TaskData`): Training and validation rows.
+        folder (`Path`): Folder for decoded frames.
 
     Returns:
-        `FinetuneParts`: Ready.
+        `FinetuneParts`: Components.
     """
     kind, count = run.kind, len(data.id2label)
     scale = run.working_scale if run.augment else None
@@ -135,19 +135,19 @@ def make_parts(run: FinetuneRun, model: nn.Module, data: TaskData, folder: Path)
 
 
 def make_image_processor(run: FinetuneRun) -> VasoMIMImageProcessor:
-    """Image processor at the size of a run."""
+    """Image processor with the image size of a run."""
     return VasoMIMImageProcessor(size={"height": run.image_size, "width": run.image_size})
 
 
 def check_classes(training: Samples, validation: Samples, id2label: dict[int, str]) -> None:
-    """Say which classes do not occur, and refuse to learn from nothing.
+    """Warn about classes that do not occur, and raise an error if there is nothing to train on.
 
     Args:
-        training, validation (`Samples`): Decoded.
-        id2label (`dict[int, str]`): Names of the classes.
+        training, validation (`Samples`): Decoded frames.
+        id2label (`dict[int, str]`): Class names.
 
     Raises:
-        RunConfigError: If nothing is annotated to learn from, or a class of frames is missing there.
+        RunConfigError: If nothing is annotated, or a class is missing in the training frames of a classifier.
     """
     first = 1 if training.kind == SEGMENTATION else 0
     missing = {
@@ -156,28 +156,29 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
     }
     if len(missing["training"]) == len(id2label) - first:
         raise RunConfigError(
-            f"None of the {len(training)} training frames has {', '.join(missing['training'])}: there is nothing to learn. Use "
-            "more frames, or other columns."
+            f"None of the {len(training)} training frames has {', '.join(missing['training'])}: there is nothing to "
+            "learn. Use more frames, or other columns."
         )
     if training.kind == CLASSIFICATION and missing["training"]:
         raise RunConfigError(
-            f"None of the {len(training)} training frames is {', '.join(missing['training'])}. Raise train_fraction or "
-            "max_frames, or change the seed."
+            f"None of the {len(training)} training frames is {', '.join(missing['training'])}. Raise train_fraction "
+            "or max_frames, or change the seed."
         )
     for what, names in missing.items():
         if names:
-            logger.warning("no %s frame has %s: what is learnt or said about it means nothing", what, ", ".join(names))
+            logger.warning("no %s frame has %s: predictions and scores for it are meaningless", what, ", ".join(names))
 
 
 def _check_choice(run: FinetuneRun, validation: Samples) -> None:
-    """Where a metric cannot be but 0, the first weights that were scored would be the best."""
+    """If a metric is always 0, the first evaluated weights would be selected as best."""
     first = 1 if run.kind == SEGMENTATION else 0
     needed = 2 if run.decisive_metric == "auroc" else 1
     chooses = run.keep == BEST or run.patience is not None
     if chooses and not run.metric_is_loss and (validation.counts[first:] > 0).sum() < needed:
         raise RunConfigError(
-            f"The {len(validation)} validation frames have fewer than {needed} of the classes, so that {run.decisive_metric} "
-            "cannot tell which weights are best. Use other frames, metric: loss, or keep: last without patience."
+            f"The {len(validation)} validation frames have fewer than {needed} of the classes, so "
+            f"{run.decisive_metric} cannot select the best weights. Use other frames, metric: loss, or keep: last "
+            "without patience."
         )
 
 
@@ -202,7 +203,7 @@ def _train(
 def _finish(
     run: FinetuneRun, parts: FinetuneParts, trainer: Trainer, log: LogCallback, stop: StopCallback
 ) -> TrainingResult:
-    """After the last step: a checkpoint to go on from, or the final model and its score."""
+    """After the last step: save a checkpoint to resume from, or the final model and its score."""
     step, is_main = trainer.state.global_step, trainer.is_world_process_zero()
     if stop.signal.came and step < trainer.state.max_steps and not _gave_up(trainer):
         folder = newest_checkpoint(Path(run.output_dir)) or Path(run.output_dir)
@@ -223,22 +224,22 @@ def _finish(
 
 
 def _gave_up(trainer: Trainer) -> bool:
-    """Whether early stopping ended training; of a resumed run, its callback is not the one that was passed."""
+    """Whether early stopping ended training; in a resumed run, its callback is not the one that was passed."""
     found = (one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback))
     return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in found)
 
 
 def make_trainer(run: FinetuneRun, parts: FinetuneParts, arguments: TrainingArguments, callbacks: list) -> Trainer:
-    """The `Trainer` of a run.
+    """Create the `Trainer` of a run.
 
     Args:
-        run (`FinetuneRun`): The run.
-        parts (`FinetuneParts`): What is trained.
+        run (`FinetuneRun`): Run configuration.
+        parts (`FinetuneParts`): Components.
         arguments (`TrainingArguments`): From [`training_arguments`].
-        callbacks (`list`): To be asked at each event.
+        callbacks (`list`): Callbacks.
 
     Returns:
-        `Trainer`: Not started.
+        `Trainer`: Ready to train.
     """
     meter = make_meter(run.kind, parts.id2label, parts.image_processor, run.image_size)
     factors = {
@@ -263,11 +264,11 @@ def make_trainer(run: FinetuneRun, parts: FinetuneParts, arguments: TrainingArgu
 
 
 def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
-    """What `Trainer` is told of a run.
+    """Arguments of `Trainer` for a run.
 
     Args:
-        run (`FinetuneRun`): The run.
-        num_frames (`int`): Training frames.
+        run (`FinetuneRun`): Run configuration.
+        num_frames (`int`): Number of training frames.
 
     Returns:
         `TrainingArguments`: For [`make_trainer`].
@@ -299,7 +300,7 @@ def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
         save_strategy="steps",
         save_steps=every if run.saves is None else max(1, math.ceil(steps / run.saves)),
         save_total_limit=2,
-        # early stopping asks for the best metric too
+        # early stopping needs the best metric too
         load_best_model_at_end=run.keep == BEST,
         metric_for_best_model=run.decisive_metric,
         greater_is_better=not run.metric_is_loss,
@@ -307,7 +308,7 @@ def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         logging_steps=run.log_every_steps,
-        # a loss that is no number is an error here, and not to be left out of a mean
+        # a non-finite loss is an error here and must not be filtered from means
         logging_nan_inf_filter=False,
         restore_callback_states_from_checkpoint=True,
         disable_tqdm=True,
@@ -316,11 +317,11 @@ def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
 
 
 def num_steps(run: FinetuneRun, num_frames: int) -> int:
-    """Optimiser steps of a run.
+    """Number of optimiser steps of a run.
 
     Args:
-        run (`FinetuneRun`): The run.
-        num_frames (`int`): Training frames.
+        run (`FinetuneRun`): Run configuration.
+        num_frames (`int`): Number of training frames.
 
     Returns:
         `int`: At least one, and at least `min_steps`.
@@ -329,7 +330,7 @@ def num_steps(run: FinetuneRun, num_frames: int) -> int:
 
 
 def steps_per_epoch(run: FinetuneRun, num_frames: int) -> int:
-    """Optimiser steps in which each training frame is seen once; the last one may be smaller."""
+    """Optimiser steps per epoch; the last one may be smaller."""
     return math.ceil(num_frames / _frames_per_step(run))
 
 
@@ -337,17 +338,18 @@ def _frames_per_step(run: FinetuneRun) -> int:
     return run.batch_size * run.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
 
 
-# Folders ------------------------------------------------------------------------------------------------------------
+# Folders
+# --------------------------------------------------------------------------------------------------------------
 
 
 def write_model(run: FinetuneRun, model: Any, image_processor: VasoMIMImageProcessor, about: dict[str, Any]) -> None:
-    """Put the model, its image processor and its metrics into `output_dir`, `config.json` last.
+    """Write the model, its image processor and its metrics to `output_dir`, `config.json` last.
 
     Args:
-        run (`FinetuneRun`): The run.
-        model (`PreTrainedModel`): Trained; anything with its `save_pretrained`.
-        image_processor (`VasoMIMImageProcessor`): At the size of the run.
-        about (`dict[str, Any]`): For `metrics.json`.
+        run (`FinetuneRun`): Run configuration.
+        model (`PreTrainedModel`): Trained model; anything with `save_pretrained`.
+        image_processor (`VasoMIMImageProcessor`): Image processor with the image size of the run.
+        about (`dict[str, Any]`): Contents of `metrics.json`.
     """
     folder = Path(run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -365,7 +367,7 @@ def write_model(run: FinetuneRun, model: Any, image_processor: VasoMIMImageProce
 
 
 def open_to_others(path: Path) -> None:
-    """Give a file the mode of any new one: safetensors writes its own for the owner alone, whatever the umask."""
+    """Apply the umask to a file: safetensors creates its files for the owner only."""
     example = path.with_name(f".{path.name}.mode")
     example.touch()
     path.chmod(stat.S_IMODE(example.stat().st_mode))
@@ -373,23 +375,23 @@ def open_to_others(path: Path) -> None:
 
 
 def read_metrics(run: FinetuneRun) -> dict[str, Any]:
-    """What `metrics.json` of a finished run says."""
+    """Contents of `metrics.json` of a finished run."""
     return json.loads((Path(run.output_dir) / METRICS_NAME).read_text(encoding="utf-8"))
 
 
 def is_finished(run: FinetuneRun) -> bool:
-    """Whether `output_dir` holds a finished run."""
+    """Whether `output_dir` contains a finished run."""
     return (Path(run.output_dir) / METRICS_NAME).is_file()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of a run with the most steps, or `None`."""
+    """Complete checkpoint of a run with the highest step, or `None`."""
     found = [path for path in (folder / CHECKPOINTS_NAME).glob("checkpoint-*") if _is_complete(path)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether its last file is there and whole; a process may be killed while it writes."""
+    """Whether the last file of a checkpoint exists and is complete; a process may be killed while writing."""
     try:
         json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -398,21 +400,21 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
-    """The checkpoint that `resume` means, or `None` to begin.
+    """Checkpoint that `resume` refers to, or `None` to start from scratch.
 
     Args:
-        run (`FinetuneRun`): The run.
+        run (`FinetuneRun`): Run configuration.
 
     Returns:
-        `Path` or `None`: A complete checkpoint; `None` too where the run is finished.
+        `Path` or `None`: A complete checkpoint; also `None` if the run is finished.
 
     Raises:
-        FileNotFoundError: If a named checkpoint is not there or not complete.
-        ValueError: If training would begin in a folder that already holds a run, or go on with other settings.
+        FileNotFoundError: If a named checkpoint is missing or incomplete.
+        ValueError: If training would start in a folder that already has a run, or resume with other settings.
     """
     newest = newest_checkpoint(Path(run.output_dir))
     if run.resume == "auto":
-        # a run that was ended before its first checkpoint binds nobody
+        # a run without a checkpoint can be started again with other settings
         if newest is not None or is_finished(run):
             check_stored_run(run, run.output_dir)
         return None if is_finished(run) else newest
@@ -425,19 +427,19 @@ def checkpoint_to_resume(run: FinetuneRun) -> Path | None:
         return Path(run.resume)
     if newest is not None or is_finished(run):
         raise RunConfigError(
-            f"{run.output_dir} already holds a run. Go on with --resume auto, or choose another output_dir."
+            f"{run.output_dir} already has a run. Resume it with --resume auto, or choose another output_dir."
         )
     return None
 
 
 def _check_resumed(run: FinetuneRun, samples: Samples, checkpoint: Path | None) -> None:
-    """Steps of a resumed run must see the same frames; what decides that is kept beside the checkpoints."""
+    """Check that a resumed run uses the same frames, by the settings saved with the checkpoints."""
     path = Path(run.output_dir) / CHECKPOINTS_NAME / "data.json"
     now = {"image_ids": samples.image_ids, "frames_per_step": _frames_per_step(run), "seed": run.seed}
     if checkpoint is not None and path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
         raise RunConfigError(
-            f"{checkpoint} was made with other frames, another seed or other frames in a step. Use the same, or begin in "
-            "another output_dir."
+            f"{checkpoint} was created with other frames, another seed or another number of frames per step. Use the "
+            "same, or start in another output_dir."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
@@ -445,7 +447,7 @@ def _check_resumed(run: FinetuneRun, samples: Samples, checkpoint: Path | None) 
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, float]:
-    """Validation metrics without what `Trainer` adds of time."""
+    """Validation metrics without the timings that `Trainer` adds."""
     return {
         name.removeprefix("eval_"): float(value)
         for name, value in metrics.items()

@@ -1,4 +1,4 @@
-"""From a run's `init:` line to a model with a head: pre-trained weights of VasoMIM, of a plain MAE, or none."""
+"""Initial weights of fine-tuning: pre-trained weights of VasoMIM, of a plain MAE, or none."""
 
 import logging
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ from .run import CLASSIFICATION, DETECTION, MAE, SCRATCH, SEGMENTATION, Finetune
 
 logger = logging.getLogger(__name__)
 
-# Pre-trained on ImageNet by the authors of MAE; downloaded, with `init: mae` alone
+# pre-trained on ImageNet by the authors of MAE; only downloaded for `init: mae`
 MAE_NAME = "facebook/vit-mae-base"
 HEADS: dict[str, type[VasoMIMPreTrainedModel]] = {
     SEGMENTATION: VasoMIMForSemanticSegmentation,
     DETECTION: VasoMIMForObjectDetection,
     CLASSIFICATION: VasoMIMForImageClassification,
 }
-# Sizes that the two configurations call by the same names
+# sizes with the same names in both configurations
 _MAE_KEYS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
     *("image_size", "patch_size", "num_channels", "qkv_bias"),
@@ -37,18 +37,18 @@ _MAE_KEYS = (
 
 
 def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMPreTrainedModel:
-    """Model of a run, with its first weights. The head's are drawn by the run's seed.
+    """Create the model of a run with its initial weights. The head is initialised with the seed of the run.
 
     Args:
-        run (`FinetuneRun`): The run.
-        id2label (`dict[int, str]`): Names of the classes.
+        run (`FinetuneRun`): Run configuration.
+        id2label (`dict[int, str]`): Class names.
 
     Returns:
         `VasoMIMPreTrainedModel`: In float32.
 
     Raises:
-        FileNotFoundError: If `init` is neither a folder nor a name on the Hub.
-        ValueError: If its weights do not fill the encoder.
+        FileNotFoundError: If `init` is neither a folder nor a Hub id.
+        ValueError: If its weights do not match the encoder.
     """
     torch.manual_seed(run.seed)
     overrides = {
@@ -68,65 +68,67 @@ def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMP
 
 
 def load_config(source: str, what: str) -> PreTrainedConfig:
-    """Configuration of a saved model. The Hub is asked for `OWNER/NAME` alone, where there is no folder `OWNER`.
+    """Load the configuration of a saved model. The Hub is only used for `OWNER/NAME` without a local folder `OWNER`.
 
     Args:
-        source (`str`): Folder, or name on the Hub.
-        what (`str`): What it was given as, for messages.
+        source (`str`): Folder or Hub id.
+        what (`str`): Name of the argument, for messages.
 
     Returns:
-        `PreTrainedConfig`: Of the model; code that lies beside it is not run.
+        `PreTrainedConfig`: Configuration; remote code is not executed.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no model in it.
-        OSError: If the Hub does not give it.
+        FileNotFoundError: If the folder does not exist or contains no model.
+        OSError: If it cannot be loaded from the Hub.
     """
     folder = Path(source)
     may_be_on_hub = source.count("/") == 1 and not folder.exists() and not folder.parent.is_dir()
     if not may_be_on_hub and not (folder / "config.json").is_file():
-        why = "there is no config.json in it" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"{what}: {source} holds no model, {why}. The Hub is reached by OWNER/NAME.")
+        why = "it has no config.json" if folder.is_dir() else "the folder does not exist"
+        raise FileNotFoundError(f"{what}: {source} is not a model: {why}. Use OWNER/NAME for the Hub.")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(
-            f"{what}: {source} cannot be loaded ({reason}). Name a folder, or get it once from the Hub with a connection: "
+            f"{what}: {source} cannot be loaded ({reason}). Pass a folder, or download it from the Hub first: "
             f"hf download {source}"
         ) from error
 
 
 def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoMIMPreTrainedModel:
-    # a linear probe is a fine start, and its encoder is not frozen for good
+    # a linear probe is a valid starting point, but its encoder must be trainable
     config = VasoMIMConfig.from_pretrained(source, **{"freeze_encoder": False, **overrides})
     with _without_loading_report():
         model, info = HEADS[run.kind].from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    # A new head is what fine-tuning is about; a half-filled encoder is a mistake
+    # a new head is expected; a partially initialised encoder is a mistake
     broken = [name for name in fresh if "vasomim." in name]
     if broken:
         raise RunConfigError(
-            f"`init`: {source} does not fit the model, {len(broken)} encoder weights differ: {broken[:3]}. Leave sizes of "
-            "the encoder out of `config`."
+            f"`init`: {source} does not match the model: {len(broken)} encoder weights differ: {broken[:3]}. Remove "
+            "sizes of the encoder from `config`."
         )
     if info["unexpected_keys"]:
         unused = sorted(info["unexpected_keys"])
-        logger.warning("%d weights of %s have no place in the model, such as %s", len(unused), source, unused[0])
+        logger.warning("%d unexpected weights in %s, such as %s", len(unused), source, unused[0])
     for name, before, now in info["mismatched_keys"]:
-        logger.warning("%s is new: its shape is %s in %s, and %s here", name, tuple(before), source, tuple(now))
+        logger.warning(
+            "%s is newly initialised: its shape is %s in %s and %s here", name, tuple(before), source, tuple(now)
+        )
     if fresh:
-        logger.info("%d tensors of the head are new, drawn by the seed of the run", len(fresh))
+        logger.info("%d tensors of the head are newly initialised with the seed of the run", len(fresh))
     return model
 
 
 @contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """The library lists every tensor of a new head; that it is new is what fine-tuning is about."""
+    """Suppress the loading report of transformers, which lists every tensor of a new head."""
     library = logging.getLogger("transformers.modeling_utils")
 
-    # not by its level: from WARNING on, the library names all layers that no plan of tensor parallelism shards
+    # not by log level: from WARNING on, transformers also lists layers without tensor-parallel plan
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
@@ -144,21 +146,21 @@ def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoM
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise RunConfigError(f"`init`: {source} lacks {len(missing)} weights of the encoder, such as {missing[0]}.")
+        raise RunConfigError(f"`init`: {source} is missing {len(missing)} encoder weights, such as {missing[0]}.")
     unused = [name for name in info["unexpected_keys"] if not name.startswith("decoder.")]
     if unused:
-        logger.warning("%d weights of %s have no place in the encoder, such as %s", len(unused), source, min(unused))
-    logger.info("encoder of %s; its decoder is left out, and the head is new", source)
+        logger.warning("%d unexpected weights in %s, such as %s", len(unused), source, min(unused))
+    logger.info("loaded the encoder of %s; its decoder is skipped, and the head is newly initialised", source)
     sizes = {name: getattr(encoder.config, name) for name in _MAE_KEYS}
     changed = sorted(name for name in sizes.keys() & overrides.keys() if overrides[name] != sizes[name])
     if changed:
         raise RunConfigError(
-            f"`init`: {source} has {changed[0]} {sizes[changed[0]]}, `config` {overrides[changed[0]]}. Leave sizes of the "
-            "encoder out of `config`; frames of any size are taken by `image_size` of the run."
+            f"`init`: {source} has {changed[0]} {sizes[changed[0]]}, `config` has {overrides[changed[0]]}. Remove "
+            "sizes of the encoder from `config`; to change the input size, use `image_size` of the run."
         )
     model = HEADS[run.kind](VasoMIMConfig(**{**sizes, **overrides}))
     base = getattr(model, "vasomim", None)
     if isinstance(base, nn.Module):
-        # both have the layers of transformers' ViT, so that names and shapes are the same, the table of positions included
+        # both use the layers of transformers' ViT, so names and shapes match, including position embeddings
         base.load_state_dict(encoder.state_dict(), strict=True)
     return model
