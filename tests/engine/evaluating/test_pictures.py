@@ -178,7 +178,7 @@ def test_frames_of_a_training_are_drawn_in_order_with_what_is_known_of_each():
     picture = pictures.draw_frames(scorer, None)
     assert picture.size == (2 * 644 + 8, 2 * (352 + 4) + 16) and has_colour(picture, pictures.HIT)
     results = EvaluationResults("segmentation", "", "", "", "", SEGMENTS, [], {})
-    assert pictures._caption(frames[0], results) == "all classes as one: Dice 1.000"
+    assert pictures._caption(frames[0], results) == "all classes merged: Dice 1.000"
 
 
 def test_what_is_drawn_has_the_legend_of_what_was_scored(tmp_path):
