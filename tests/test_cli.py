@@ -147,7 +147,7 @@ def test_a_folder_with_stray_files_and_a_broken_one_is_a_line_for_each_and_the_r
     (frames / ".DS_Store").write_text("hidden")
     result = run("vesselness", str(frames), "--output", str(output))
     assert (result.returncode, result.stdout) == (0, f"1 masks written, 0 already exist, 0 frames failed: {output}\n")
-    assert result.stderr == f"{frames}: left out 2 files that are no frames, e.g. notes.txt\n"
+    assert result.stderr == f"{frames}: skipped 2 files that are not frames, e.g. notes.txt\n"
     bad = frames / "bad.png"
     bad.write_text("no image")
     result = run("vesselness", str(frames), "--output", str(output))
@@ -292,7 +292,7 @@ def test_data_frames_writes_parquet_names_what_it_left_out_and_ends_with_1(
     arguments = ["data", "frames", str(tmp_path / "in"), str(tmp_path / "out"), "--salt-file", str(tmp_path / "salt")]
     assert main([*arguments, "--border", "5", "--keep-names"]) == 1
     told = capsys.readouterr()
-    assert "notes.txt: is no image" in told.err and str(tmp_path / "out") in told.out
+    assert "notes.txt: is not an image" in told.err and str(tmp_path / "out") in told.out
     (shard,) = (tmp_path / "out/data").iterdir()
     assert shard.name == "train-00000-of-00001.parquet"
 

@@ -1,7 +1,7 @@
-"""Images of any kind as frames, and their pixels in the range 0..255 whatever their bit depth.
+"""Reading of images as frames, and scaling of any bit depth to 0..255.
 
-What the image processor and the readers of files share: one rule of bit depth, and one of what Pillow reads wrongly.
-The file travels to the Hub beside the image processor, and needs Pillow only.
+Shared by the image processor and the file readers: the rules for bit depth, mask values and images that Pillow reads
+incorrectly. Copied to the Hub together with the image processor; only needs Pillow.
 """
 
 import math
@@ -25,22 +25,23 @@ ImagesLike = ImageLike | list[Any] | tuple[Any, ...]
 
 CHANNELS = (1, 3, 4)
 BIT_DEPTHS = (8, 10, 12, 14, 16)
-SHORTEST_CINE_SIDE = 16  # below this, an axis of a (T, H, W) array is more likely a wrong number of channels
-TOLERANCE = 0.01  # of the range: what resampling and rounding leave outside [0, 1] or [0, 255]
+SHORTEST_CINE_SIDE = 16  # below this, the axis of a (T, H, W) array is more likely a wrong number of channels
+TOLERANCE = 0.01  # relative to the range, for overshoot of resampling and rounding
 PHOTOMETRIC_TAG = 262  # of a TIFF; 0 is MinIsWhite
 DARKEST_COLOUR = 64  # of 255; 14-bit pixels read as 16-bit ones stay below
 LUMA = (19595, 38470, 7471)  # weights of red, green and blue in grey (ITU-R BT.601), in 1/65536, as in Pillow
 
 
 def to_grey(colour: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Grey levels of colour frames, by the luma of Pillow's `convert("L")`; a grey picture in colour keeps its levels.
+    """Convert colour frames to grey with the luma of Pillow's `convert("L")`; grey images stored as colour are
+    unchanged.
 
     Args:
-        colour (`np.ndarray` with 3 or 4 channels on `axis`): Red, green and blue; alpha has no effect. Any type.
-        axis (`int`, *optional*, defaults to -1): The axis of the channels.
+        colour (`np.ndarray` with 3 or 4 channels on `axis`): Red, green and blue; alpha is ignored. Any dtype.
+        axis (`int`, *optional*, defaults to -1): Channel axis.
 
     Returns:
-        `np.ndarray` of the same shape without `axis`: The same type; integers are rounded.
+        `np.ndarray` of the same shape without `axis`: Same dtype; integers are rounded.
 
     Example:
         >>> to_grey(np.array([[[7, 7, 7], [255, 0, 0]]], dtype=np.uint8))
@@ -48,7 +49,7 @@ def to_grey(colour: np.ndarray, axis: int = -1) -> np.ndarray:
     """
     red, green, blue = (colour.take(channel, axis=axis) for channel in range(3))
     if colour.dtype.kind == "f":
-        # of the differences to green, so that equal channels give exactly their level
+        # from the differences to green, so that equal channels give exactly their value
         share_of_red, _, share_of_blue = (weight / 65536 for weight in LUMA)
         return (green + (red - green) * share_of_red + (blue - green) * share_of_blue).astype(colour.dtype)
     weighted = sum(part.astype(np.uint64) * weight for part, weight in zip((red, green, blue), LUMA, strict=True))
@@ -56,7 +57,7 @@ def to_grey(colour: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _depth(highest: int, bits_stored: int | None, do_check_input: bool) -> int:
-    """Bits of each pixel: as stated where they hold the maximum, else inferred, with a warning."""
+    """Bit depth: as stated if it fits the maximum, otherwise inferred with a warning."""
     bits = bits_stored or next((bits for bits in BIT_DEPTHS if not highest >> bits), BIT_DEPTHS[-1])
     if highest >> bits:
         raise ValueError(
@@ -83,21 +84,21 @@ def _scale_integers(array: np.ndarray, bits_stored: int | None, do_check_input: 
 
 
 def looks_normalised(array: np.ndarray) -> bool:
-    """Whether floats (of any shape) lie below zero by more than rounding; not where any is NaN."""
+    """Whether floats (any shape) are negative beyond rounding errors; `False` if any is NaN."""
     return array.dtype.kind == "f" and bool(array.min() < -TOLERANCE * max(float(array.max()), 0.0))
 
 
 def normalised_message(subject: str, array: np.ndarray) -> str:
-    """The error for floats (of any shape) of which `subject`, with its verb, is said to be normalised already."""
+    """Error message for floats (any shape) that look normalised; `subject` includes its verb."""
     return (
         f"{subject} already normalised: float pixels with minimum {array.min():.3g}, mean {array.mean():.3g} and "
-        f"standard deviation {array.std():.3g}. Expected raw pixels >= 0. Pass the frame itself, or `do_rescale=False, "
-        "do_normalize=False` to have it only resized."
+        f"standard deviation {array.std():.3g}. Expected raw pixels >= 0. Pass the frame itself, or "
+        "`do_rescale=False, do_normalize=False` to have it only resized."
     )
 
 
 def check_floats(array: np.ndarray, may_be_negative: bool) -> float:
-    """The maximum of an array (any shape) that is finite and not negative beyond rounding."""
+    """Maximum of an array (any shape) that is finite and not negative beyond rounding errors."""
     lowest, highest = float(array.min()), float(array.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError(
@@ -114,8 +115,8 @@ def _scale_floats(array: np.ndarray, bits_stored: int | None, do_check_input: bo
     if highest <= 1 + TOLERANCE:
         if do_check_input:
             logger.warning_once(
-                "Float frames in [0, 1] are multiplied by 255 before `rescale_factor` is applied. Pass frames in 0..255, "
-                "or `do_rescale=False` to have floats taken as they are."
+                "Float frames in [0, 1] are multiplied by 255 before `rescale_factor` is applied. Pass frames in "
+                "0..255, or `do_rescale=False` to have floats taken as they are."
             )
         factor = 255.0
     elif bits_stored is None and highest <= 255 * (1 + TOLERANCE):
@@ -126,21 +127,21 @@ def _scale_floats(array: np.ndarray, bits_stored: int | None, do_check_input: bo
 
 
 def scale_to_8_bit(array: np.ndarray, bits_stored: int | None = None, do_check_input: bool = True) -> np.ndarray:
-    """Bring pixels of any type to the range 0..255, without clipping and without rounding to 8 bits.
+    """Scale pixels of any dtype to 0..255, without clipping or rounding to 8 bits.
 
     Args:
         array (`np.ndarray` of any shape):
-            Pixels of one image or one run, so that all of its frames are scaled alike. `uint8` is returned as it is;
-            `bool` becomes 0 and 255; integers are unsigned in meaning, with `bits_stored` bits. Floats up to 1 are read
-            as [0, 1], others up to 255 as 0..255, and above as integers held in floats.
+            Pixels of one image or one cine, so that all of its frames are scaled alike. `uint8` is returned unchanged;
+            `bool` becomes 0 and 255; integers are treated as unsigned with `bits_stored` bits. Floats up to 1 are
+            treated as [0, 1], others up to 255 as 0..255, and larger ones as integers.
         bits_stored (`int`, *optional*):
-            Bits that are used of each pixel, 8 to 32 (DICOM: Bits Stored). `None` infers the smallest of 8, 10, 12, 14
-            and 16 that holds the maximum, and says so. Ignored for `uint8`, `bool` and floats in [0, 1].
+            Number of bits used per pixel, 8 to 32 (DICOM: Bits Stored). `None` infers the smallest of 8, 10, 12, 14
+            and 16 that holds the maximum, with a warning. Ignored for `uint8`, `bool` and floats in [0, 1].
         do_check_input (`bool`, *optional*, defaults to `True`):
-            Whether to warn of assumptions, and to refuse floats that look already normalised.
+            Whether to warn about assumptions and to reject floats that look normalised.
 
     Returns:
-        `np.ndarray` of the same shape: `uint8` where the pixels have 8 bits, else `float32`, in 0..255.
+        `np.ndarray` of the same shape: `uint8` for 8-bit pixels, otherwise `float32`, in 0..255.
 
     Raises:
         ValueError: If pixels are negative, not finite, not numbers, or do not fit in `bits_stored`.
@@ -163,17 +164,17 @@ def scale_to_8_bit(array: np.ndarray, bits_stored: int | None = None, do_check_i
 
 
 class MaskError(ValueError):
-    """A mask cannot be read, or holds levels without a meaning; the message names it, the levels and the remedy."""
+    """A mask cannot be read or has invalid values; the message names the mask, the values and the remedy."""
 
 
 class MaskRule(NamedTuple):
-    """What the levels of a mask mean.
+    """Meaning of the values of a mask.
 
     Args:
-        num_labels (`int`, defaults to 2): Number of classes, background included.
+        num_labels (`int`, defaults to 2): Number of classes, including the background.
         ignore_white (`bool`, defaults to `False`):
-            Whether 255 in a mask of two classes marks pixels to ignore, so that only 1 is foreground. With more classes
-            255 always does.
+            Whether 255 in a two-class mask marks pixels to ignore, so that only 1 is foreground. With more classes it
+            always does.
     """
 
     num_labels: int = 2
@@ -181,18 +182,18 @@ class MaskRule(NamedTuple):
 
 
 def check_mask(levels: np.ndarray, name: str, rule: MaskRule) -> np.ndarray:
-    """Class ids of a mask; the one rule for what its levels mean.
+    """Validate the values of a mask and convert them to class ids.
 
     Args:
-        levels (`np.ndarray` of any shape): Whole numbers.
-        name (`str`): How messages call the mask.
-        rule (`MaskRule`): Number of classes, and the meaning of 255.
+        levels (`np.ndarray` of any shape): Integers.
+        name (`str`): Name of the mask in messages.
+        rule (`MaskRule`): Number of classes, and meaning of 255.
 
     Returns:
         `np.ndarray` of the same shape: `uint8`, ids below `num_labels`, or 255 for pixels to ignore.
 
     Raises:
-        MaskError: If a level means nothing, or a mask of two classes holds both 1 and 255.
+        MaskError: If a value is invalid, or a two-class mask contains both 1 and 255.
     """
     found = set(np.unique(levels).tolist())
     two_classes = rule.num_labels == 2 and not rule.ignore_white
@@ -203,8 +204,8 @@ def check_mask(levels: np.ndarray, name: str, rule: MaskRule) -> np.ndarray:
         return levels.astype(np.uint8)
     if {1, IGNORED_LABEL} <= found:
         raise MaskError(
-            f"The mask {name} holds both 1 and 255, and either could be the foreground. Save it with 0 and 255; if 255 "
-            "marks pixels to ignore, set ignore_white."
+            f"The mask {name} holds both 1 and 255, and either could be the foreground. Save it with 0 and 255; if "
+            "255 marks pixels to ignore, set ignore_white."
         )
     return (levels != 0).astype(np.uint8)
 
@@ -213,8 +214,8 @@ def _unknown_levels(unknown: list[int], name: str, rule: MaskRule, two_classes: 
     listed = ", ".join(str(level) for level in unknown[:5])
     if two_classes:
         return (
-            f"The mask {name} has the levels {listed}, expected 0 and 255, or 0 and 1. Resizing with interpolation and JPEG "
-            "leave levels in between: threshold the mask and save it as PNG."
+            f"The mask {name} has the levels {listed}, expected 0 and 255, or 0 and 1. Resizing with interpolation "
+            "and JPEG leave levels in between: threshold the mask and save it as PNG."
         )
     return (
         f"The mask {name} has the ids {listed}, expected 0 to {rule.num_labels - 1}, or {IGNORED_LABEL} for pixels to "
@@ -223,7 +224,7 @@ def _unknown_levels(unknown: list[int], name: str, rule: MaskRule, two_classes: 
 
 
 def flatten(images: ImagesLike) -> Iterator[ImageLike]:
-    """The images in lists of lists, one after another; an array, whatever its shape, is one image."""
+    """Flatten nested lists of images; an array of any shape is one image."""
     if isinstance(images, list | tuple):
         for image in images:
             yield from flatten(image)
@@ -232,23 +233,23 @@ def flatten(images: ImagesLike) -> Iterator[ImageLike]:
 
 
 def has_deep_colour(image: Image.Image) -> bool:
-    """Whether an image that is open and not loaded yet has 16 bits per colour channel."""
-    # What the decoder is told, such as "RGB;16B", is the only trace of them; it is gone after loading.
+    """Whether an opened, not yet loaded image has 16 bits per colour channel."""
+    # only the decoder arguments, such as "RGB;16B", show this; they are gone after loading
     return not image.mode.startswith(("I", "F")) and ";16" in str([tile[3] for tile in getattr(image, "tile", [])])
 
 
 def check_levels(image: Image.Image, is_deep_colour: bool, bits_stored: int | None = None) -> None:
-    """Refuse an image that Pillow reads with other levels than the file means, without a word.
+    """Reject images whose values Pillow silently reads incorrectly.
 
     Args:
         image (`PIL.Image.Image`): The image, loaded or not.
-        is_deep_colour (`bool`): What [`has_deep_colour`] said before the image was loaded.
-        bits_stored (`int`, *optional*): Bits that are used of each pixel, as stated by the user.
+        is_deep_colour (`bool`): Result of [`has_deep_colour`] before the image was loaded.
+        bits_stored (`int`, *optional*): Number of bits used per pixel, as stated by the user.
 
     Raises:
-        ValueError: If it is deeper than 8 bits and white is stored as 0 (TIFF's MinIsWhite), which Pillow turns round
-            at 8 bits only; or if its colour has 16 bits per channel, of which Pillow keeps the upper 8, and these do not
-            hold the levels: other `bits_stored` than 16, or no level above a quarter of the range.
+        ValueError: If the image has more than 8 bits and stores white as 0 (TIFF MinIsWhite), which Pillow only
+        inverts at 8 bits; or if its colour has 16 bits per channel, of which Pillow keeps the upper 8, and these do
+        not contain the values: `bits_stored` other than 16, or no value above a quarter of the range.
     """
     if image.mode.startswith(("I", "F")) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == 0:
         raise ValueError(
@@ -264,16 +265,16 @@ def check_levels(image: Image.Image, is_deep_colour: bool, bits_stored: int | No
 
 
 def _pil_to_array(image: Image.Image, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
-    """Pixels of a Pillow image, (H, W) or (H, W, C), with no bit lost; of a palette, the ids where `keep_ids`.
+    """Pixels of a Pillow image, (H, W) or (H, W, C), without loss of bits; palette indices if `keep_ids`.
 
-    It is turned as its EXIF orientation says, as by `load_image` of the library.
+    Rotated according to its EXIF orientation, like `load_image` of transformers.
     """
     check_levels(image, has_deep_colour(image), bits_stored)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "La"):
         image = image.getchannel(0)
     elif image.mode in ("P", "PA"):
-        # Through RGBA, since Pillow warns of a palette with transparency otherwise.
+        # via RGBA, otherwise Pillow warns about palettes with transparency
         image = image.getchannel(0) if keep_ids else image.convert("RGBA").convert("RGB")
     elif image.mode not in ("1", "L", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
@@ -291,17 +292,17 @@ def _stack_pages(pages: list[np.ndarray], source: str) -> np.ndarray:
 
 
 def _read_file(path: str, keep_ids: bool, bits_stored: int | None) -> np.ndarray:
-    # Not `transformers.image_utils.load_image`: it converts to 8-bit RGB, which saturates deeper images.
+    # not `transformers.image_utils.load_image`, which converts to 8-bit RGB and saturates deeper images
     if "://" in path:
         raise ValueError(f"Expected a local path, got the address {path!r}. Download the image first.")
     try:
-        # opened here, since Pillow maps an uncompressed TIFF that it opens by name, and turns the map wrongly
+        # opened here, because Pillow memory-maps an uncompressed TIFF opened by name and rotates the map incorrectly
         with open(path, "rb") as file, Image.open(file) as image:
             pages = [_pil_to_array(page, keep_ids, bits_stored).copy() for page in ImageSequence.Iterator(image)]
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{path!r} is no image that Pillow opens. Expected PNG, TIFF, JPEG and the like; read DICOM files with a DICOM "
-            "reader and pass the pixel array."
+            f"{path!r} is no image that Pillow opens. Expected PNG, TIFF, JPEG and the like; read DICOM files with a "
+            "DICOM reader and pass the pixel array."
         ) from error
     except OSError as error:
         raise type(error)(f"{path!r} cannot be read: {error}. Pass the path of a whole image file.") from error
@@ -314,8 +315,8 @@ def _to_frame_axes(array: np.ndarray, data_format: str | None, first: tuple[int,
     """(H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C) to (T, C, H, W), as a view."""
     if array.ndim not in (2, 3, 4):
         raise ValueError(
-            f"An image must have 2 to 4 axes, got shape {array.shape}. Pass (H, W), (C, H, W), (T, H, W), (T, C, H, W), "
-            "or a list of these."
+            f"An image must have 2 to 4 axes, got shape {array.shape}. Pass (H, W), (C, H, W), (T, H, W), (T, C, H, "
+            "W), or a list of these."
         )
     if array.ndim == 2:
         return array[None, None]
@@ -349,21 +350,21 @@ def _to_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
 def read_frames(
     image: ImageLike, data_format: str | None = None, keep_ids: bool = False, bits_stored: int | None = None
 ) -> np.ndarray:
-    """Read one item, whatever it is, as frames in its own data type.
+    """Read an image or cine as frames in its own dtype.
 
     Args:
         image (PIL image, `np.ndarray`, `torch.Tensor` or local path):
             An image or a cine; arrays of shape (H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C).
-        data_format (`str`, *optional*): Where the channels of an array are, `"channels_first"` or `"channels_last"`.
-        keep_ids (`bool`, *optional*, defaults to `False`): Whether it is a label map, whose palette has no meaning.
-        bits_stored (`int`, *optional*): Bits that are used of each pixel; levels are not scaled here.
+        data_format (`str`, *optional*): Position of the channels of an array, `"channels_first"` or `"channels_last"`.
+        keep_ids (`bool`, *optional*, defaults to `False`): Whether it is a label map, whose palette colours are ignored.
+        bits_stored (`int`, *optional*): Number of bits used per pixel; values are not scaled here.
 
     Returns:
         `np.ndarray` of shape (T, C, H, W).
 
     Raises:
-        TypeError: If it is no image.
-        ValueError: If it has wrong axes or channels, is below 2 x 2 pixels, or see [`check_levels`].
+        TypeError: If it is not an image.
+        ValueError: If it has wrong axes or channels, is below 2 x 2 pixels, or as in [`check_levels`].
         OSError: If a file cannot be read.
     """
     if isinstance(image, str | os.PathLike):
@@ -371,7 +372,7 @@ def read_frames(
     elif isinstance(image, Image.Image):
         frames = _stack_pages([_pil_to_array(image, keep_ids, bits_stored)], "The image")
     else:
-        # Label maps have no colour: an array (3, H, W) of them is three maps, while (H, W, 3) is a picture of one.
+        # label maps have no colour: an array (3, H, W) is three maps, while (H, W, 3) is one image
         frames = _to_frame_axes(_to_array(image), data_format, first=(1,) if keep_ids else CHANNELS)
     if frames.size == 0 or min(frames.shape[-2:]) < 2:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Image processor of VasoMIM: frames of any bit depth in, `pixel_values` out.
+"""Image processor of VasoMIM: frames of any bit depth to `pixel_values`.
 
-Pixel statistics (mean, standard deviation, scale, size) live in this file and in the `preprocessor_config.json` that it
-writes, nowhere else. The file travels to the Hub next to the weights, with the one that reads the images, and needs
-Pillow only. Where torchvision is installed, a second backend does the same work on tensors.
+Pixel statistics (mean, standard deviation, scale, size) are only defined here and in the `preprocessor_config.json`
+that it writes. Copied to the Hub next to the weights, together with the file for reading images; only needs Pillow. If
+torchvision is installed, a second backend does the same on tensors.
 """
 
 import math
@@ -52,20 +52,22 @@ from .image_processing_reading import (
 
 logger = logging.get_logger(__name__)
 
-# The guard looks at each frame through a thumbnail of so many pixels a side.
+# the input check uses a thumbnail of this size
 THUMBNAIL = 128
 NEARLY_BLACK = 16.0  # of 255; 12-bit pixels read as 16-bit ones reach 15.9
 COLOUR_DIFFERENCE = 2.0  # of 255, mean absolute difference between channels
-# Of the pixels, at 255. Of 600 real frames (ARCADE) none has more; with 10 or 12 bits clipped to 8, all of 200 have.
+# Fraction of pixels at 255. None of 600 real frames (ARCADE) exceeds it; all of 200 with 10 or 12 bits clipped to 8
+# do.
 SATURATED_SHARE = 0.1
 INVERTED_SKEWNESS = 0.2
 
-# What the guard says of frames, behind "Frames 3, 7 of 40 look".
+# completes warnings that start with "Frames 3, 7 of 40 look"
 SUSPICIONS = {
     "coloured": "with channels that differ, while angiograms are grey and the model expects one channel repeated. If the "
     "axis of 3 or 4 is time, pass the cine as (T, H, W, 1) or as a list of frames.",
     "saturated": "with more than a tenth of the pixels at the top of the range. Check how it was read or windowed; "
-    "pipelines and conversion to RGB clip images deeper than 8 bits: bring these to 8 bits with `scale_to_8_bit` first.",
+    "pipelines and conversion to RGB clip images deeper than 8 bits: bring these to 8 bits with `scale_to_8_bit` "
+    "first.",
     "constant": "with nothing to see. Check how it was read or windowed.",
     "nearly black": "with no pixel brighter than a sixteenth of the range. Check how it was read; for images deeper than "
     "8 bits, pass the true depth as `bits_stored`.",
@@ -73,27 +75,27 @@ SUSPICIONS = {
     "`do_check_input=False` if it is right.",
 }
 BINARY_MASK = (
-    "A segmentation map holds 0 and 255 only; ids are not changed, and 255 is commonly the id that a loss ignores. Pass "
-    "`mask > 0` if it is a binary mask."
+    "A segmentation map holds 0 and 255 only; ids are not changed, and 255 is commonly the id that a loss ignores. "
+    "Pass `mask > 0` if it is a binary mask."
 )
 
 
 def polarity_skewness(thumbnail: np.ndarray) -> float | None:
-    """Skewness of fine detail: negative where thin bright lines prevail, positive where thin dark ones do.
+    """Skewness of fine detail: negative if thin bright lines dominate, positive if thin dark lines do.
 
-    The thumbnail is stretched to 0..255; detail is what a 5 x 5 box blur takes away. The margin and the surroundings of
-    almost black or white pixels are left out, because the edge of a collimator outweighs every vessel. Swapping dark
-    and bright swaps the sign, so one threshold judges both cases.
+    The thumbnail is stretched to 0..255; detail is the difference to a 5 x 5 box blur. The margin and areas around almost
+    black or white pixels are excluded, because the edge of a collimator outweighs all vessels. Inverting the frame inverts
+    the sign, so one threshold suffices.
 
-    Measured at the guard's threshold of -0.2 on real coronary angiograms of 512 x 512 (ARCADE): false alarms on 0 of 40
-    lossless frames and 1 of 200 JPEG frames (5 of all 2,400, 0.2 %); of the same frames inverted, 38 of 40 and 191 of
-    200 are found (2,306 of 2,400, 96 %).
+    Measured at the threshold of -0.2 on real coronary angiograms of 512 x 512 (ARCADE): false alarms on 0 of 40 lossless
+    frames and 1 of 200 JPEG frames (5 of all 2,400, 0.2 %); of the same frames inverted, 38 of 40 and 191 of 200 are
+    detected (2,306 of 2,400, 96 %).
 
     Args:
-        thumbnail (`np.ndarray` of shape `(128, 128)`): Grey frame, float, any range, reduced by area averaging.
+        thumbnail (`np.ndarray` of shape `(128, 128)`): Grey frame, float, any range, downscaled by area averaging.
 
     Returns:
-        `float` or `None`: The skewness of (blurred - frame), without unit; `None` where too little is left to judge.
+        `float` or `None`: Skewness of (blurred - frame), dimensionless; `None` if too few pixels remain.
     """
     lowest, highest = thumbnail.min(), thumbnail.max()
     stretched = np.rint((thumbnail - lowest) * (255 / max(highest - lowest, 1e-6))).astype(np.uint8)
@@ -108,12 +110,12 @@ def polarity_skewness(thumbnail: np.ndarray) -> float | None:
     detail -= detail.mean()
     squared = detail * detail
     variance = float(squared.mean())
-    # not `detail**3`: numpy takes five times as long for the whole function with it
+    # not `detail**3`, which makes the function five times slower
     return float(np.mean(squared * detail)) / variance**1.5 if variance > 0 else None
 
 
 def _suspicions(frame: np.ndarray) -> list[str]:
-    """What one frame (C, H, W) in 0..255 looks like that it should not, as keys of `SUSPICIONS`."""
+    """Suspicious properties of a frame (C, H, W) in 0..255, as keys of `SUSPICIONS`."""
     sample = frame[:3, ::8, ::8].astype(np.float32)
     found = ["coloured"] if np.abs(sample - sample[:1]).mean(axis=(1, 2)).max() > COLOUR_DIFFERENCE else []
     if frame.min() == frame.max():
@@ -129,7 +131,7 @@ def _suspicions(frame: np.ndarray) -> list[str]:
 
 
 def _check_frames(frames: list[np.ndarray]) -> None:
-    """Warn of suspicious frames, in each call again: the next patient's frames are other frames."""
+    """Warn about suspicious frames in every call: the next call has other frames."""
     suspects: dict[str, list[int]] = {}
     for number, frame in enumerate(frames):
         for suspicion in _suspicions(frame):
@@ -151,7 +153,7 @@ def _who_looks(numbers: list[int], total: int) -> str:
 
 
 def _refuse_normalised(items: list[np.ndarray]) -> None:
-    """Refuse floats below zero, and name all frames of a call that have them; items are (T, C, H, W)."""
+    """Reject negative floats, naming all such frames of a call; items are (T, C, H, W)."""
     suspects = [looks_normalised(item) for item in items]
     if any(suspects):
         verdicts = [
@@ -165,7 +167,7 @@ def _refuse_normalised(items: list[np.ndarray]) -> None:
 
 
 def _each(function: Callable[[Any], np.ndarray], items: list[Any]) -> list[np.ndarray]:
-    """Apply a function to all images of a call; its errors name the image where there are several."""
+    """Apply a function to all images of a call; with several, its errors name the image."""
     results = []
     for number, item in enumerate(items):
         try:
@@ -178,7 +180,7 @@ def _each(function: Callable[[Any], np.ndarray], items: list[Any]) -> list[np.nd
 
 
 def _to_ids(frames: np.ndarray) -> np.ndarray:
-    """Label maps (T, C, H, W) to ids (T, H, W), int32; a grey picture stored as RGB counts as one channel."""
+    """Label maps (T, C, H, W) to ids (T, H, W), int32; a grey image stored as RGB counts as one channel."""
     ids = frames[:, 0]
     if (frames[:, 1:3] != frames[:, :1]).any():
         raise ValueError(
@@ -188,7 +190,8 @@ def _to_ids(frames: np.ndarray) -> np.ndarray:
     whole = ids.dtype.kind in "bui" or (ids.dtype.kind == "f" and bool(np.all(np.mod(ids, 1) == 0)))
     if not whole or int(ids.max()) >= 2**31 or int(ids.min()) < -(2**31):
         raise ValueError(
-            f"A segmentation map must hold whole numbers that fit in 32 bits, got {ids.dtype}. Round or renumber it first."
+            f"A segmentation map must hold whole numbers that fit in 32 bits, got {ids.dtype}. Round or renumber it "
+            "first."
         )
     return ids.astype(np.int32)
 
@@ -198,7 +201,7 @@ def _is_binary_mask(ids: np.ndarray) -> bool:
 
 
 def _to_vesselness(frames: np.ndarray) -> np.ndarray:
-    """Vesselness maps (T, C, H, W) to (T, H, W), float32 in [0, 1]; integers above 1 are read as 0..255."""
+    """Vesselness maps (T, C, H, W) to (T, H, W), float32 in [0, 1]; integers above 1 are treated as 0..255."""
     values = frames[:, 0].astype(np.float32)
     if frames.dtype.kind in "iu" and values.max() > 1:
         values = values / 255
@@ -211,7 +214,7 @@ def _to_vesselness(frames: np.ndarray) -> np.ndarray:
 
 
 def _output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """Height and width that a frame is resized to, as the backends of the library work it out."""
+    """Height and width after resizing, as computed by the backends of transformers."""
     if size.shortest_edge and size.longest_edge:
         return get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
     if size.shortest_edge:
@@ -226,7 +229,7 @@ def _output_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 
 def _resize_plane(plane: np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
-    """Resize (H, W) or (H, W, 3) of a type that Pillow knows: uint8, int32 or float32."""
+    """Resize (H, W) or (H, W, 3) of a dtype that Pillow supports: uint8, int32 or float32."""
     height, width = _output_size(*plane.shape[:2], size)
     if plane.shape[:2] == (height, width):
         return plane
@@ -234,7 +237,7 @@ def _resize_plane(plane: np.ndarray, size: SizeDict, resample: int) -> np.ndarra
 
 
 def _resize_frame(frame: np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
-    """Resize (C, H, W); colour of 8 bits in one go, deeper or other channels one by one, with equal results."""
+    """Resize (C, H, W): 8-bit colour at once, others channel by channel, with equal results."""
     if len(frame) == 3 and frame.dtype == np.uint8:
         return np.moveaxis(_resize_plane(np.moveaxis(frame, 0, -1), size, resample), -1, 0)
     return np.stack([_resize_plane(plane, size, resample) for plane in frame])
@@ -243,18 +246,18 @@ def _resize_frame(frame: np.ndarray, size: SizeDict, resample: int) -> np.ndarra
 class VasoMIMImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     bits_stored (`int`, *optional*, defaults to `self.bits_stored`):
-        Bits used of each pixel of images deeper than 8 bits: see `scale_to_8_bit`. `None` infers it for each array or
-        file by itself, a cine as a whole, with a warning.
+        Number of bits used per pixel for images with more than 8 bits: see `scale_to_8_bit`. `None` infers it for each
+        array or file, with a warning.
     do_check_input (`bool`, *optional*, defaults to `self.do_check_input`):
-        Whether to look at the input, say what is suspicious and refuse what looks normalised.
+        Whether to check the input, warn about suspicious frames and reject input that looks normalised.
     do_convert_grayscale (`bool`, *optional*, defaults to `self.do_convert_grayscale`):
-        Whether colour becomes grey by `to_grey`, as in pre-training and evaluation. `False` keeps colour, for models of
-        natural images.
+        Whether colour is converted to grey by `to_grey`, as in pre-training and evaluation. `False` keeps colour, for
+        models of natural images.
     num_labels (`int`, *optional*, defaults to `self.num_labels`):
-        Number of classes of the segmentation maps. With it maps are checked as masks of files are (`data.reading.masks`):
-        of two classes, 0 is background and 1 or 255 foreground. `None` takes any ids as they are.
+        Number of classes of the segmentation maps. If set, maps are validated like mask files (`data.reading.masks`):
+        with two classes, 0 is background and 1 or 255 foreground. `None` accepts any ids.
     ignore_white (`bool`, *optional*, defaults to `self.ignore_white`):
-        Whether 255 in maps of two classes marks pixels to ignore.
+        Whether 255 in two-class maps marks pixels to ignore.
     """
 
     bits_stored: int | None
@@ -265,7 +268,7 @@ class VasoMIMImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class _VasoMIMImageProcessing:
-    """What both backends share: reading, guard, maps and post-processing."""
+    """Shared by both backends: reading, input checks, maps and post-processing."""
 
     valid_kwargs = VasoMIMImageProcessorKwargs
     resample = PILImageResampling.BICUBIC
@@ -293,39 +296,38 @@ class _VasoMIMImageProcessing:
         annotations: Annotation | list[Annotation] | None = None,
         **kwargs: Unpack[VasoMIMImageProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare frames, and maps or boxes that go with them, for the model.
+        """Prepare frames, and their maps or boxes, for the model.
 
         Args:
             images (PIL image, `np.ndarray`, `torch.Tensor`, local path, or lists of these, nested or not):
-                Frames. Arrays may be (H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C) with C of
-                1, 3 or 4 and T frames of a cine; a file with several pages is a cine. All frames come out in one flat
-                batch, in order. An array of three axes is read by the first rule that fits: 1, 3 or 4 on the first axis
-                are channels; 1, 3 or 4 on the last axis are channels; else the first axis is time. So a cine of 3
-                frames is passed as (T, H, W, 1) or as a list; `input_data_format` says where the channels are.
+                Frames. Arrays may be (H, W), (C, H, W), (H, W, C), (T, H, W), (T, C, H, W) or (T, H, W, C) with 1, 3
+                or 4 channels C and T frames of a cine; a multi-page file is a cine. All frames are returned in one
+                flat batch, in order. For three axes, the first matching rule applies: 1, 3 or 4 on the first axis are
+                channels; 1, 3 or 4 on the last axis are channels; otherwise the first axis is time. Pass a cine of 3
+                frames as (T, H, W, 1) or as a list; `input_data_format` sets the channel axis explicitly.
             segmentation_maps (as `images`, *optional*):
-                One map of ids for each frame, of the frame's size. (T, H, W) is T maps, also with T = 3. A palette
-                image gives its palette indices.
+                One id map per frame, of the size of the frame. (T, H, W) is T maps, also for T = 3. For palette
+                images, the palette indices are used.
             vesselness (as `images`, *optional*):
-                One vesselness map for each frame, of the frame's size: floats in [0, 1], or integers 0..255.
+                One vesselness map per frame, of the size of the frame: floats in [0, 1], or integers 0..255.
             annotations (`dict` or list of these, *optional*):
-                One for each frame, in COCO form: `{"image_id": ..., "annotations": [{"bbox": [x, y, width, height],
-                "category_id": ...}]}`, the box in pixels of the frame, the category from 0 on. Not together with
-                `segmentation_maps`, since both become `labels`.
+                One per frame, in COCO format: `{"image_id": ..., "annotations": [{"bbox": [x, y, width, height],
+                "category_id": ...}]}`, boxes in pixels of the frame, categories from 0. Cannot be combined with
+                `segmentation_maps`, because both become `labels`.
             kwargs:
-                Any setting of the processor, for this call only.
+                Settings of the processor for this call only.
 
         Returns:
             `BatchFeature`: `pixel_values` of shape `(batch_size, 3, height, width)`, float32, normalised; with maps
             `labels` of shape `(batch_size, height, width)`, int64, ids unchanged (nearest neighbour), and `vesselness`
             of shape `(batch_size, 1, height, width)`, float32 in [0, 1] (nearest neighbour). Lists of arrays without
-            `return_tensors`. With annotations, `labels` is a list of one dictionary for each frame, see
-            [`labels_of_frames`], which also says what becomes of boxes that a crop cuts or that have no area.
+            `return_tensors`. With annotations, `labels` is a list of one dictionary per frame, see
+            [`labels_of_frames`], which also describes clipped and empty boxes.
 
         Raises:
-            TypeError: If an item is no image.
-            ValueError: If an item cannot be used: see `scale_to_8_bit` for pixels; wrong axes or channels, frames below
-                2 x 2 pixels, no frames, maps that do not match the frames in number or size, annotations that are not in
-                COCO form.
+            TypeError: If an item is not an image.
+            ValueError: If an item is invalid: pixels (see `scale_to_8_bit`), axes or channels, frames below 2 x 2 pixels, no
+                frames, maps that do not match the frames in number or size, annotations that are not in COCO format.
         """
         return super().preprocess(images, segmentation_maps, vesselness, annotations, **kwargs)
 
@@ -362,7 +364,7 @@ class _VasoMIMImageProcessing:
         return features
 
     def _ids(self, number: int, item: ImageLike, options: dict[str, Any]) -> np.ndarray:
-        """Ids of one map, (T, H, W), int32, checked as a mask where the number of classes is known."""
+        """Ids of one map, (T, H, W), int32, validated as a mask if the number of classes is set."""
         ids = _to_ids(read_frames(item, keep_ids=True))
         if options["num_labels"] is not None:
             rule = MaskRule(options["num_labels"], bool(options["ignore_white"]))
@@ -382,7 +384,7 @@ class _VasoMIMImageProcessing:
         return FrameGeometry(original, resized, shift, cropped, (int(output[0]), int(output[1])))
 
     def _crop_shift(self, side: int, cropped: int) -> int:
-        """How far a center crop moves what it shows, in pixels; where the frame is smaller, by its border."""
+        """Offset of the center crop in pixels; for smaller frames, of the border it adds."""
         return -((side - cropped) // 2)
 
     def _read_frames(self, images: ImagesLike, options: dict[str, Any]) -> list[np.ndarray]:
@@ -399,7 +401,7 @@ class _VasoMIMImageProcessing:
 
     def _scale(self, item: np.ndarray, options: dict[str, Any]) -> np.ndarray:
         if item.dtype.kind == "f" and not options["do_rescale"]:
-            # The caller says that the floats are scaled already, as in all processors of the library.
+            # floats are already scaled by the caller, as in all image processors of transformers
             check_floats(item, may_be_negative=not (options["do_normalize"] and options["do_check_input"]))
             return item.astype(np.float32, copy=False)
         return scale_to_8_bit(item, options["bits_stored"], bool(options["do_check_input"]))
@@ -407,7 +409,7 @@ class _VasoMIMImageProcessing:
     def _follow_frames(
         self, name: str, maps: list[np.ndarray], frames: list[np.ndarray], options: dict[str, Any]
     ) -> list[np.ndarray]:
-        """Resize and crop maps as the frames were, with nearest neighbour."""
+        """Resize and crop maps like their frames, with nearest-neighbour interpolation."""
         planes = [plane for item in maps for plane in item]
         if len(planes) != len(frames):
             raise ValueError(
@@ -431,8 +433,8 @@ class _VasoMIMImageProcessing:
             value = options[name]
             if options["do_normalize"] and not isinstance(value, float | int) and {len(value)} != set(channels):
                 raise ValueError(
-                    f"`{name}` has {len(value)} values for frames of {sorted(set(channels))} channels. Pass one value for "
-                    "each channel, or `do_convert_rgb=True` to have grey frames repeated."
+                    f"`{name}` has {len(value)} values for frames of {sorted(set(channels))} channels. Pass one "
+                    "value for each channel, or `do_convert_rgb=True` to have grey frames repeated."
                 )
         return channels
 
@@ -443,17 +445,18 @@ class _VasoMIMImageProcessing:
         return_segmentation_scores: bool = False,
         threshold: float = 0.5,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Turn logits into a map of ids for each image.
+        """Convert logits to an id map per image.
 
         Args:
             outputs (output with `logits`, or the logits):
                 `logits` of shape `(batch_size, num_labels, height, width)`. One logit is vessel against background.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                (height, width) of each map, to which logits are interpolated bilinearly before the decision.
+                (height, width) of each map; logits are resized to it bilinearly before thresholding.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return the interpolated logits as well.
+                Whether to return the resized logits as well.
             threshold (`float`, *optional*, defaults to 0.5):
-                Probability in (0, 1) above which a pixel gets id 1; used with one or two labels, else the largest wins.
+                Probability in (0, 1) above which a pixel gets id 1; with more than two labels the most probable one is
+                used.
 
         Returns:
             `list[torch.Tensor]`: Maps of shape `(height, width)`, int64; or a list of
@@ -461,7 +464,7 @@ class _VasoMIMImageProcessing:
             `(num_labels, height, width)`.
 
         Raises:
-            ValueError: If the logits do not have four axes, or `target_sizes` or `threshold` do not fit.
+            ValueError: If the logits do not have four axes, or `target_sizes` or `threshold` is invalid.
 
         Example:
             >>> logits = torch.tensor([[[[-1.0, 3.0]]]])
@@ -500,34 +503,34 @@ class _VasoMIMImageProcessing:
         top_k: int = 100,
         nms_threshold: float = 0.5,
     ) -> list[dict[str, torch.Tensor]]:
-        """Turn the output of a detection model into boxes, of which none of a class overlap much.
+        """Convert the output of a detection model to boxes, with non-maximum suppression per class.
 
         Args:
             outputs (output with `logits` and `pred_boxes`):
                 Logits of shape `(batch_size, num_queries, num_labels)` and boxes of shape `(batch_size, num_queries, 4)`,
-                centre x, centre y, width and height as shares of the frame.
+                centre x, centre y, width and height relative to the frame.
             threshold (`float`, *optional*, defaults to 0.5):
-                Score in [0, 1] above which a box is given out.
+                Minimum score, exclusive, in [0, 1].
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                (height, width) of each image as it was before it was resized. `None` gives shares of the frame. Where
-                frames were cropped or padded, boxes are those of the cropped or padded frame.
+                Original (height, width) of each image. With `None`, boxes are relative to the frame. For cropped or
+                padded frames, boxes refer to the cropped or padded frame.
             top_k (`int`, *optional*, defaults to 100):
-                Most boxes of an image, at most 500.
+                Maximum number of boxes per image, at most 500.
             nms_threshold (`float`, *optional*, defaults to 0.5):
-                IoU in [0, 1] above which two boxes of a class are taken for one, and the surer stays.
+                IoU in [0, 1] above which the lower-scoring of two boxes of a class is removed.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: For each image `scores` of shape `(n,)`, surest first, `labels` of shape
-            `(n,)`, int64, and `boxes` of shape `(n, 4)`, left, top, right and bottom.
+            `list[dict[str, torch.Tensor]]`: For each image `scores` of shape `(n,)`, in descending order, `labels` of
+            shape `(n,)`, int64, and `boxes` of shape `(n, 4)`, left, top, right and bottom.
 
         Raises:
-            ValueError: If the output is not a detector's, or a number does not fit.
+            ValueError: If the output is not that of a detector, or a value is invalid.
         """
         return post_process_boxes(outputs, target_sizes, BoxSelection(threshold, nms_threshold, top_k))
 
 
 def _pad(plane: np.ndarray, target: tuple[int, int], fill: np.number) -> np.ndarray:
-    """Fill up at the bottom and right to the size of the padded frame; a copy, in the type of `fill`."""
+    """Pad at the bottom and right to the target size; returns a copy in the dtype of `fill`."""
     padded = np.full(target, fill)
     padded[: plane.shape[0], : plane.shape[1]] = plane
     return padded
@@ -540,13 +543,13 @@ def _resize_scores(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _decide(scores: torch.Tensor, threshold: float) -> torch.Tensor:
     if len(scores) > 2:
         return scores.argmax(dim=0)
-    # The logit of the probability of id 1; compared as a logit, so that 0.5 is the argmax exactly.
+    # compares logits instead of probabilities, so that 0.5 equals the argmax exactly
     margin = scores[0] if len(scores) == 1 else scores[1] - scores[0]
     return (margin > math.log(threshold / (1 - threshold))).long()
 
 
 def _standardize(frame: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Rescale and normalise (1 or C, H, W) to (C, H, W) float32, by a table (C, 256) of the values 0..255."""
+    """Rescale and normalise (1 or C, H, W) to (C, H, W) float32, with a table (C, 256) for the values 0..255."""
     if frame.dtype != np.uint8:
         offset = table[:, :1, None]
         return frame * ((table[:, 255:, None] - offset) / np.float32(255)) + offset
@@ -556,24 +559,24 @@ def _standardize(frame: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 class VasoMIMImageProcessorPil(_VasoMIMImageProcessing, PilBackend):
-    r"""Frames of an angiogram to normalised pixel values, with Pillow and numpy alone.
+    r"""Angiogram frames to normalised pixel values, with Pillow and numpy only.
 
-    Each frame is resized (bicubic, on its own data type), scaled to [0, 1] and normalised. 8-bit frames give exactly the
-    values of the library's ViT processor with the same settings; a grey frame is resized once and repeated after
-    normalisation, which gives the values of the route over RGB. Frames deeper than 8 bits are brought to 0..255 as
-    floats and are never rounded, so they also keep the overshoot of the bicubic filter that 8-bit pixels clip.
-    An alpha channel is dropped.
+    Each frame is resized (bicubic, in its own dtype), scaled to [0, 1] and normalised. 8-bit frames give exactly the same
+    values as the ViT image processor of transformers with the same settings; a grey frame is resized once and repeated
+    after normalisation, which gives the same values as converting to RGB first. Frames with more than 8 bits are scaled to
+    0..255 as floats without rounding, so they also keep the overshoot of the bicubic filter that 8-bit pixels clip. An
+    alpha channel is dropped.
 
-    The guard (`do_check_input`) raises an error for input that can only be a mistake (floats that look normalised), and
-    warns in each call of the frames that look constant, saturated, nearly black, coloured or inverted, by their numbers
-    in the batch, from 0. Polarity is judged by the skewness of fine detail: 1 false alarm on 200 real frames, 191 of the same
-    200 found when inverted (see `polarity_skewness`). Of an assumed bit depth, floats in [0, 1] and binary masks of 255
-    it warns once per process. With `do_rescale=False` the range is unknown, and only errors remain. Files are refused
-    with or without it where Pillow reads other levels than they mean: white as 0 above 8 bits, and 16-bit colour whose
-    upper 8 bits do not hold the levels.
+    The input check (`do_check_input`) raises an error for input that is certainly wrong (floats that look normalised), and
+    warns in each call about frames that look constant, saturated, nearly black, coloured or inverted, by their index in the
+    batch. Polarity is determined from the skewness of fine detail: 1 false alarm on 200 real frames, 191 of the same 200
+    detected when inverted (see `polarity_skewness`). It warns once per process about an assumed bit depth, floats in [0, 1]
+    and binary masks of 255. With `do_rescale=False` the range is unknown, and only errors remain. Files that Pillow reads
+    incorrectly are always rejected: white stored as 0 above 8 bits, and 16-bit colour whose upper 8 bits do not contain the
+    values.
 
-    Settings are those of every image processor of the library (defaults: 224 x 224, bicubic, 1/255, ImageNet statistics,
-    RGB) and those of `VasoMIMImageProcessorKwargs`.
+    Accepts the settings of every image processor of transformers (defaults: 224 x 224, bicubic, 1/255, ImageNet
+    statistics, RGB) and those of `VasoMIMImageProcessorKwargs`.
 
     Example:
         >>> image_processor = VasoMIMImageProcessorPil()
@@ -595,7 +598,8 @@ class VasoMIMImageProcessorPil(_VasoMIMImageProcessing, PilBackend):
         return self.pad(pixels, pad_size=options["pad_size"]) if options["do_pad"] else pixels
 
     def _table(self, channels: int, options: dict[str, Any]) -> np.ndarray:
-        """What the library's own functions make of the values 0..255: looked up, 8-bit frames equal them exactly."""
+        """Values of transformers' own functions for 0..255: with this lookup table, 8-bit frames match them
+        exactly."""
         values = np.tile(np.arange(256, dtype=np.uint8), (channels, 1, 1))
         if options["do_rescale"]:
             values = self.rescale(values, options["rescale_factor"])
@@ -610,9 +614,9 @@ class VasoMIMImageProcessorPil(_VasoMIMImageProcessing, PilBackend):
 if is_torchvision_available():
 
     class VasoMIMImageProcessor(_VasoMIMImageProcessing, TorchvisionBackend):
-        r"""The same as `VasoMIMImageProcessorPil` on tensors, with torchvision, on any `device`.
+        r"""Equivalent to `VasoMIMImageProcessorPil` on tensors, with torchvision, on any `device`.
 
-        Settings, input, guard, maps and errors are the same; pixel values agree within the difference between the
+        Settings, input, checks, maps and errors are the same; pixel values agree up to the difference between the
         resize functions of Pillow and torchvision: at most one grey level, 0.004 on average, on ten real 8-bit frames.
         """
 
@@ -642,11 +646,11 @@ if is_torchvision_available():
             return self.center_crop(torch.from_numpy(plane.copy())[None], crop_size)[0].numpy()
 
         def _crop_shift(self, side: int, cropped: int) -> int:
-            # torchvision's crop rounds the other way where it adds a border of an odd number of pixels
+            # torchvision's crop rounds differently if it adds a border with an odd number of pixels
             return -int((side - cropped) / 2)
 
 else:
-    # Without torchvision the plain name is the Pillow backend, in this package and in a file loaded from the Hub.
+    # without torchvision, the plain name is the Pillow backend, here and in a file loaded from the Hub
     VasoMIMImageProcessor = VasoMIMImageProcessorPil
 
 

@@ -269,12 +269,12 @@ def bad_folder(root: Path) -> dict[str, str]:
         "film.dcm": "MPEG-4",
         "broken.dcm": "cannot be read as DICOM",
         "cut.png": "cannot be read as an image",
-        "notes.txt": "is no image, array, film or DICOM",
-        "DICOMDIR": "is no image, array, film or DICOM",
+        "notes.txt": "is not an image, array, video or DICOM",
+        "DICOMDIR": "is not an image, array, video or DICOM",
         "key.npz": "has no array",
         "shape.npz": "expected grey levels of shape",
         "object.npz": "pickled objects",
-        "bad.mp4": "cannot be read as a film",
+        "bad.mp4": "cannot be read as a video",
     }
 
 

@@ -140,7 +140,7 @@ def test_a_folder_without_a_frame_is_an_error_that_says_why(tmp_path: Path):
     with pytest.raises(ValueError, match="no frame that can be read.*broken.png"):
         export_frames(tmp_path / "a", tmp_path / "out")
     (tmp_path / "a" / "broken.png").unlink()
-    with pytest.raises(ValueError, match="no image, array, film or DICOM"):
+    with pytest.raises(ValueError, match="no image, array, video or DICOM"):
         export_frames(tmp_path / "a", tmp_path / "out2")
 
 

@@ -1,4 +1,4 @@
-"""What a `data:` line of a run means: a folder of frames, a saved data set, Parquet files or a data set on the Hub."""
+"""Resolution of `data:` in a run: a folder of frames, a saved data set, Parquet files or a data set on the Hub."""
 
 import logging
 from collections.abc import Callable
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf://datasets/"
-# Names of one split; `datasets` itself calls a file val.parquet the split "validation"
+# names of the validation split; `datasets` itself calls the split of val.parquet "validation"
 VALIDATION_NAMES = ("val", "validation", "valid", "dev")
-# The split of a data set that was saved without any
+# split name of a data set that was saved without splits
 ONLY_SPLIT = "train"
 
 
 class MissingSplitError(ValueError):
-    """The data have no such split; `available` names those they have, none where they were saved without splits."""
+    """The split does not exist; `available` has the names of the existing ones, empty for data saved without
+    splits."""
 
     def __init__(self, message: str, available: tuple[str, ...] = ()):
         super().__init__(message)
@@ -31,18 +32,18 @@ class MissingSplitError(ValueError):
 
 
 def is_on_hub(data: str) -> bool:
-    """Whether a `data:` line names a data set on the Hub."""
+    """Whether `data:` refers to a data set on the Hub."""
     return data.startswith(HUB_PREFIX)
 
 
 def hub_name(data: str) -> tuple[str, str | None]:
-    """Repository and revision of a `data:` line such as `hf://datasets/OWNER/NAME@REVISION`.
+    """Repository and revision of a Hub address such as `hf://datasets/OWNER/NAME@REVISION`.
 
     Args:
-        data (`str`): The line.
+        data (`str`): Address.
 
     Returns:
-        `tuple`: `OWNER/NAME`, and the revision, `None` where none is given.
+        `tuple`: `OWNER/NAME`, and the revision or `None`.
 
     Example:
         >>> hub_name("hf://datasets/owner/name@main")
@@ -53,10 +54,10 @@ def hub_name(data: str) -> tuple[str, str | None]:
 
 
 def check_location(data: str) -> None:
-    """Refuse a `data:` line that names nothing.
+    """Raise an error if `data:` does not exist.
 
     Raises:
-        FileNotFoundError: If it is no address on the Hub, and neither a folder nor a Parquet file.
+        FileNotFoundError: If it is neither a Hub address nor a folder or Parquet file.
     """
     path = Path(data)
     if not (is_on_hub(data) or path.is_dir() or (path.suffix == ".parquet" and path.is_file())):
@@ -64,26 +65,26 @@ def check_location(data: str) -> None:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` saved a folder by `save_to_disk`."""
+    """Whether a folder was written by `save_to_disk` of `datasets`."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def load_split(data: str, split: str) -> "Dataset":
-    """Load one split of a data set, wherever it is.
+    """Load a split of a data set from any location.
 
-    A split to judge by may be called val, validation, valid or dev. A data set that was saved without splits is its
-    `train`.
+    The validation split may be called val, validation, valid or dev. A data set saved without splits is its `train`
+    split.
 
     Args:
         data (`str`): Folder of a saved data set or of Parquet files, a Parquet file, or `hf://datasets/OWNER/NAME`.
-        split (`str`): Which split.
+        split (`str`): Name of the split.
 
     Returns:
-        `datasets.Dataset`: Its rows.
+        `datasets.Dataset`: Rows of the split.
 
     Raises:
-        FileNotFoundError: If there is nothing at `data`.
-        MissingSplitError: If there is no such split.
+        FileNotFoundError: If `data` does not exist.
+        MissingSplitError: If the split does not exist.
         ValueError: If it cannot be read as a data set.
     """
     check_location(data)
@@ -101,7 +102,7 @@ def _saved_split(data: str, split: str) -> "Dataset":
     try:
         saved = datasets.load_from_disk(data)
     except IndexError as error:
-        # the library's words for a split that was saved without rows
+        # error message of `datasets` for a split saved without rows
         raise ValueError(
             f"{data} has a split without rows, which cannot be read. Save it without that split."
         ) from error
@@ -110,8 +111,8 @@ def _saved_split(data: str, split: str) -> "Dataset":
     if split == ONLY_SPLIT:
         return saved
     raise MissingSplitError(
-        f"{data} was saved without splits, so that all of it is {ONLY_SPLIT!r}, and there is no {split!r}. Hold out a part of "
-        f"it with validation_split: null, or save a DatasetDict with a split {split!r}."
+        f"{data} was saved without splits, so that all of it is {ONLY_SPLIT!r}, and there is no {split!r}. Hold out "
+        f"a part of it with validation_split: null, or save a DatasetDict with a split {split!r}."
     )
 
 
@@ -122,7 +123,7 @@ def _named(saved: Any, split: str, data: str) -> "Dataset":
 
 
 def _by_any_name(load: Callable[[str], Any], split: str) -> Any:
-    """What a split's name loads, or another of the names that the validation split goes by."""
+    """Load a split by its name, or by another name of the validation split."""
     try:
         return load(split)
     except ValueError:
@@ -131,6 +132,6 @@ def _by_any_name(load: Callable[[str], Any], split: str) -> Any:
                 found = load(name)
             except ValueError:
                 continue
-            logger.info("there is no split %r; %r is taken for it", split, name)
+            logger.info("there is no split %r; using %r", split, name)
             return found
         raise

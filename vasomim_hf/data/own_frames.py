@@ -1,4 +1,4 @@
-"""Your own files as a data set: images, arrays, films and DICOM runs, one row for each frame."""
+"""Your own files as a data set: images, arrays, videos and DICOM cines, one row per frame."""
 
 import hashlib
 import json
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ORIENTATION_TAG, UPRIGHT = 0x0112, 1  # of EXIF
-HEAD = 1 << 16  # bytes of a file that its id depends on where there is no salt; a DICOM header lies in them
+HEAD = 1 << 16  # bytes of a file used for its id without a salt; includes a DICOM header
 SHORT_SALT = 16
 
-_STRAY = "is no image, array, film or DICOM file; left out"
+_STRAY = "is not an image, array, video or DICOM file; skipped"
 _ABOUT = """# Frames
 
-Angiograms written by `vasomim_hf`, a row for each frame, with the vessels that a ridge filter sees in the column
-`vesselness` (no ground truth). Ids are hashes under the secret of whoever wrote this folder, or null. Look for text that is
-burnt into pictures before you pass them on. For research, not a medical device."""
+Angiograms written by `vasomim_hf`, one row per frame, with the output of a ridge filter for vessels in the column
+`vesselness` (not ground truth). Ids are hashes with the secret of the person who created this folder, or null. Check for
+text burned into the images before sharing them. For research only, not a medical device."""
 
 
 class _File(NamedTuple):
-    """A file that may hold frames: where it is, and its name within what the user passed."""
+    """A file that may contain frames: its path, and its name relative to the path passed by the user."""
 
     path: Path
     name: str
@@ -59,46 +59,45 @@ def load_frames(
     report: FaultReport | None = None,
     keep_names: bool = False,
 ) -> Union["Dataset", "IterableDataset"]:
-    """Load a file or a folder of frames, recursively, as a data set with one row for each frame.
+    """Load a file or a folder of frames, recursively, as a data set with one row per frame.
 
-    Columns: `image` (16-bit stays 16-bit, Pillow's mode `I;16`), `bits_stored`, `width`, `height`, `image_id`,
+    Columns: `image` (16-bit stays 16-bit, Pillow mode `I;16`), `bits_stored`, `width`, `height`, `image_id`,
     `frame_index` and `num_frames` (within the file), `frame_time_ms`, `imager_pixel_spacing_mm` and `pixel_spacing_mm`
-    (rows, columns; the second where calibrated), `primary_angle` and `secondary_angle` (degrees), `patient_id`, `study_id`,
-    `series_id`, `sha256` of the grey levels (see [`~frame_digest.frame_digest`]); with `keep_names` also `name`. What a file does not say is
-    null.
+    (rows, columns; the second if calibrated), `primary_angle` and `secondary_angle` (degrees), `patient_id`, `study_id`,
+    `series_id`, `sha256` of the pixels (see [`~frame_digest.frame_digest`]); with `keep_names` also `name`. Unknown
+    values are null.
 
-    No name of a file or folder, no id, date or place of a DICOM file gets into a row. `patient_id`, `study_id` and
-    `series_id` are hashes under `options.salt`, null without one. `image_id` is a hash of the path below `path` and the
-    place of the frame; the same files give the same ids, wherever the folder lies. Its key is the salt, or without one
-    the beginning of the file, so that names cannot be guessed from it. Faults are named by path in the report and in the
-    log line made of it.
+    Rows contain no file or folder names, and no ids, dates or places of DICOM files. `patient_id`, `study_id` and
+    `series_id` are hashes with `options.salt`, null without one. `image_id` is a hash of the relative path and the
+    frame index, independent of the location of the folder. Its key is the salt or, without one, the beginning of the
+    file, so names cannot be guessed from it. Faults contain paths, in the report and in the log.
 
     Args:
-        path (`str` or `os.PathLike`): A file or a folder. Hidden files are passed over.
-        streaming (`bool`, defaults to `False`): Read frames as they are asked for, file by file. Faults are then logged one
-            by one, and a report is filled where the data set is read in this process.
-        cache_dir (`str` or `Path`, *optional*): Where decoded frames are kept. `None` keeps them in a private folder that is
-            removed when the process ends.
-        options (`ReadOptions`, *optional*): How files are read.
-        report (`FaultReport`, *optional*): Gets every file that is left out, or is used in part only, with the reason. Of a
-            damaged run the frames before the damage are used.
-        keep_names (`bool`, defaults to `False`): Add the column `name`, and let rows of 8-bit grey PNG and JPEG files point to
-            the file instead of holding a copy of its pixels; whoever writes such rows elsewhere writes the files with all
-            text that is in them.
+        path (`str` or `os.PathLike`): A file or a folder. Hidden files are ignored.
+        streaming (`bool`, defaults to `False`): Whether to read frames on demand, file by file. Faults are then logged one by
+            one, and a report is only filled if the data set is read in this process.
+        cache_dir (`str` or `Path`, *optional*): Folder for decoded frames. `None` uses a private folder that is removed when
+            the process ends.
+        options (`ReadOptions`, *optional*): Options for reading files.
+        report (`FaultReport`, *optional*): Collects files that are skipped or only partly used, with reasons. Of a damaged
+            cine, the frames before the damage are used.
+        keep_names (`bool`, defaults to `False`): Whether to add the column `name`, and let rows of 8-bit grey PNG and JPEG
+            files refer to the file instead of copying its pixels; exporting such rows then copies the files with all text in
+            them.
 
     Returns:
         `datasets.Dataset`; with `streaming`, a `datasets.IterableDataset`.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder.
-        ValueError: If there is no frame in it that can be read.
+        FileNotFoundError: If the file or folder does not exist.
+        ValueError: If it contains no readable frames.
     """
     options, report = options or ReadOptions(), FaultReport() if report is None else report
     root = Path(path)
     files, strays = _files(root)
     for stray in strays:
         report.add(stray.name, _STRAY)
-    _say_what_ids_are(files, options)
+    _warn_about_ids(files, options)
     rows = _FrameRows(options, report, keep_names, streaming)
     try:
         dataset = to_dataset(rows, files, _features(keep_names), streaming=streaming, cache_dir=cache_dir)
@@ -117,38 +116,38 @@ def export_frames(
     keep_names: bool = False,
     num_workers: int | None = None,
 ) -> FaultReport:
-    """Write a file or a folder of frames as Parquet, each with its vesselness mask; an interrupted call goes on.
+    """Write a file or a folder of frames as Parquet with vesselness masks; resumes an interrupted call.
 
-    `datasets.load_dataset(output)` then gives the columns of [`load_frames`] and `vesselness`, a 1-bit mask that the filter
-    makes of the frame scaled to 8 bits; pre-training takes `output` as its data, with or without `streaming`.
+    `datasets.load_dataset(output)` returns the columns of [`load_frames`] and `vesselness`, a 1-bit mask computed by
+    the filter from the frame scaled to 8 bits; pre-training accepts `output` as its data, with or without `streaming`.
 
     Args:
-        path (`str` or `os.PathLike`): As in [`load_frames`].
-        output (`str` or `Path`): A new folder, an empty one, or that of the same frames.
-        options (`ReadOptions`, *optional*): How files are read.
-        vesselness (`VesselnessOptions`, *optional*): How masks are made; the method's own way by default.
-        keep_names (`bool`, defaults to `False`): Add the column `name`, the path below `path`.
-        num_workers (`int`, *optional*): Processes; as many as cores by default.
+        path (`str` or `os.PathLike`): As for [`load_frames`].
+        output (`str` or `Path`): A new or empty folder, or that of the same frames.
+        options (`ReadOptions`, *optional*): Options for reading files.
+        vesselness (`VesselnessOptions`, *optional*): Options of the masks; defaults to those of the method.
+        keep_names (`bool`, defaults to `False`): Whether to add the column `name`, the path relative to `path`.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores.
 
     Returns:
-        [`~reports.FaultReport`]: Files that are left out, or used in part only. Empty where the export was finished
-        before: what names a file of yours is not kept in `output`.
+        [`~reports.FaultReport`]: Files that are skipped or only partly used. Empty if the export was already finished:
+        file names are not stored in `output`.
 
     Raises:
-        ImportError: If there are DICOM files and pydicom is missing; nothing is written then.
-        FileNotFoundError: If there is no such file or folder.
-        FileExistsError: If `output` holds something else.
-        RuntimeError: If `output` holds the same export, and a file of it is damaged.
-        ValueError: If there is no frame in it that can be read.
-        OSError: If the disk is full. What is done stays.
+        ImportError: If there are DICOM files and pydicom is missing; nothing is written.
+        FileNotFoundError: If the file or folder does not exist.
+        FileExistsError: If `output` contains something else.
+        RuntimeError: If `output` contains the same export with a damaged file.
+        ValueError: If it contains no readable frames.
+        OSError: If the disk is full. Finished work is kept.
     """
     options, output = options or ReadOptions(), Path(output)
     files, strays = _files(Path(path))
     if not files:
-        raise ValueError(f"`{path}` holds no image, array, film or DICOM file.")
+        raise ValueError(f"`{path}` contains no image, array, video or DICOM file.")
     if any(kind_of(file.path) == "dicom" for file in files):
-        require("pydicom", "dicom")  # now, and not as a fault of each file
-    _say_what_ids_are(files, options)
+        require("pydicom", "dicom")  # fail now instead of reporting a fault per file
+    _warn_about_ids(files, options)
     rows = _FrameRows(options, FaultReport(), keep_names, is_streaming=False)
     maker = _FileRows(files, rows, vesselness or VesselnessOptions())
     plan = ShardPlan(len(files), _files_per_shard(files), key=maker.key())
@@ -167,13 +166,13 @@ def export_frames(
 
 
 def _files_per_shard(files: Sequence[_File]) -> int:
-    # A run of 70 frames of 512×512 takes about 10 MB
+    # a cine of 70 frames of 512×512 takes about 10 MB
     return 1000 if all(kind_of(file.path) == "image" for file in files) else 20
 
 
 @dataclass(frozen=True)
 class _FileRows:
-    """Makes the rows of a file for Parquet, with masks."""
+    """Creates the Parquet rows of a file, with masks."""
 
     files: list[_File]
     rows: "_FrameRows"
@@ -188,7 +187,7 @@ class _FileRows:
         for frame in read_frames(file.path, self.rows.options):
             mask = vessel_mask(to_uint8(frame.pixels, frame.bits_stored), **asdict(self.vesselness))
             row = self.rows.row(file, file_id, frame)
-            # Never the file itself: it may hold text about a patient besides the pixels
+            # never the file itself, which may contain text about a patient in addition to the pixels
             row["image"] = {"path": None, "bytes": encode_png(frame.pixels)}
             yield row | {"vesselness": {"path": None, "bytes": encode_mask_png(mask)}}
 
@@ -197,9 +196,9 @@ class _FileRows:
         return datasets.Features({**_features(self.rows.keep_names), "vesselness": datasets.Image()})
 
     def key(self) -> str:
-        """Digest of the files and of how they are read. The salt counts as what it does to an id, not as itself."""
+        """Digest of the files and reading options. The salt enters through its effect on an id."""
         options = asdict(self.rows.options) | {"salt": hashed_id("a build", "key", self.rows.options.salt)}
-        # A file whose decoder was missing is a fault that must not outlive the lack
+        # depends on installed decoders: a fault due to a missing decoder must not persist
         decoders = [find_spec(name) is not None for name in ("pydicom", "gdcm", "cv2")]
         how = [options, asdict(self.vesselness), self.rows.keep_names, decoders]
         files = [[file.name, *size_and_sample(file.path)] for file in self.files]
@@ -207,7 +206,7 @@ class _FileRows:
 
 
 def _files(root: Path) -> tuple[list[_File], list[_File]]:
-    """Files with frames and others, each sorted, so that every machine sees the same order."""
+    """Files with frames and other files, each sorted for a reproducible order."""
     if root.is_file():
         return [_File(root, root.name)], []
     if not root.is_dir():
@@ -222,13 +221,13 @@ def _files(root: Path) -> tuple[list[_File], list[_File]]:
     return [file for file, is_one in zip(files, is_frames, strict=True) if is_one], strays
 
 
-def _say_what_ids_are(files: Sequence[_File], options: ReadOptions) -> None:
+def _warn_about_ids(files: Sequence[_File], options: ReadOptions) -> None:
     if options.salt is not None and len(options.salt) < SHORT_SALT:
         logger.warning("The salt has %d characters; take %d or more, drawn at random.", len(options.salt), SHORT_SALT)
     if options.salt is None and any(kind_of(file.path) == "dicom" for file in files):
         logger.warning(
-            "No salt was given: patient_id, study_id and series_id are left out. Pass ReadOptions(salt=...) with a secret of "
-            "your own to have them as hashes, for example to split by patient."
+            "No salt was given: patient_id, study_id and series_id are null. Pass ReadOptions(salt=...) with a "
+            "secret to store them as hashes, for example to split by patient."
         )
 
 
@@ -247,7 +246,7 @@ def _features(keep_names: bool) -> "Features":
 
 @dataclass(frozen=True)
 class _FrameRows:
-    """Rows of files; what is wrong with one goes into the report and the rest is done."""
+    """Rows of files; faults are reported, and the remaining files are processed."""
 
     options: ReadOptions
     report: FaultReport
@@ -311,7 +310,7 @@ def _file_id(file: _File, salt: str | None) -> str:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether any reader of the file sees the same grey levels as ours: 8-bit grey, upright, PNG or JPEG."""
+    """Whether every reader sees the same pixels as ours: 8-bit grey PNG or JPEG without rotation."""
     try:
         # a DICOM file may look like a TIFF in its preamble
         with Image.open(path, formats=("PNG", "JPEG")) as image:

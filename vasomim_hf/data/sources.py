@@ -1,4 +1,4 @@
-"""Where the frames of a run come from: a folder of files, a list of them, or a `datasets` dataset."""
+"""Sources of the frames of a run: a folder of files, a list of them, or a `datasets` data set."""
 
 import hashlib
 import json
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Column in which a data set may state the bit depth of each frame
+# column of a data set with the bit depth of each frame
 BITS_COLUMN = "bits_stored"
-# Folder names that a list of frames may leave out: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
+# folder names that a frame list may omit: ARCADE's "stenosis/train/10" is stenosis/train/images/10.jpg
 SILENT_FOLDERS = ("images",)
-# Bytes that are read of a file to tell it from another one of the same name and size
+# bytes sampled per file to distinguish files with the same name and size
 SAMPLE_SIZE = 4096
-# Kinds of files that end with check sums of their content
+# formats that end with checksums of their content
 CHECKED_SUFFIXES = (".png", ".npz", ".zip")
 
 
 class FrameSource(Protocol):
-    """Frames by number, each with a name, and perhaps with a ready vessel mask."""
+    """Frames by index, each with a name and optionally an existing vessel mask."""
 
     names: list[str]
     description: str
@@ -42,7 +42,7 @@ class FrameSource(Protocol):
     def __len__(self) -> int: ...
 
     def signature(self) -> list:
-        """What the frames are, as JSON: equal lists mean equal frames."""
+        """JSON-serialisable identification of the frames: equal lists mean equal frames."""
         ...
 
     def frame(self, index: int) -> np.ndarray:
@@ -50,9 +50,9 @@ class FrameSource(Protocol):
         ...
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
-        """Ready mask of shape `size`, `bool`, or `None` where the filter has to make it.
+        """Existing mask of shape `size`, `bool`, or `None` if the filter must compute it.
 
-        Raises `MaskError` if it does not fit, and `UnreadableMaskError`, an `OSError`, if it cannot be read.
+        Raises `MaskError` if it is invalid, and `UnreadableMaskError`, an `OSError`, if it cannot be read.
         """
         ...
 
@@ -61,14 +61,13 @@ class FolderSource:
     """Frames in files below a folder.
 
     Args:
-        folder (`str` or `Path`): Searched for frames at every depth; other files are passed over.
-        frame_list (`str` or `Path`, *optional*): File that names the frames to use, see [`read_frame_list`].
-        frame_list_key (`str`, *optional*): Key of the list, where the file is a JSON object.
-        masks (`str` or `Path`, *optional*): Folder of ready vessel masks: PNG files under the frames' relative paths.
-            May lie inside `folder`; its files are then no frames.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
-        leave_out (sequence of paths, *optional*): Folders inside `folder` whose files are no frames, such as those that
-            runs write to.
+        folder (`str` or `Path`): Searched recursively for frames; other files are ignored.
+        frame_list (`str` or `Path`, *optional*): File with the names of the frames to use, see [`read_frame_list`].
+        frame_list_key (`str`, *optional*): Key of the list, if the file is a JSON object.
+        masks (`str` or `Path`, *optional*): Folder of existing vessel masks: PNG files with the relative paths of the frames.
+            If inside `folder`, its files are not frames.
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`read_frame`].
+        leave_out (sequence of paths, *optional*): Folders inside `folder` to exclude, such as output folders of runs.
 
     Raises:
         ValueError: If a listed frame or a mask is missing.
@@ -100,7 +99,7 @@ class FolderSource:
         return len(self.names)
 
     def signature(self) -> list:
-        """Name, size in bytes and a sample of the content of every file; no times, which a copy changes."""
+        """Name, size and a sample of the content of every file; no times, because copying changes them."""
         files: list = [["bits_stored", self.bits_stored]]
         files += [[name, *size_and_sample(self.folder / name)] for name in self.names]
         if self.masks is not None:
@@ -112,7 +111,7 @@ class FolderSource:
         return read_frame(self.folder / self.names[index], self.bits_stored)
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
-        """Read the ready mask, if there is a folder of them."""
+        """Read the existing mask, if there is a mask folder."""
         if self.masks is None:
             return None
         path = self._mask_path(self.names[index])
@@ -131,18 +130,18 @@ class FolderSource:
 
 
 class DatasetSource:
-    """Frames in a `datasets` dataset.
+    """Frames in a `datasets` data set.
 
     Args:
-        dataset (`datasets.Dataset`): With an `Image` column.
+        dataset (`datasets.Dataset`): Data set with an `Image` column.
         image_column (`str`, defaults to `"image"`): Column of the frames.
-        vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks; need not be there.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`]; `None` takes that of each row, where
-            there is a column `bits_stored`.
-        description (`str`, defaults to `"dataset"`): How messages call it.
+        vesselness_column (`str`, defaults to `"vesselness"`): Column of existing masks; optional.
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`read_frame`]; `None` uses the column
+            `bits_stored`, if it exists.
+        description (`str`, defaults to `"dataset"`): Name in messages.
 
     Raises:
-        ValueError: If there is no such image column.
+        ValueError: If the image column does not exist.
     """
 
     def __init__(
@@ -160,7 +159,7 @@ class DatasetSource:
         self.dataset = dataset
         self.image_column = image_column
         self.vesselness_column = vesselness_column if vesselness_column in dataset.column_names else None
-        # A row is decoded as a whole, and what is broken in another column is no fault of the frame
+        # rows are decoded as a whole, and a fault in another column must not affect the frame
         self._frames = _encoded(dataset.select_columns([image_column]), image_column)
         self._masks = dataset.select_columns([vesselness_column]) if self.vesselness_column else None
         self.bits_stored = bits_stored
@@ -173,7 +172,7 @@ class DatasetSource:
         return len(self.names)
 
     def signature(self) -> list:
-        """Fingerprint of the dataset and the columns in use."""
+        """Fingerprint of the data set and the columns in use."""
         return [self.dataset._fingerprint, len(self), self.image_column, self.vesselness_column, self.bits_stored]
 
     def frame(self, index: int) -> np.ndarray:
@@ -195,7 +194,7 @@ class DatasetSource:
         return frame_from_image(opened, name, bits_stored)
 
     def vesselness(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
-        """Decode the ready mask, if there is a column of them."""
+        """Decode the existing mask, if there is a mask column."""
         if self._masks is None:
             return None
         name = f"in row {index} of {self.description}"
@@ -209,7 +208,7 @@ class DatasetSource:
 
 
 def _encoded(frames: "Dataset", column: str) -> "Dataset":
-    """The frames as files where they are: what `datasets` has decoded does not say any more what was lost in that."""
+    """Encoded frames: images decoded by `datasets` no longer show what was lost in decoding."""
     datasets = require("datasets", "data")
     feature = frames.features[column]
     is_plain = isinstance(feature, datasets.Image) and feature.mode is None and frames.format["type"] is None
@@ -218,13 +217,13 @@ def _encoded(frames: "Dataset", column: str) -> "Dataset":
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What may be said about frames besides where they are.
+    """Options of a frame source.
 
     Args:
-        split (`str`, defaults to `"train"`): Split, where a dataset has several.
-        image_column, vesselness_column (`str`): Columns of a dataset, see [`DatasetSource`].
+        split (`str`, defaults to `"train"`): Split of a data set.
+        image_column, vesselness_column (`str`): Columns of a data set, see [`DatasetSource`].
         frame_list, frame_list_key, masks, leave_out (*optional*): For a folder, see [`FolderSource`].
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`read_frame`].
     """
 
     split: str = "train"
@@ -238,20 +237,20 @@ class SourceOptions:
 
 
 def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
-    """Find out what a `data:` line means.
+    """Open the source that `data:` refers to.
 
     Args:
         data (`str`):
-            A folder of frames; a folder with a saved dataset or, without any frame, with Parquet files; or
-            `hf://datasets/owner/name`, with `@revision` behind it or not, for a dataset on the Hub.
-        options (`SourceOptions`, *optional*): What else is known.
+            A folder of frames; a folder with a saved data set or, without any frames, with Parquet files; or
+            `hf://datasets/owner/name`, optionally with `@revision`, for a data set on the Hub.
+        options (`SourceOptions`, *optional*): Options.
 
     Returns:
         `FrameSource`: The frames.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If an option does not fit the kind of source.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If an option does not apply to the kind of source.
     """
     options = options or SourceOptions()
     check_location(data)
@@ -273,12 +272,12 @@ def _is_folder_of_frames(folder: Path, leave_out: Sequence[str]) -> bool:
         return False
     if next(folder.rglob("*.parquet"), None) is None:
         return True
-    # Beside frames, Parquet is a table about them
+    # next to frames, Parquet is a table about them
     return bool(_without(folder, scan_folder(folder).frames, leave_out))
 
 
 def _without(folder: Path, paths: Sequence[Path], leave_out: Sequence[str | Path]) -> list[Path]:
-    """Paths below a folder, but not those in some other folders inside it; a log line counts what is left out."""
+    """Paths below a folder without those in excluded sub-folders; logs the number of excluded ones."""
     root = folder.resolve()
     inside = [path for path in (Path(other).resolve() for other in leave_out) if root in path.parents]
     prefixes = [folder / path.relative_to(root) for path in inside]
@@ -294,16 +293,16 @@ def read_frame_list(path: str | Path, key: str | None = None) -> list[str]:
 
     Args:
         path (`str` or `Path`):
-            `.json`: a list, or an object with a list under `key`. Any other ending: text, one name a line, where `#`
-            begins a comment.
-        key (`str`, *optional*): Which list of a JSON object.
+            `.json`: a list, or an object with a list under `key`. Otherwise text with one name per line, where `#`
+            starts a comment.
+        key (`str`, *optional*): Key of the list in a JSON object.
 
     Returns:
-        `list[str]`: Paths below the data folder. The ending may be missing, and so may a folder `images` in between
+        `list[str]`: Paths relative to the data folder. The suffix may be omitted, as may a folder `images` in between
         (ARCADE's frame `stenosis/train/10` is the file `stenosis/train/images/10.png`).
 
     Raises:
-        ValueError: If there is no such list, or it is empty.
+        ValueError: If the list does not exist or is empty.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
@@ -336,18 +335,18 @@ def _choose(folder: Path, paths: list[Path], names: list[str], list_name: str) -
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(
-            f"{len(missing)} of the {len(names)} frames in {list_name} are not in {folder}, the first is {missing[0]!r}. "
-            "Names are paths below the data folder, with or without their ending."
+            f"{len(missing)} of the {len(names)} frames in {list_name} are not in {folder}, the first is "
+            f"{missing[0]!r}. Names are paths below the data folder, with or without their ending."
         )
-    twice = next((name for name in names if len(by_name[name]) > 1), None)
-    if twice is not None:
-        found = ", ".join(str(path) for path in by_name[twice])
-        raise ValueError(f"{twice!r} in {list_name} may mean {found}. Write the whole name.")
+    ambiguous = next((name for name in names if len(by_name[name]) > 1), None)
+    if ambiguous is not None:
+        found = ", ".join(str(path) for path in by_name[ambiguous])
+        raise ValueError(f"{ambiguous!r} in {list_name} may mean {found}. Write the whole name.")
     return [by_name[name][0] for name in dict.fromkeys(names)]
 
 
 def _spellings(path: Path) -> set[str]:
-    """Names under which a list may call a file."""
+    """Names by which a list may refer to a file."""
     short = [part for part in path.with_suffix("").parts[:-1] if part not in SILENT_FOLDERS]
     return {path.as_posix(), path.with_suffix("").as_posix(), Path(*short, path.stem).as_posix()}
 
@@ -357,16 +356,16 @@ def _unreadable_mask(name: str, reason: object) -> UnreadableMaskError:
 
 
 def size_and_sample(path: Path) -> tuple[int, str]:
-    """What tells a file from another one of the same name: its size, and a digest of its content.
+    """Size and content digest, to distinguish files of the same name.
 
-    Of kinds that end with a check sum of what is in them, two samples are enough, and a large folder is looked through in
-    no time; all others are read as a whole, since an edited BMP differs in a few bytes anywhere.
+    For formats that end with a checksum, two samples suffice, which makes large folders fast; all others are read
+    completely, since an edited BMP may differ in a few bytes anywhere.
 
     Args:
-        path (`Path`): The file.
+        path (`Path`): File.
 
     Returns:
-        `tuple[int, str]`: Bytes, and hexadecimal digits.
+        `tuple[int, str]`: Size in bytes, and hexadecimal digest.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,7 +1,8 @@
-"""Splits that never part what belongs together: frames of a patient, of a study, of a group of near copies.
+"""Splits that keep frames of the same patient, study or near-duplicate group together.
 
-A model that has seen one frame of a run in training knows the next one in the test. Rows that share a value in any of
-the named columns are tied together, also through others in between, and a split gets a whole component or nothing of it.
+A model that has seen one frame of a cine in training recognises the next one in the test set. Rows that share a value
+in any of the given columns are connected, also indirectly, and each connected component is assigned to one split as a
+whole.
 """
 
 import hashlib
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_FRACTIONS: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
-# Columns that tie frames together, from the strongest tie to the weakest
+# columns that group frames, from the strongest to the weakest
 GROUP_COLUMNS = ("patient_id", "study_id", "near_duplicate_group")
 
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
 
 class _Component(NamedTuple):
-    """Rows that stay together, two numbers in [0, 1) drawn for them (order, choice of a split), and their stratum."""
+    """A connected component of rows, its two random numbers in [0, 1) (order, choice of a split), and its stratum."""
 
     rows: np.ndarray
     draws: tuple[float, float]
@@ -45,28 +46,28 @@ def split_by_group(
     seed: int = 0,
     stratify: str | None = None,
 ) -> "datasets.DatasetDict | dict[str, np.ndarray]":
-    """Split rows without parting any that share a patient, a study or a near copy.
+    """Split rows while keeping those of the same patient, study or near-duplicate group together.
 
-    Rows with an equal value in any of the columns `by` stay together, and so do those that others connect. A null (also
-    NaN and the empty string) connects nothing. Whole components are dealt to the splits, the largest first, each to a
-    split with room for it, drawn by the room that is left. The draw follows from `seed` and from the values in `by`, not
-    from the order of the rows; only values that are row numbers themselves, such as groups of near copies, and rows
-    without any value bring that order back in.
+    Rows with an equal value in any of the columns `by` stay together, also indirectly. Null, NaN and the empty string
+    connect nothing. Components are assigned to splits in descending order of size, each to a random split with
+    sufficient remaining room, in proportion to that room. The random numbers depend on `seed` and the values in `by`,
+    not on the order of the rows, except for values that are row indices (such as near-duplicate groups) and rows
+    without values.
 
     Args:
-        dataset_or_columns (`datasets.Dataset` or mapping of columns): What to split; columns have equal lengths.
+        dataset_or_columns (`datasets.Dataset` or mapping of columns): Rows to split; columns have equal lengths.
         fractions (`Mapping[str, float]`, *optional*, defaults to 0.8 `train`, 0.1 `validation`, 0.1 `test`):
-            Share of the rows for each split, in (0, 1], 1 in all.
+            Fraction of the rows for each split, in (0, 1], with a sum of 1.
         by (`str` or `Sequence[str]`, *optional*):
-            Columns whose values tie rows together. `None` takes those of `GROUP_COLUMNS` that are there.
-        seed (`int`, *optional*, defaults to 0): Another seed gives another split.
+            Columns whose values connect rows. `None` uses those of `GROUP_COLUMNS` that exist.
+        seed (`int`, *optional*, defaults to 0): Random seed.
         stratify (`str`, *optional*):
-            Column whose values should be as frequent in each split as in the whole, such as `"source"`. A component
-            counts by its most frequent value.
+            Column whose values should have the same distribution in each split, such as `"source"`. A component counts
+            with its most frequent value.
 
     Returns:
-        `datasets.DatasetDict` for a data set, without copying it; for columns a dictionary with an `np.ndarray` of shape
-        `(num_rows_of_the_split,)`, `int64` row numbers, for each split. Rows keep their order.
+        `datasets.DatasetDict` for a data set, without copying it; for columns a dictionary with an `np.ndarray` of
+        shape `(num_rows_of_split,)`, `int64` row indices, for each split. Rows keep their order.
 
     Raises:
         TypeError: If the data set is streamed.
@@ -96,16 +97,17 @@ def leaks(
 ) -> dict[str, dict[Any, tuple[str, ...]]]:
     """Find values that occur in more than one split.
 
-    Groups of near copies can be compared only if they were found in all splits together.
+    Near-duplicate groups can only be compared if they were computed over all splits together.
 
     Args:
         splits (`Mapping[str, datasets.Dataset or mapping of columns]`): Splits by name, such as a `DatasetDict`.
         by (`str` or `Sequence[str]`, *optional*):
-            Columns to look at; `None` takes those of `GROUP_COLUMNS` that all splits have. Nulls, NaN and empty strings do not count.
+            Columns to check; `None` uses those of `GROUP_COLUMNS` that all splits have. Null, NaN and empty strings
+            are ignored.
 
     Returns:
-        `dict[str, dict[Any, tuple[str, ...]]]`: For each column, the values that leak and the splits that hold them; an
-        empty dictionary where nothing leaks.
+        `dict[str, dict[Any, tuple[str, ...]]]`: For each column, the values in several splits and these splits; empty
+        if there are none.
 
     Raises:
         TypeError: If a split is streamed.
@@ -130,13 +132,14 @@ def _warn_of_empty(columns: dict[str, list[Any]]) -> None:
     empty = [name for name, values in columns.items() if all(_is_null(value) for value in values)]
     if empty:
         logger.warning(
-            "No row has a value in %s, which therefore keeps nothing together. Ids of patients in your own files need a "
-            "salt, see `ReadOptions`.",
+            "No row has a value in %s, which therefore keeps nothing together. Ids of patients in your own files "
+            "need a salt, see `ReadOptions`.",
             ", ".join(f"`{name}`" for name in empty),
         )
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _names(by: str | Sequence[str] | None, tables: Sequence[Any]) -> list[str]:
@@ -156,7 +159,7 @@ def _read_columns(data: Any, names: Iterable[str]) -> dict[str, list[Any]]:
     if missing:
         raise ValueError(
             f"There is no column {', '.join(f'`{name}`' for name in missing)}, only {', '.join(present)}. Name those "
-            "that tie rows together as `by`; groups of near copies come from `near_duplicate_groups`."
+            "that tie rows together as `by`; near-duplicate groups come from `near_duplicate_groups`."
         )
     plain = data if _is_columns(data) else data.with_format(None)
     columns = {name: np.asarray(plain[name], dtype=object).tolist() for name in names}
@@ -167,15 +170,15 @@ def _read_columns(data: Any, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def _is_columns(data: object) -> bool:
-    # a DatasetDict is a mapping as well, of splits
+    # a DatasetDict is a mapping too, of splits
     return isinstance(data, Mapping) and not any(hasattr(values, "column_names") for values in data.values())
 
 
 def _column_names(data: Any) -> list[str]:
     if not isinstance(data, require("datasets", extra="data").Dataset):
         raise TypeError(
-            f"Expected a `datasets.Dataset` or a mapping of columns, got {type(data).__name__}. A streamed data set is "
-            "loaded with streaming=False; splits of a DatasetDict are joined by `datasets.concatenate_datasets`."
+            f"Expected a `datasets.Dataset` or a mapping of columns, got {type(data).__name__}. A streamed data set "
+            "is loaded with streaming=False; splits of a DatasetDict are joined by `datasets.concatenate_datasets`."
         )
     return data.column_names
 
@@ -184,11 +187,12 @@ def _is_null(value: Any) -> bool:
     return value is None or value == "" or value != value
 
 
-# Components ---------------------------------------------------------------------------------------------------------
+# Components
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _components(columns: Mapping[str, list[Any]], strata: list[Any] | None, seed: int) -> list[_Component]:
-    """What stays together, the largest first, those of one size in the order of their draws."""
+    """Connected components, in descending order of size, then by their random numbers."""
     parents = np.arange(len(next(iter(columns.values()))))
     for values in columns.values():
         rows, first_rows = _rows_of_values(values)
@@ -212,7 +216,7 @@ def _rows_of_values(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draws(columns: Mapping[str, list[Any]], rows: np.ndarray, seed: int) -> tuple[float, float]:
-    """Numbers in [0, 1) that follow from the seed and from the first column that has a value in these rows."""
+    """Random numbers in [0, 1) from the seed and the first column that has a value in these rows."""
     for name, values in columns.items():
         keys = {f"{name}={values[row]}" for row in rows if not _is_null(values[row])}
         if keys:
@@ -231,28 +235,29 @@ def _most_frequent(strata: list[Any] | None, rows: np.ndarray) -> Hashable:
     return max(sorted(Counter(str(strata[row]) for row in rows).items()), key=lambda item: item[1])[0]
 
 
-# Dealing ------------------------------------------------------------------------------------------------------------
+# Assignment
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(
             f"`fractions` must be above 0 and sum to 1, got {dict(fractions)} with a sum of "
-            f"{sum(fractions.values()):.4g}. Leave a split that should stay empty out."
+            f"{sum(fractions.values()):.4g}. Omit splits that should stay empty."
         )
 
 
 def _check_components(components: list[_Component], fractions: Mapping[str, float], names: list[str]) -> None:
     if len(components) < len(fractions):
         raise ValueError(
-            f"{len(fractions)} splits ({', '.join(fractions)}) need as many groups of rows, but {', '.join(names)} tie "
-            f"the rows together in {len(components)}. Ask for fewer splits, or name fewer columns."
+            f"{len(fractions)} splits ({', '.join(fractions)}) need as many groups of rows, but {', '.join(names)} "
+            f"tie the rows together in {len(components)}. Ask for fewer splits, or name fewer columns."
         )
     total, largest = sum(len(component.rows) for component in components), len(components[0].rows)
     small = [f"{name} {fraction * total:.0f}" for name, fraction in fractions.items() if largest > fraction * total]
     if small:
         logger.warning(
-            "the largest of %d groups of rows has %d of %d rows, more than the share of these splits: %s. It goes to "
+            "the largest of %d groups of rows has %d of %d rows, more than the size of these splits: %s. It goes to "
             "a larger one; the sizes may miss the fractions.",
             len(components),
             largest,
@@ -262,7 +267,7 @@ def _check_components(components: list[_Component], fractions: Mapping[str, floa
 
 
 def _deal(components: list[_Component], fractions: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Row numbers of each split. What one stratum leaves open or takes too much carries over to the next."""
+    """Row indices of each split. The remainder of one stratum carries over to the next."""
     strata: dict[Hashable, list[_Component]] = defaultdict(list)
     for component in components:
         strata[component.stratum].append(component)
@@ -283,7 +288,7 @@ def _deal(components: list[_Component], fractions: Mapping[str, float]) -> dict[
 
 
 def _choose(room: Mapping[str, float], component: _Component) -> str:
-    """A split with room for the component, drawn in proportion to its room; without one, that with the most room."""
+    """A random split with room for the component, in proportion to its room; otherwise the one with the most room."""
     fitting = {name: free for name, free in room.items() if free >= len(component.rows) - 0.5}
     if not fitting:
         return max(room, key=lambda name: room[name])

@@ -194,7 +194,7 @@ def test_films_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     for name, content in {"a.mp4": b"", "b.avi": b"hello" * 100}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(FrameReadError, match=rf"{name}` cannot be read as a film"):
+        with pytest.raises(FrameReadError, match=rf"{name}` cannot be read as a video"):
             read(tmp_path / name)
     with pytest.raises(FrameReadError, match="is no file"):
         read(tmp_path / "nowhere_%02d.avi")

@@ -1,8 +1,7 @@
-"""Crops straight from Parquet shards: no Arrow copy, no cache, a few row groups in memory.
+"""Crops directly from Parquet shards: no Arrow copy, no cache, a few row groups in memory.
 
-A shard holds a frame and its ready vessel mask in each row, as image files in the columns `image` and `vesselness`. A row
-group is read as a whole, so an order that jumps about would read each group a hundred times; [`stream_order`] draws one
-that does not.
+Each row of a shard has a frame and its vessel mask, as image files in the columns `image` and `vesselness`. Row groups
+are read as a whole, so a fully random order would read each group a hundred times; [`stream_order`] avoids this.
 """
 
 import hashlib
@@ -37,18 +36,18 @@ Result = TypeVar("Result")
 
 
 def find_shards(data: str, split: str = "train") -> dict[str, str]:
-    """Find the Parquet files of a split, as `datasets.load_dataset` would.
+    """Find the Parquet files of a split, as `datasets.load_dataset` does.
 
     Args:
-        data (`str`): A Parquet file, a folder of them, or `hf://datasets/OWNER/NAME`, perhaps with `@REVISION`.
-        split (`str`, defaults to `"train"`): Which split; file names and the card say which files it has.
+        data (`str`): A Parquet file, a folder of them, or `hf://datasets/OWNER/NAME`, optionally with `@REVISION`.
+        split (`str`, defaults to `"train"`): Split; its files are determined by file names and the card.
 
     Returns:
-        `dict[str, str]`: Name of each file below `data`, and its path or `hf://` address, in the order of the data.
+        `dict[str, str]`: Path or `hf://` URL by name relative to `data`, in the order of the data.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder.
-        ValueError: If the data are not Parquet, or have no such split.
+        FileNotFoundError: If the file or folder does not exist.
+        ValueError: If the data are not Parquet, or the split does not exist.
     """
     if data.endswith(".parquet") and Path(data).is_file():
         return {Path(data).name: data}
@@ -59,7 +58,7 @@ def find_shards(data: str, split: str = "train") -> dict[str, str]:
 
 
 def _short_name(path: str, data: str, is_hub: bool) -> str:
-    # hf://datasets/OWNER/NAME@COMMIT/data/train-00000.parquet: the same name as in a copy on disk
+    # hf://datasets/OWNER/NAME@COMMIT/data/train-00000.parquet: same name as in a local copy
     return path.removeprefix(HUB_PREFIX).split("/", 2)[2] if is_hub else os.path.relpath(path, Path(data).resolve())
 
 
@@ -71,7 +70,7 @@ class _Shard(NamedTuple):
 
 
 class _RowGroup:
-    """Encoded frames and masks of a row group, as views of the columns' memory."""
+    """Encoded frames and masks of a row group, as views of the column buffers."""
 
     def __init__(
         self, images: list[memoryview | None], masks: list[memoryview | None], bits_stored: list[int | None] | None
@@ -83,22 +82,22 @@ class _RowGroup:
 
 
 class ParquetFrames:
-    """Frames and vessel masks of Parquet shards by number, with the interface of a `FrameCache`.
+    """Frames and vessel masks of Parquet shards by index, with the interface of a `FrameCache`.
 
-    The footers are read at once, everything else when it is asked for, in each process on its own. Row groups stay in
-    memory until each of their rows has been read, or too many others have been read since.
+    Footers are read immediately, everything else on demand and separately in each process. Row groups stay in memory
+    until all of their rows have been read, or too many others have been loaded since.
 
     Args:
-        shards (`dict[str, str]`): Name and path or address of each file, from [`find_shards`].
+        shards (`dict[str, str]`): Path or URL by file name, from [`find_shards`].
         image_column (`str`, defaults to `"image"`): Column of the frames.
-        vesselness_column (`str`, defaults to `"vesselness"`): Column of ready masks, of the size of their frames.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`to_uint8`]; `None` takes that of each row, where
-            the files have a column `bits_stored`.
-        max_row_groups (`int`, *optional*): Row groups kept in memory by each process; `None` is enough for
-            [`stream_order`] with its usual options, in a loader process for its share of them.
+        vesselness_column (`str`, defaults to `"vesselness"`): Column of existing masks, of the size of their frames.
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`to_uint8`]; `None` uses the column
+            `bits_stored`, if it exists.
+        max_row_groups (`int`, *optional*): Maximum number of row groups in memory per process; `None` is sufficient for
+            [`stream_order`] with default options.
 
     Raises:
-        ValueError: If a file lacks one of the columns, or there are no rows.
+        ValueError: If a column is missing, or there are no rows.
 
     Example:
         >>> frames = ParquetFrames(find_shards("data/xa170k"))  # doctest: +SKIP
@@ -130,7 +129,7 @@ class ParquetFrames:
         self._forget()
 
     def _key(self) -> str:
-        """Digest of the files' names, sizes and packed columns: a copy at another place has the same one."""
+        """Digest of file names, sizes and compressed columns, independent of the location."""
         what: list = [self.columns, self.bits_stored]
         for shard in self._shards:
             groups = [shard.metadata.row_group(g) for g in range(shard.metadata.num_row_groups)]
@@ -159,7 +158,7 @@ class ParquetFrames:
         return len(self._rows)
 
     def select(self, indices: Sequence[int]) -> "ParquetFrames":
-        """The same files, but only these rows, in this order."""
+        """The same files with only these rows, in this order."""
         chosen = object.__new__(ParquetFrames)
         chosen.__dict__.update(self.__getstate__())
         chosen._rows = self._rows[list(indices)]
@@ -167,7 +166,7 @@ class ParquetFrames:
 
     @property
     def row_groups(self) -> tuple[int, ...]:
-        """How many rows that follow each other are in one row group, again and again; what [`stream_order`] needs."""
+        """Number of rows in each consecutive row group, as required by [`stream_order`]."""
         groups = np.searchsorted(self._firsts, self._rows, side="right")
         bounds = np.flatnonzero(np.diff(groups)) + 1
         return tuple(np.diff([0, *bounds, len(groups)]).tolist())
@@ -188,7 +187,7 @@ class ParquetFrames:
         """A frame of shape `(height, width)`, `uint8`.
 
         Raises:
-            FrameReadError: If the row has no frame that can be read.
+            FrameReadError: If the row has no readable frame.
         """
         pixels = self._pixels(index)
         if self._counted != index:
@@ -198,7 +197,7 @@ class ParquetFrames:
 
     def _pixels(self, index: int) -> np.ndarray:
         if self._last is None or self._last[0] != index:
-            # the depth is in the row group, which `_decode` loads
+            # the bit depth is in the row group, which `_decode` loads
             self._last = (
                 index,
                 self._decode(index, 0, lambda data: decode_frame(data, "the file", self._bits_stored(index))),
@@ -206,10 +205,10 @@ class ParquetFrames:
         return self._last[1]
 
     def vesselness(self, index: int, top: int = 0, height: int | None = None) -> np.ndarray:
-        """Vessel mask of a frame, or `height` rows of it from row `top` on: `(height, width)`, `uint8`, 0 or 1.
+        """Vessel mask of a frame, or `height` rows of it from row `top`: `(height, width)`, `uint8`, 0 or 1.
 
         Raises:
-            FrameReadError: If the row has no mask that can be read, or one of another size than its frame's.
+            FrameReadError: If the row has no readable mask, or one of a different size than its frame.
         """
         size = self.size(index)
         rows = slice(top, size[0] if height is None else top + height)
@@ -221,7 +220,7 @@ class ParquetFrames:
         return self.bits_stored if stated is None else stated[row]
 
     def _count(self, group: int) -> None:
-        # Where each row is read once, as in training, this frees a group before others push it out
+        # if each row is read once, as in training, this releases a group early
         self._loaded[group].num_left -= 1
         if self._loaded[group].num_left == 0:
             del self._loaded[group]
@@ -231,8 +230,8 @@ class ParquetFrames:
             return decode(self._encoded(index, column))
         except UNREADABLE as error:
             raise FrameReadError(
-                f"{self.name(index)}: the column `{self.columns[column]}` cannot be read ({error}). Repair or remove the "
-                "row; a run without `streaming` leaves out frames that cannot be read."
+                f"{self.name(index)}: the column `{self.columns[column]}` cannot be read ({error}). Repair or remove "
+                "the row; a run without `streaming` leaves out frames that cannot be read."
             ) from error
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -243,7 +242,7 @@ class ParquetFrames:
     def _encoded(self, index: int, column: int) -> memoryview:
         group, row = self._place(index)
         if self._process != os.getpid():
-            # A fork shares the place in a file and the connections with its parent, and must use none of them
+            # a forked process shares file positions and connections with its parent and must not use them
             self._forget()
         if group not in self._loaded:
             self._loaded[group] = self._load(group)
@@ -267,7 +266,7 @@ class ParquetFrames:
 
 
 def _usual_row_groups() -> int:
-    """Row groups in use at once under [`stream_order`], and two more for each lane, since some are used up late."""
+    """Row groups in use at once with [`stream_order`], plus two per lane, since some are finished late."""
     worker = get_worker_info()
     lanes = NUM_LANES if worker is None else NUM_LANES // math.gcd(worker.num_workers, NUM_LANES)
     return lanes * (BUFFER_ROW_GROUPS + 2)
@@ -285,7 +284,7 @@ def _open(shard: _Shard) -> "ParquetFile":
     parquet = require("pyarrow.parquet", "data")
     if "://" not in shard.path:
         return parquet.ParquetFile(shard.path, metadata=shard.metadata, memory_map=True)
-    # Both columns of a row group lie beside each other: one request
+    # both columns of a row group are adjacent: one request
     return parquet.ParquetFile(_open_remote(shard.path), metadata=shard.metadata, pre_buffer=True)
 
 
@@ -300,12 +299,13 @@ def _states_bits(shard: _Shard) -> bool:
 
 
 def _leaf(shard: _Shard, column: str) -> str:
-    """Path of the column's bytes: alone, or beside a path in an `Image` feature."""
+    """Path of the bytes of a column: at the top level, or inside an `Image` feature."""
     schema = shard.metadata.schema.to_arrow_schema()
     if column not in schema.names:
         raise ValueError(
-            f"{shard.name} has no column `{column}`, but {schema.names}. Frames and ready vessel masks are needed: set "
-            "image_column and vesselness_column, or train without `streaming`, so that the filter makes the masks."
+            f"{shard.name} has no column `{column}`, but {schema.names}. Frames and ready vessel masks are needed: "
+            "set image_column and vesselness_column, or train without `streaming`, so that the filter makes the "
+            "masks."
         )
     kind = schema.field(column).type
     if str(kind) in ("binary", "large_binary"):
@@ -316,14 +316,14 @@ def _leaf(shard: _Shard, column: str) -> str:
 
 
 def _views(column: "ChunkedArray") -> list[memoryview | None]:
-    """The bytes of each row, without a copy."""
+    """The bytes of each row, without copying."""
     views: list[memoryview | None] = []
     for chunk in column.chunks:
         array = chunk.flatten()[0] if str(chunk.type).startswith("struct<") else chunk
         offset_type = np.int64 if str(array.type) == "large_binary" else np.int32
         _, offsets, values = array.buffers()
         bounds = np.frombuffer(offsets, offset_type)[array.offset : array.offset + len(array) + 1].tolist()
-        # pyarrow's bytes are signed, and unequal to the same unsigned ones
+        # pyarrow's bytes are signed, and compare unequal to unsigned ones
         data = memoryview(values if values is not None else b"").cast("B")
         part: list[memoryview | None] = [data[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
         if array.null_count:
@@ -333,24 +333,24 @@ def _views(column: "ChunkedArray") -> list[memoryview | None]:
 
 
 class ParquetCropStream(torch.utils.data.IterableDataset):
-    """Crops of all frames in an order that reads Parquet row group by row group.
+    """Crops of all frames in an order that reads Parquet by row group.
 
-    Loader processes and ranks share the rows without overlap. With `StreamOptions.batch_size` equal to the `DataLoader`'s,
-    the batches are the same with any number of loader processes. A crop is a function of `(seed, epoch, row)`, the same as
-    that of `FrameCacheDataset` on the same rows.
+    Loader processes and ranks share the rows without overlap. With `StreamOptions.batch_size` equal to that of the
+    `DataLoader`, the batches are the same for any number of loader processes. A crop is a function of `(seed, epoch,
+    row)`, equal to that of `FrameCacheDataset` on the same rows.
 
     Args:
-        frames (`ParquetFrames`): Where the frames are.
+        frames (`ParquetFrames`): Source of the frames.
         size (`tuple[int, int]`): Height and width of the crops in pixels.
-        options (`StreamOptions`, *optional*): Rank, batch, mixing and seed.
-        crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Smallest and largest share of the frame's area.
+        options (`StreamOptions`, *optional*): Rank, batch size, shuffling and seed.
+        crop_scale (`tuple[float, float]`, defaults to `(0.2, 1.0)`): Minimum and maximum fraction of the frame's area.
         flip_probability (`float`, defaults to 0.5): Probability of a horizontal flip.
 
     Example:
         >>> stream = ParquetCropStream(frames, (224, 224), StreamOptions(batch_size=64))  # doctest: +SKIP
         >>> loader = DataLoader(stream, batch_size=64, num_workers=4)  # doctest: +SKIP
         >>> stream.set_epoch(1)  # before each epoch  # doctest: +SKIP
-        >>> stream.skip_to(640)  # where an interrupted epoch goes on  # doctest: +SKIP
+        >>> stream.skip_to(640)  # resume an interrupted epoch  # doctest: +SKIP
     """
 
     def __init__(
@@ -365,24 +365,25 @@ class ParquetCropStream(torch.utils.data.IterableDataset):
         self.options = options or StreamOptions()
         self.crops = FrameCacheDataset(frames, size, self.options.seed, crop_scale, flip_probability)
         self._row_groups = frames.row_groups
-        # Shared, so that loader processes that outlive an epoch see the next one
+        # shared memory, so that persistent loader processes see the next epoch
         self._state = torch.zeros(2, dtype=torch.long).share_memory_()
         self._done = 0
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration reads."""
+        """Epoch of the next iteration."""
         return int(self._state[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose order and crops of the next iteration, from its first row on."""
+        """Set the epoch of the next iteration, which starts at the first row."""
         self._state[0], self._state[1], self._done = epoch, 0, 0
 
     def skip_to(self, position: int) -> None:
-        """Begin the next iteration at a place in this rank's sequence, a whole number of batches; nothing is read for it.
+        """Start the next iteration at a position in this rank's sequence, a multiple of the batch size; skips without
+        reading.
 
         Args:
-            position (`int`): Rows that have been seen: batches of the `DataLoader` times their size.
+            position (`int`): Number of rows already seen.
 
         Raises:
             ValueError: If it is not a multiple of the batch size.
@@ -392,15 +393,15 @@ class ParquetCropStream(torch.utils.data.IterableDataset):
         self._state[1], self._done = position, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where this copy is: in a loader process, that process's own place."""
+        """Position of this copy: in a loader process, that of the process."""
         return {"epoch": self.epoch, "start": int(self._state[1]), "done": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where [`state_dict`] was taken, with as many loader processes."""
+        """Resume from a [`state_dict`], with the same number of loader processes."""
         self._state[0], self._state[1], self._done = state["epoch"], state["start"], state["done"]
 
     def __len__(self) -> int:
-        """Rows of this rank in an epoch."""
+        """Number of rows of this rank per epoch."""
         return len(stream_order(self._row_groups, self.options, self.epoch))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -412,7 +413,7 @@ class ParquetCropStream(torch.utils.data.IterableDataset):
         self._done = 0
 
     def _own_rows(self, epoch: int) -> np.ndarray:
-        """Every so many-th batch of the sequence, from the start on: what `DataLoader` asks of this process."""
+        """Every n-th batch of the sequence, as `DataLoader` requests from this process."""
         order = stream_order(self._row_groups, self.options, epoch)[int(self._state[1]) :]
         worker = get_worker_info()
         if worker is None:

@@ -2,8 +2,8 @@
 
 Popov et al., "Dataset for Automatic Region-based Coronary Artery Disease Diagnostics Using X-Ray Angiography Images",
 Scientific Data 11, 20 (2024), doi:10.1038/s41597-023-02871-z. Two folders of 1,000 + 200 + 300 frames each: in `syntax`
-the segments of the vessel tree are outlined, in `stenosis` the lesions. What is known about its licence and its leaks
-stands in `model_cards/data/arcade.md`.
+the segments of the vessel tree are outlined, in `stenosis` the lesions. Its licence and data leakage
+are described in `model_cards/data/arcade.md`.
 """
 
 import json
@@ -35,7 +35,7 @@ STENOSIS = "stenosis"
 SPLITS = ("train", "val", "test")
 SIDES = ("left", "right")
 
-# Task -> part of ARCADE that it is made of
+# task -> part of ARCADE that it is derived from
 PARTS = {
     "vessel": "syntax",
     "segments": "syntax",
@@ -52,13 +52,13 @@ written by `vasomim_hf`. Images are the original files; masks are drawn from the
 ids; `side` is derived from the segments. Public copies say CC0 1.0, which was not checked at the source. Frames of one
 patient are in several rows and splits, and patients are not named. For research, not a medical device."""
 
-# Folders that are searched for one of the layouts, counted from the one that was named
+# levels below the given folder that are searched for a layout
 _SEARCH_DEPTH = 2
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a release of ARCADE lies on disk: (part, split) -> folder with `images` and `annotations`, and JSON name."""
+    """Layout of a release of ARCADE: (part, split) -> folder with `images` and `annotations`, and JSON name."""
 
     name: str
     folders: dict[tuple[str, str], tuple[str, str]]
@@ -85,7 +85,7 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class _Item:
-    """A frame on disk with what is annotated in it."""
+    """A frame on disk with its annotations."""
 
     path: Path
     frame: CocoFrame
@@ -94,7 +94,8 @@ class _Item:
     near_duplicate_group: str | None
 
 
-# Public -------------------------------------------------------------------------------------------------------------
+# Public API
+# -----------------------------------------------------------------------------------------------------------
 
 
 def load_arcade(
@@ -108,44 +109,45 @@ def load_arcade(
 ) -> Union["Dataset", "IterableDataset"]:
     """Load a split of ARCADE for one task.
 
-    Tasks and what their rows hold besides the common columns:
+    Tasks and their columns:
 
     - `"vessel"`: `mask`, 1 on any of the 25 vessel segments of `syntax`, 0 elsewhere.
-    - `"segments"`: `mask`, ARCADE's category ids 1 to 25 of `syntax` (see [`arcade_labels`]; id 10 is segment `9a`), 0
-      elsewhere. Where outlines overlap, the later one in the file counts: 0.12 % of the labelled pixels of train and val.
+    - `"segments"`: `mask`, ARCADE category ids 1 to 25 of `syntax` (see [`arcade_labels`]; id 10 is segment `9a`), 0
+      elsewhere. Where outlines overlap, the later one in the file is used: 0.12 % of the labelled pixels of train and val.
     - `"stenosis"`: `mask`, 1 on any stenosis of `stenosis`, 0 elsewhere.
-    - `"stenosis_boxes"`: `objects` with `bbox` (left, top, width, height in pixels, cut at the frame's edges) and
-      `category` (0, `stenosis`), a list each, empty for the frames without a stenosis.
-    - `"side"`: `label`, 0 `left` or 1 `right` coronary artery. ARCADE does not say so; it is derived from the segments of
-      `syntax` (1, 2, 3, 4, 16, 16a, 16b and 16c belong to the right one). A frame with segments of both sides or of none
-      goes into the report and is left out; train and val have no such frame.
+    - `"stenosis_boxes"`: `objects` with `bbox` (left, top, width, height in pixels, clipped to the frame) and
+      `category` (0, `stenosis`), a list each, empty for frames without a stenosis.
+    - `"side"`: `label`, 0 `left` or 1 `right` coronary artery. Not part of ARCADE; derived from the segments of
+      `syntax` (1, 2, 3, 4, 16, 16a, 16b and 16c belong to the right artery). Frames with segments of both sides or of none
+      are skipped and reported; train and val have no such frames.
 
-    A mask is an 8-bit PNG whose grey levels are class ids, so that `np.asarray(row["mask"])` of shape `(height, width)`
-    is `uint8` with the ids; on screen it looks black. Polygons are filled as by pycocotools, see [`~data.coco`].
+    Masks are 8-bit PNGs whose grey levels are class ids: `np.asarray(row["mask"])` of shape `(height, width)` is
+    `uint8` with the ids; on screen it looks black. Polygons are rasterised as by pycocotools, see [`~data.coco`].
 
-    Common columns: `image` (the file as it is), `image_id` (`"syntax/train/10"`: part, split, file name without ending),
-    `width`, `height`, `split`, `near_duplicate_group`, and `patient_id`, `study_id` and `frame_index`, which ARCADE does not tell
-    (null). With a file `twins.json` in the root, frames that show the same picture have the same `near_duplicate_group`, and every
-    other frame has one of its own; without the file it is null. Split by that column if frames of several splits or of
-    both parts are joined: several hundred frames of one part are frames of the other, some across train and val.
+    Common columns: `image` (the original file), `image_id` (`"syntax/train/10"`: part, split, file stem), `width`,
+    `height`, `split`, `near_duplicate_group`, and `patient_id`, `study_id` and `frame_index`, which are unknown for
+    ARCADE (null). With a file `twins.json` in the root, frames that show the same image have the same
+    `near_duplicate_group`, and every other frame has a unique one; without the file it is null. Split by that column
+    when combining several splits or both parts: several hundred frames of one part also occur in the other, some
+    across train and val.
 
     Args:
         root (`str` or `Path`): Folder with `syntax` and `stenosis` (final layout), with `dataset_phase_1` and
-            `dataset_final_phase` (challenge layout), or up to two folders above. Where both are found, the final one is
-            used and a warning says so.
+            `dataset_final_phase` (challenge layout), or up to two levels above. If both are found, the final one is used
+            with a warning.
         task (`str`, defaults to `"vessel"`): See above.
         split (`str`, defaults to `"train"`): `"train"`, `"val"` or `"test"`, or several, as in `"train+val"`.
-        streaming (`bool`, defaults to `False`): Read images and draw masks as rows are asked for.
-        cache_dir (`str` or `Path`, *optional*): Folder for the rows; `None` takes a private one that is removed at exit.
-        report (`FaultReport`, *optional*): Takes what was left out or mended, and why; it is logged in any case. With
-            `streaming`, an image that turns out to be damaged is logged when its turn comes.
+        streaming (`bool`, defaults to `False`): Whether to read images and create masks on demand.
+        cache_dir (`str` or `Path`, *optional*): Folder for the rows; `None` uses a private one that is removed at exit.
+        report (`FaultReport`, *optional*): Collects skipped and corrected items with reasons; they are logged in any case.
+            With `streaming`, damaged images are logged when they are read.
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` with `streaming`: Rows in the order of the annotation files.
 
     Raises:
-        ValueError: If the task or split is unknown, the root holds neither layout or not that split, an annotation file
-            is no COCO file, or nothing is left.
+        ValueError: If the task or split is unknown, the root has neither layout or not that split, an annotation file is not
+            a COCO file, or no frames are left.
     """
     _check_task(task)
     faults, total = FaultReport(), 0
@@ -163,13 +165,13 @@ def load_arcade(
 
 
 def arcade_labels(task: str) -> dict[int, str]:
-    """Class ids and names of a task, as models take them in `id2label`.
+    """Class ids and names of a task, for `id2label` of a model.
 
     Args:
         task (`str`): As in [`load_arcade`].
 
     Returns:
-        `dict[int, str]`: Id -> name; for masks, 0 is the background.
+        `dict[int, str]`: Names by id; for masks, 0 is the background.
 
     Raises:
         ValueError: If the task is unknown.
@@ -189,17 +191,17 @@ def arcade_labels(task: str) -> dict[int, str]:
 
 
 def arcade_splits(root: str | Path, task: str = "vessel") -> list[str]:
-    """Splits of a task that are on disk.
+    """Splits of a task that exist on disk.
 
     Args:
-        root (`str` or `Path`): As in [`load_arcade`].
-        task (`str`, defaults to `"vessel"`): As in [`load_arcade`].
+        root (`str` or `Path`): As for [`load_arcade`].
+        task (`str`, defaults to `"vessel"`): As for [`load_arcade`].
 
     Returns:
         `list[str]`: Some of `"train"`, `"val"` and `"test"`, in this order.
 
     Raises:
-        ValueError: If the task is unknown, or the root holds neither layout.
+        ValueError: If the task is unknown, or the root has neither layout.
     """
     _check_task(task)
     base, layout = _find(Path(root))
@@ -213,22 +215,23 @@ def export_arcade(
     tasks: Sequence[str] | None = None,
     num_workers: int | None = None,
 ) -> FaultReport:
-    """Write ARCADE as Parquet: a configuration for each task with the splits that are on disk.
+    """Write ARCADE as Parquet: one configuration per task with the splits that exist on disk.
 
-    `datasets.load_dataset(output, "segments", split="val")` then gives what `load_arcade(root, "segments", "val")` does.
+    `datasets.load_dataset(output, "segments", split="val")` then returns the same as `load_arcade(root, "segments",
+    "val")`.
 
     Args:
-        root (`str` or `Path`): As in [`load_arcade`].
-        output (`str` or `Path`): A new folder, an empty one, or that of the same data.
-        tasks (`Sequence[str]`, *optional*): As in [`load_arcade`]; all by default.
-        num_workers (`int`, *optional*): Processes; as many as cores by default.
+        root (`str` or `Path`): As for [`load_arcade`].
+        output (`str` or `Path`): A new or empty folder, or that of the same data.
+        tasks (`Sequence[str]`, *optional*): As for [`load_arcade`]; defaults to all.
+        num_workers (`int`, *optional*): Number of processes; defaults to the number of cores.
 
     Returns:
-        [`~reports.FaultReport`]: What was left out or mended, and why.
+        [`~reports.FaultReport`]: Skipped and corrected items with reasons.
 
     Raises:
-        ValueError: As [`load_arcade`] does.
-        FileExistsError: If `output` holds something else.
+        ValueError: As for [`load_arcade`].
+        FileExistsError: If `output` contains something else.
     """
     report = FaultReport()
     configs = {
@@ -239,7 +242,7 @@ def export_arcade(
     return report
 
 
-# Vessel segments: all of ARCADE's categories but the stenosis
+# vessel segments: all categories of ARCADE except the stenosis
 _SEGMENTS = tuple(number for number, name in SEGMENT_NAMES.items() if name != STENOSIS)
 
 
@@ -257,7 +260,8 @@ def _split_names(split: str) -> list[str]:
     return names
 
 
-# Files --------------------------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _items(root: Path, task: str, splits: Sequence[str], faults: FaultReport) -> list[_Item]:
@@ -274,7 +278,7 @@ def _items(root: Path, task: str, splits: Sequence[str], faults: FaultReport) ->
 
 
 def _find(root: Path) -> tuple[Path, _Layout]:
-    """The folder that holds a layout, and the layout."""
+    """Folder that contains a layout, and the layout."""
     if not root.is_dir():
         raise ValueError(f"`root` must be the folder of ARCADE, but {root} is no folder. {_expected()}")
     found = [(base, layout) for layout in _LAYOUTS for base in _bases(root, layout)]
@@ -300,7 +304,7 @@ def _find(root: Path) -> tuple[Path, _Layout]:
 
 
 def _bases(root: Path, layout: _Layout) -> list[Path]:
-    """Folders nearest to the root that hold at least one folder of the layout."""
+    """Folders closest to the root that contain at least one folder of the layout."""
     level = [root]
     for _ in range(_SEARCH_DEPTH + 1):
         bases = [base for base in level if any((base / folder).is_dir() for folder, _ in layout.folders.values())]
@@ -320,15 +324,16 @@ def _expected() -> str:
 def _frames(
     base: Path, layout: _Layout, key: tuple[str, str], faults: FaultReport
 ) -> Iterator[tuple[Path, CocoFrame]]:
-    """Files of a split with their annotations; those that are missing on either side go to the faults."""
+    """Files of a split with their annotations; frames without either are reported."""
     part, split = key
     relative, json_name = layout.folders[key]
     folder = base / relative
     if not (folder / "images").is_dir() or not (folder / "annotations").is_dir():
         there = [s for (p, s), (path, _) in layout.folders.items() if p == part and (base / path).is_dir()]
         raise ValueError(
-            f"The split {split} of {part} needs the folders `images` and `annotations` in {folder}. Found of {part} in "
-            f"this {layout.name}: {', '.join(there) or 'no split'}. Unpack the whole archive, or ask for another split."
+            f"The split {split} of {part} needs the folders `images` and `annotations` in {folder}. Found of {part} "
+            f"in this {layout.name}: {', '.join(there) or 'no split'}. Unpack the whole archive, or ask for another "
+            "split."
         )
     annotations = _annotation_file(folder / "annotations", json_name)
     files = _ImageFiles(folder / "images")
@@ -343,7 +348,7 @@ def _frames(
 
 
 def _annotation_file(folder: Path, name: str) -> Path:
-    """The file of that name, or the only JSON file that is there."""
+    """The file of that name, or the only JSON file in the folder."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json" and path.name[0] != ".")
     chosen = [path for path in paths if path.name == name] or paths
     if len(chosen) != 1:
@@ -353,7 +358,7 @@ def _annotation_file(folder: Path, name: str) -> Path:
 
 
 def _known(frame: CocoFrame, name: str, faults: FaultReport) -> CocoFrame:
-    """The frame without objects whose category ARCADE does not have. Names count, ids may differ from file to file."""
+    """The frame without objects of unknown categories, matched by name because ids may differ between files."""
     strange = sorted({item.category for item in frame.objects if item.category not in SEGMENT_IDS})
     if not strange:
         return frame
@@ -363,7 +368,7 @@ def _known(frame: CocoFrame, name: str, faults: FaultReport) -> CocoFrame:
 
 
 class _ImageFiles:
-    """Images of a folder by name; copies of ARCADE differ in the ending."""
+    """Images of a folder by stem; copies of ARCADE differ in the suffix."""
 
     def __init__(self, folder: Path):
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES)
@@ -382,7 +387,7 @@ class _ImageFiles:
 
 
 def _near_duplicate_groups(root: Path, base: Path) -> dict[str, str] | None:
-    """Image id -> name of its group, from the `twins.json` of the root; `None` without one."""
+    """Group name by image id, from the `twins.json` in the root; `None` without one."""
     path = next((folder / "twins.json" for folder in (base, root) if (folder / "twins.json").is_file()), None)
     if path is None:
         return None
@@ -403,12 +408,13 @@ def _near_duplicate_groups(root: Path, base: Path) -> dict[str, str] | None:
     return {str(name): min(map(str, group)) for group in groups for name in group}
 
 
-# Rows ---------------------------------------------------------------------------------------------------------------
+# Rows
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Makes rows of items; a damaged image goes to the faults, or to the log where there are none."""
+    """Creates rows of items; damaged images are reported, or logged when streaming."""
 
     task: str
     faults: FaultReport | None
@@ -454,7 +460,7 @@ def _target(item: _Item, task: str) -> dict[str, Any]:
     if task == "side":
         return {"label": SIDES.index(_sides(item)[0])}
     if task == "stenosis_boxes":
-        # a stream keeps the digits that it is given, a file those of the column's type
+        # a stream keeps all digits, a file only those of the column type
         boxes = [np.asarray(found.bbox, dtype=np.float32).tolist() for _, found in _wanted(item, task)]
         return {"objects": {"bbox": boxes, "category": [0] * len(boxes)}}
     labels = paint(np.zeros((item.frame.height, item.frame.width), dtype=np.uint8), _wanted(item, task))
@@ -462,7 +468,7 @@ def _target(item: _Item, task: str) -> dict[str, Any]:
 
 
 def _wanted(item: _Item, task: str) -> Iterator[tuple[int, CocoObject]]:
-    """The objects that belong to the task, each with its class id."""
+    """Objects of the task with their class ids."""
     for found in item.frame.objects:
         if (found.category == STENOSIS) == (PARTS[task] == STENOSIS):
             yield SEGMENT_IDS[found.category] if task == "segments" else 1, found

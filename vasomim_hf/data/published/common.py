@@ -1,7 +1,7 @@
-"""What the readers of the published downstream sets share: finding files, checking frames, masks and boxes, rows.
+"""Shared code of the readers of published data sets: finding files, checking frames, masks and boxes, rows.
 
-A reader lists the samples of a set from names and tables alone, and says how one sample is annotated. Frames are looked
-at one by one when their rows are made. What is wrong with one of them goes into the report, and the rest is done.
+A reader lists the samples of a data set from names and tables only, and defines how a sample is annotated. Frames are
+read when their rows are created. Faults of single frames are reported, and the remaining frames are used.
 """
 
 import logging
@@ -33,7 +33,7 @@ _SHOWN = 8  # names listed in an error
 
 
 class Unusable(ValueError):
-    """A sample cannot be used; the message says why. The others can."""
+    """A sample cannot be used; the message states why. Other samples are not affected."""
 
 
 class Size(NamedTuple):
@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A box with the id of its category: left, top, width and height in pixels (COCO)."""
+    """A box with its category id: left, top, width and height in pixels (COCO)."""
 
     category: int
     x: float
@@ -58,16 +58,16 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame of a set: where it lies, and what its name and its folders say about it.
+    """A frame of a data set: its path, and the information in its name and folders.
 
     Args:
-        path (`Path`): The frame.
-        image_id (`str`): Name of the frame that is unique in the set and does not depend on the machine.
-        patient_id (`str`, *optional*): Patient, where known.
-        study_id (`str`, *optional*): Run, or the narrowest group that is known.
-        frame_index (`int`, *optional*): Number of the frame in its run, as in its name.
+        path (`Path`): Path of the frame.
+        image_id (`str`): Name of the frame, unique in the data set and independent of the machine.
+        patient_id (`str`, *optional*): Patient, if known.
+        study_id (`str`, *optional*): Cine, or the narrowest known group.
+        frame_index (`int`, *optional*): Index of the frame in its cine, from its name.
         label (`Path`, *optional*): File with its mask or boxes.
-        extra (mapping, *optional*): Further columns of the set.
+        extra (mapping, *optional*): Additional columns of the data set.
     """
 
     path: Path
@@ -84,24 +84,25 @@ Annotate = Callable[[Sample, Size, Note], dict[str, Any]]
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How a loader gives its rows, see [`~dataset_rows.to_dataset`], and where it reports faults."""
+    """Options for the rows, see [`~dataset_rows.to_dataset`], and the fault report."""
 
     streaming: bool
     cache_dir: str | Path | None
     report: FaultReport
 
 
-# Finding files ------------------------------------------------------------------------------------------------------
+# Finding files
+# --------------------------------------------------------------------------------------------------------
 
 
 def natural_key(path: Path) -> list[str | int]:
-    """Sort key of a name in which numbers count as numbers, so that `2.pgm` comes before `10.pgm`.
+    """Natural sort key of a file name, so that `2.pgm` comes before `10.pgm`.
 
     Args:
-        path (`Path`): A path; only its name counts.
+        path (`Path`): A path; only its name is used.
 
     Returns:
-        `list`: Texts and numbers in turn.
+        `list`: Alternating strings and numbers.
 
     Example:
         >>> [path.name for path in sorted([Path("10.pgm"), Path("2.pgm")], key=natural_key)]
@@ -112,7 +113,7 @@ def natural_key(path: Path) -> list[str | int]:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """Folders in a folder in natural order, without hidden ones; none where it does not exist."""
+    """Visible sub-folders in natural order; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
@@ -120,19 +121,19 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def find_root(root: str | Path, is_root: Callable[[Path], bool], expected: str) -> Path:
-    """Find the folder of a set: the one that was named, or one or two levels below it.
+    """Find the folder of a data set: the given one, or one up to two levels below it.
 
     Args:
-        root (`str` or `Path`): What the user named.
-        is_root (`Callable`): Whether a folder is the one.
-        expected (`str`): What such a folder holds, for the error.
+        root (`str` or `Path`): Path given by the user.
+        is_root (`Callable`): Whether a folder is that of the data set.
+        expected (`str`): Description of its contents, for the error.
 
     Returns:
         `Path`: The folder.
 
     Raises:
-        FileNotFoundError: If there is no such path.
-        ValueError: If it is an archive or another file, or if no folder in it fits.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If it is an archive or another file, or if no folder matches.
     """
     root = Path(root)
     if not root.exists():
@@ -156,13 +157,13 @@ def _content(folder: Path) -> str:
 
 
 def list_files(folder: Path, report: FaultReport, root: Path, companions: Sequence[str] = ()) -> list[Path]:
-    """List the images of one folder in natural order, and report files that do not belong there.
+    """List the images of a folder in natural order, and report other files.
 
     Args:
-        folder (`Path`): Where to look, without sub-folders; may be missing.
-        report (`FaultReport`): Takes the stray files; hidden ones are passed over.
-        root (`Path`): Folder that names in the report are relative to.
-        companions (`Sequence[str]`, *optional*): Endings of files that may lie beside the images, in small letters.
+        folder (`Path`): Folder, without sub-folders; may be missing.
+        report (`FaultReport`): Collects other files; hidden ones are ignored.
+        root (`Path`): Names in the report are relative to this folder.
+        companions (`Sequence[str]`, *optional*): Lower-case suffixes of files that may accompany the images.
 
     Returns:
         `list[Path]`: Images.
@@ -179,12 +180,12 @@ def list_files(folder: Path, report: FaultReport, root: Path, companions: Sequen
 
 
 def relative(path: Path, root: Path) -> str:
-    """Name of a file in reports: relative to the folder of the set, the same on every machine."""
+    """Name of a file in reports: relative to the folder of the data set, the same on every machine."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def by_stem(paths: Iterable[Path], report: FaultReport, root: Path) -> dict[str, Path]:
-    """Files by name without ending; of several with one stem the first is taken, the others are reported."""
+    """Files by stem; of several with the same stem the first is used and the others are reported."""
     found: dict[str, Path] = {}
     for path in paths:
         first = found.setdefault(path.stem, path)
@@ -196,13 +197,13 @@ def by_stem(paths: Iterable[Path], report: FaultReport, root: Path) -> dict[str,
 def pair_masks(
     images: Iterable[Path], masks: Iterable[Path], report: FaultReport, root: Path
 ) -> Iterator[tuple[Path, Path]]:
-    """Pair images and masks of the same stem, in the order of the images; report what has no partner.
+    """Pair images and masks by stem, in the order of the images; unpaired files are reported.
 
     Args:
         images (iterable of `Path`): Frames.
         masks (iterable of `Path`): Masks.
-        report (`FaultReport`): Takes what is left over.
-        root (`Path`): Folder that names in the report are relative to.
+        report (`FaultReport`): Collects unpaired files.
+        root (`Path`): Names in the report are relative to this folder.
 
     Yields:
         `tuple[Path, Path]`: A frame and its mask.
@@ -219,7 +220,7 @@ def pair_masks(
 
 
 def check_choice(value: str, name: str, choices: Sequence[str], hint: str = "") -> None:
-    """Refuse a value that is none of the choices.
+    """Raise an error if a value is not among the choices.
 
     Raises:
         ValueError: With the choices, and with `hint` on what to do.
@@ -229,11 +230,12 @@ def check_choice(value: str, name: str, choices: Sequence[str], hint: str = "") 
         raise ValueError(f"`{name}` must be one of {listed}, got {value!r}. {hint}".strip())
 
 
-# Looking at frames --------------------------------------------------------------------------------------------------
+# Checking frames
+# ------------------------------------------------------------------------------------------------------
 
 
 def image_size(path: Path) -> Size:
-    """Size of an image whose file is whole: check sums of a PNG are verified, other kinds are decoded.
+    """Size of an image after checking that the file is intact: PNG checksums are verified, other formats decoded.
 
     Args:
         path (`Path`): An image file.
@@ -247,7 +249,7 @@ def image_size(path: Path) -> Size:
     try:
         with Image.open(path) as image:
             size = Size(*image.size)
-            # a PNG that passes need not be decompressed, which would take ten times as long
+            # a verified PNG need not be decompressed, which would take ten times as long
             image.verify() if image.format == "PNG" else image.load()
     except UNREADABLE as error:
         raise Unusable(f"cannot be read as an image ({type(error).__name__}: {error}); left out") from error
@@ -255,18 +257,18 @@ def image_size(path: Path) -> Size:
 
 
 def annotate_mask(sample: Sample, size: Size, note: Note) -> dict[str, Any]:
-    """Column `mask` of a frame: levels 0 and 1 in an 8-bit PNG, or null where the sample has no mask.
+    """Column `mask` of a frame: values 0 and 1 in an 8-bit PNG, or null if the sample has no mask.
 
     Args:
-        sample (`Sample`): The frame; its `label` is the mask's file.
-        size (`Size`): Its size.
-        note (`Callable`): Takes what is odd about it.
+        sample (`Sample`): Frame; its `label` is the mask file.
+        size (`Size`): Size of the frame.
+        note (`Callable`): Receives remarks about the mask.
 
     Returns:
         `dict`: `{"mask": ...}`.
 
     Raises:
-        Unusable: If the mask cannot be read or has other levels, see [`read_mask`].
+        Unusable: If the mask cannot be read or has invalid values, see [`read_mask`].
     """
     if sample.label is None:
         return {"mask": None}
@@ -280,18 +282,18 @@ def annotate_mask(sample: Sample, size: Size, note: Note) -> dict[str, Any]:
 
 
 def fit_boxes(boxes: Iterable[Box], size: Size, note: Note) -> list[Box]:
-    """Cut boxes to their frame and drop those of which nothing is left; each change is noted.
+    """Clip boxes to their frame and drop empty ones; each change is reported.
 
     Args:
         boxes (iterable of `Box`): Boxes in pixels of the frame.
-        size (`Size`): Its size.
-        note (`Callable`): Takes what was done.
+        size (`Size`): Size of the frame.
+        note (`Callable`): Receives remarks about the changes.
 
     Returns:
         `list[Box]`: At least one box.
 
     Raises:
-        Unusable: If no box is left. An annotated frame would otherwise pass for one without a finding.
+        Unusable: If no box is left. The frame would otherwise count as one without a finding.
 
     Example:
         >>> fit_boxes([Box(0, -2, 5, 10, 10), Box(0, 5, 5, 0, 3)], Size(64, 64), note=lambda text: None)
@@ -302,7 +304,7 @@ def fit_boxes(boxes: Iterable[Box], size: Size, note: Note) -> list[Box]:
         corners = np.array([box.x, box.y, box.x + box.width, box.y + box.height], dtype=float)
         left, top, right, bottom = np.clip(corners, 0, np.array([*size, *size])).tolist()
         shown = ", ".join(f"{value:g}" for value in box[1:])
-        # also where a value is not a number
+        # also rejects NaN
         if not (box.width > 0 and box.height > 0 and right > left and bottom > top):
             note(f"box [{shown}] is empty or outside of the frame of {_by(size)}; dropped")
             continue
@@ -327,17 +329,18 @@ def _by(size: Size) -> str:
     return f"{size.width}×{size.height}"
 
 
-# Rows ---------------------------------------------------------------------------------------------------------------
+# Rows
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def frame_features(**more: Any) -> "Features":
-    """Columns that every downstream set has, and further ones.
+    """Columns common to all downstream data sets, and additional ones.
 
     Args:
-        more (`Any`): Features by name.
+        more (`Any`): Additional features by name.
 
     Returns:
-        `datasets.Features`: Types of the columns.
+        `datasets.Features`: Column types.
     """
     datasets = require("datasets", "data")
     text, whole = datasets.Value("string"), datasets.Value("int32")
@@ -346,23 +349,23 @@ def frame_features(**more: Any) -> "Features":
 
 
 def mask_features() -> "Features":
-    """Columns of a set with masks.
+    """Columns of a data set with masks.
 
     Returns:
-        `datasets.Features`: Those of every set, and `mask`.
+        `datasets.Features`: Common columns and `mask`.
     """
     return frame_features(mask=require("datasets", "data").Image())
 
 
 def box_features(categories: Sequence[str], **more: Any) -> "Features":
-    """Columns of a set with boxes.
+    """Columns of a data set with boxes.
 
     Args:
-        categories (`Sequence[str]`): Names of the categories by id.
-        more (`Any`): Further features by name.
+        categories (`Sequence[str]`): Category names by id.
+        more (`Any`): Additional features by name.
 
     Returns:
-        `datasets.Features`: Those of every set, `objects`, and the further ones.
+        `datasets.Features`: Common columns, `objects`, and additional ones.
     """
     datasets = require("datasets", "data")
     bbox = datasets.List(datasets.List(datasets.Value("float32"), length=4))
@@ -372,11 +375,11 @@ def box_features(categories: Sequence[str], **more: Any) -> "Features":
 
 @dataclass(frozen=True)
 class _Rows:
-    """Makes the rows of samples; an object and not a closure, so that it can be sent to workers."""
+    """Creates the rows of samples; an object rather than a closure, so that it is picklable."""
 
     annotate: Annotate
     report: FaultReport
-    # A summary at the end is only possible where all rows are made at once
+    # when streaming, faults are logged one by one, because there is no end at which to summarise them
     is_streaming: bool
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
@@ -410,14 +413,14 @@ class _Rows:
 def build_dataset(
     what: str, samples: Sequence[Sample], annotate: Annotate, features: "Features", options: LoaderOptions
 ) -> Union["Dataset", "IterableDataset"]:
-    """Make the data set of some samples, and say what was wrong with them.
+    """Create the data set from samples, and report faults.
 
     Args:
-        what (`str`): What the samples are, for messages, such as `"frames of DCA1"`.
+        what (`str`): Description of the samples for messages, such as `"frames of DCA1"`.
         samples (`Sequence[Sample]`): In the order of the rows.
-        annotate (`Callable`): Gives the columns of a sample that hold its annotation; a function of a module or an object.
-        features (`datasets.Features`): Types of the columns.
-        options (`LoaderOptions`): How rows are given; its report has the faults found so far.
+        annotate (`Callable`): Returns the annotation columns of a sample; must be picklable.
+        features (`datasets.Features`): Column types.
+        options (`LoaderOptions`): Row options; its report has the faults found so far.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: The rows.

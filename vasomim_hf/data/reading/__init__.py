@@ -1,4 +1,4 @@
-"""The one reader of frames and the one reader of masks, whatever file they come in."""
+"""Reading of frames and masks from all supported file formats."""
 
 from typing import TYPE_CHECKING
 

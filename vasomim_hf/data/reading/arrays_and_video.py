@@ -1,4 +1,4 @@
-"""Frames of runs that were exported: arrays in NPZ files, and films in MP4 or AVI. Both are read frame by frame."""
+"""Frames of exported cines: arrays in NPZ files, and videos (MP4, AVI). Both are read frame by frame."""
 
 import os
 import zipfile
@@ -18,11 +18,11 @@ from .frame import Frame, FrameMetadata, FrameReadError, ReadOptions, bits_for, 
 NPZ_SUFFIXES = (".npz",)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 
-# What the runs of the CoronaryDominance set call their frames
+# array name in the CoronaryDominance data set
 DEFAULT_KEY = "pixel_array"
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-# A film's number of frames is an estimate in some containers
+# for some containers, the number of frames is an estimate
 UNCERTAIN_FRAMES = 1
 
 
@@ -42,20 +42,20 @@ class _Member:
 def read_npz_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
     """Read the frames of an array `(num_frames, height, width)` or `(height, width)` in an NPZ file.
 
-    Integers are levels as they are; floats too where all are whole numbers, and floats up to 1 are spread over 16 bits. A
-    type of more than 8 bits is read twice, the first time for its largest level, so that a run has one bit depth. Angles
-    (`primary_angle`, `secondary_angle`) and ids (`studyid`, `seriesid`; hashed) beside the array are kept.
+    Integers are used unchanged, as are floats with integer values; floats up to 1 are scaled to 16 bits. Dtypes with
+    more than 8 bits are read twice, the first time to find the maximum, so that a cine has a single bit depth. Angles
+    (`primary_angle`, `secondary_angle`) and ids (`studyid`, `seriesid`; hashed) stored with the array are kept.
 
     Args:
         path (`str` or `os.PathLike`): File; pickled objects in it are never loaded.
-        options (`ReadOptions`, *optional*): `npz_key`, `bits_stored` and `salt` are used.
+        options (`ReadOptions`, *optional*): Uses `npz_key`, `bits_stored` and `salt`.
 
     Yields:
         `Frame`: In the order of the array.
 
     Raises:
-        FrameReadError: If the file is damaged (frames before the damage are given), or has no such array, or one of
-            another shape or type.
+        FrameReadError: If the file is damaged (after yielding the frames before the damage), or has no such array, or one of
+            an unsupported shape or dtype.
     """
     path, options = Path(path), options or ReadOptions()
     member = _find(path, options.npz_key)
@@ -70,7 +70,7 @@ def _find(path: Path, key: str | None) -> _Member:
     try:
         with zipfile.ZipFile(path) as file:
             members = [_member(file, info) for info in file.infolist() if info.filename.endswith(".npy")]
-    except Exception as error:  # numpy parses headers as expressions, and raises whatever the parser does
+    except Exception as error:  # numpy parses headers as expressions, which can raise anything
         raise FrameReadError(
             f"`{path}` cannot be read as NPZ ({type(error).__name__}: {error}). Restore or remove it."
         ) from error
@@ -125,13 +125,13 @@ def _arrays(path: Path, member: _Member) -> Iterator[np.ndarray]:
                 index += 1
     except DAMAGE as error:
         raise FrameReadError(
-            f"`{path}`: frame {index} of {num_frames} cannot be read ({type(error).__name__}: {error}); the {index} before "
-            "it are good. Restore the file."
+            f"`{path}`: frame {index} of {num_frames} cannot be read ({type(error).__name__}: {error}); the {index} "
+            "before it are good. Restore the file."
         ) from error
 
 
 def _conversion(path: Path, member: _Member, bits_stored: int | None) -> tuple[Any, int]:
-    """How arrays become levels, one way for the whole run, and their bit depth."""
+    """Conversion of arrays to grey levels, the same for the whole cine, and the bit depth."""
     if member.dtype == np.uint8:
         return _as_uint8, 8
     lowest, highest, is_whole = np.inf, -np.inf, True
@@ -142,8 +142,8 @@ def _conversion(path: Path, member: _Member, bits_stored: int | None) -> tuple[A
         is_whole = is_whole and (member.dtype.kind != "f" or bool((pixels == np.rint(pixels)).all()))
     if lowest < 0 or (not is_whole and highest > 1):
         raise FrameReadError(
-            f"`{path}`: levels are {lowest:g} to {highest:g}; expected whole numbers from 0, or floats in [0, 1]. Save "
-            "grey levels before they are normalised."
+            f"`{path}`: levels are {lowest:g} to {highest:g}; expected whole numbers from 0, or floats in [0, 1]. "
+            "Save grey levels before they are normalised."
         )
     if not is_whole:
         return _spread, 16
@@ -167,7 +167,7 @@ def _spread(pixels: np.ndarray) -> np.ndarray:
 
 
 def _scalars(path: Path, salt: str | None) -> dict[str, Any]:
-    """What is known of the run beside its frames."""
+    """Metadata of the cine stored with the array."""
     known: dict[str, Any] = {}
     with np.load(path, allow_pickle=False) as file:
         for name in ("primary_angle", "secondary_angle"):
@@ -192,42 +192,42 @@ def _scalar(file: Any, key: str, kinds: str) -> Any:
 
 
 def read_video_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
-    """Read the frames of a film with OpenCV. Colour becomes grey; films have 8 bits.
+    """Read the frames of a video with OpenCV. Colour is converted to grey; videos have 8 bits.
 
     Args:
-        path (`str` or `os.PathLike`): MP4, AVI or another kind of film that OpenCV's decoders read.
-        options (`ReadOptions`, *optional*): Nothing of it concerns films.
+        path (`str` or `os.PathLike`): MP4, AVI or another format supported by OpenCV.
+        options (`ReadOptions`, *optional*): Ignored for videos.
 
     Yields:
-        `Frame`: In the order of the film, `uint8`.
+        `Frame`: In the order of the video, `uint8`.
 
     Raises:
-        FrameReadError: If it cannot be read, or ends early (frames before that are given).
+        FrameReadError: If it cannot be read, or ends early (after yielding the frames before that).
         ImportError: If OpenCV is not installed.
     """
     path = Path(path)
     cv2 = require("cv2", "data")
     if not path.is_file():
         raise FrameReadError(f"`{path}` is no file. Check the path.")
-    # An absolute path is never taken for an address
-    film = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
+    # an absolute path is never interpreted as a URL
+    video = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
     try:
-        if not film.isOpened():
+        if not video.isOpened():
             raise FrameReadError(
-                f"`{path}` cannot be read as a film: it is damaged, or OpenCV has no decoder for it. Restore it, or "
+                f"`{path}` cannot be read as a video: it is damaged, or OpenCV has no decoder for it. Restore it, or "
                 "convert it to MP4 (H.264) or AVI (Motion JPEG)."
             )
-        rate, count = film.get(cv2.CAP_PROP_FPS), int(film.get(cv2.CAP_PROP_FRAME_COUNT))
-        yield from _film_frames(path, film, 1000 / rate if rate > 0 else None, count)
+        rate, count = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        yield from _video_frames(path, video, 1000 / rate if rate > 0 else None, count)
     finally:
-        film.release()
+        video.release()
 
 
-def _film_frames(path: Path, film: Any, frame_time_ms: float | None, count: int) -> Iterator[Frame]:
+def _video_frames(path: Path, video: Any, frame_time_ms: float | None, count: int) -> Iterator[Frame]:
     metadata = FrameMetadata(num_frames=max(count, 1), frame_time_ms=frame_time_ms)
     index = 0
     while True:
-        found, pixels = film.read()
+        found, pixels = video.read()
         if not found:
             break
         yield Frame(to_grey(pixels[..., ::-1]), 8, index, replace(metadata, num_frames=max(count, index + 1)))

@@ -1,7 +1,7 @@
-"""Frames of angiograms from files: images, arrays, films and DICOM.
+"""Frames of angiograms from files: images, arrays, videos and DICOM.
 
-[`read_frames`] gives every frame of a file of any kind, with its own bit depth and what the file says of it;
-[`read_frame`] one frame of an image file at 8 bits, as the vesselness filter and training take it.
+[`read_frames`] returns every frame of a file of any kind, with its original bit depth and metadata; [`read_frame`]
+returns one frame of an image file with 8 bits, for the vesselness filter and training.
 """
 
 import io
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
-# Pillow raises any of these on a damaged file, depending on the format and on where the damage is.
+# exceptions of Pillow for a damaged file, depending on format and location of the damage
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -38,7 +38,7 @@ UNREADABLE = (
 
 
 class FolderScan(NamedTuple):
-    """What a folder holds: frames, files of other kinds, and hidden files, each sorted."""
+    """Contents of a folder: frames, other files and hidden files, each sorted."""
 
     frames: list[Path]
     strays: list[Path]
@@ -49,13 +49,13 @@ def scan_folder(folder: str | os.PathLike) -> FolderScan:
     """Sort the files of a folder and its sub-folders into frames and others, by name.
 
     Args:
-        folder (`str` or `os.PathLike`): Where to look. Links to folders are not followed, hidden folders are skipped.
+        folder (`str` or `os.PathLike`): Folder. Links to folders are not followed, hidden folders are skipped.
 
     Returns:
-        `FolderScan`: Paths of frames, of stray files and of hidden files.
+        `FolderScan`: Paths of frames, other files and hidden files.
 
     Raises:
-        NotADirectoryError: If there is no such folder.
+        NotADirectoryError: If the folder does not exist.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -77,19 +77,19 @@ def _kind(scan: FolderScan, name: str) -> list[Path]:
 
 
 def list_frames(folder: str | os.PathLike) -> list[Path]:
-    """List the frames of a folder and its sub-folders, sorted, so that every machine sees the same order.
+    """List the frames of a folder and its sub-folders, sorted, so the order is the same on every machine.
 
-    Files of other kinds are left out with one log line that counts them; [`scan_folder`] returns them.
+    Other files are skipped, with their number in one log line; [`scan_folder`] returns them.
 
     Args:
-        folder (`str` or `os.PathLike`): Where to look for png, jpg, jpeg, bmp, tif and tiff files, in any case.
+        folder (`str` or `os.PathLike`): Folder with png, jpg, jpeg, bmp, tif and tiff files, in upper or lower case.
 
     Returns:
-        `list[Path]`: At least one path, each beginning with `folder`.
+        `list[Path]`: At least one path, each starting with `folder`.
 
     Raises:
-        NotADirectoryError: If there is no such folder.
-        ValueError: If it holds no frame.
+        NotADirectoryError: If the folder does not exist.
+        ValueError: If it contains no frames.
     """
     scan = scan_folder(folder)
     others = len(scan.strays) + len(scan.hidden)
@@ -99,48 +99,48 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
             f"Expected files that end in {', '.join(FRAME_SUFFIXES)}, also in sub-folders."
         )
     if scan.strays:
-        logger.warning("%s: left out %d files that are no frames, e.g. %s", folder, others, scan.strays[0].name)
+        logger.warning("%s: skipped %d files that are not frames, e.g. %s", folder, others, scan.strays[0].name)
     elif others:
-        logger.info("%s: left out %d hidden files", folder, others)
+        logger.info("%s: skipped %d hidden files", folder, others)
     return scan.frames
 
 
 def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.ndarray:
-    """Read one grey frame of 8 bits from an image file.
+    """Read one 8-bit grey frame from an image file.
 
-    Colour becomes grey as in Pillow's `convert("L")` (a grey picture saved as colour keeps its exact levels), alpha is
-    ignored. Deep images (16-bit, 32-bit, float) are scaled by their bit depth as in [`to_uint8`]. The frame is turned as
-    the EXIF orientation says, where there is one, as by `datasets` and by transformers' `load_image`.
+    Colour is converted to grey as in Pillow's `convert("L")` (grey images stored as colour are unchanged), alpha is
+    ignored. Images with more than 8 bits (16-bit, 32-bit, float) are scaled by their bit depth as in [`to_uint8`]. The
+    frame is rotated according to its EXIF orientation, if any, as in `datasets` and transformers' `load_image`.
 
     Args:
         path (`str` or `os.PathLike`): Image file with one frame.
         bits_stored (`int`, *optional*):
-            Bits that carry the grey level in a deep image, such as 10 for 10 bits stored in 16; `None` infers them.
-            8-bit files do not need it and ignore it.
+            Number of bits used for the grey level, such as 10 for 10 bits stored in 16; `None` infers it. Ignored for
+            8-bit files.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
     Raises:
-        FrameReadError: If the file is damaged, holds several frames or cannot be scaled, or if Pillow reads other levels
-            than it means, see [`~image_processing_reading.check_levels`].
+        FrameReadError: If the file is damaged, has several frames or cannot be scaled, or if Pillow reads incorrect
+        values, see [`~image_processing_reading.check_levels`].
     """
     return _frame(path, str(path), bits_stored)
 
 
 def decode_frame(data: bytes | memoryview, name: str, bits_stored: int | None = None) -> np.ndarray:
-    """Decode one grey frame of 8 bits from the bytes of an image file, as [`read_frame`] does from the file.
+    """Decode one 8-bit grey frame from the bytes of an image file; see [`read_frame`].
 
     Args:
-        data (`bytes` or `memoryview`): The file.
-        name (`str`): How messages call it.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        data (`bytes` or `memoryview`): Contents of the file.
+        name (`str`): Name in messages.
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`read_frame`].
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
     Raises:
-        FrameReadError: As in [`read_frame`].
+        FrameReadError: As for [`read_frame`].
 
     Example:
         >>> import io
@@ -154,7 +154,7 @@ def decode_frame(data: bytes | memoryview, name: str, bits_stored: int | None = 
 
 def _frame(file: str | os.PathLike | io.BytesIO, name: str, bits_stored: int | None) -> np.ndarray:
     try:
-        # Never by its path: Pillow then maps a TIFF that is to be turned into memory with its sides swapped
+        # never by path: Pillow would then memory-map a rotated TIFF with its sides swapped
         with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened, Image.open(opened) as image:
             return frame_from_image(image, name, bits_stored)
     except FrameReadError:
@@ -166,19 +166,19 @@ def _frame(file: str | os.PathLike | io.BytesIO, name: str, bits_stored: int | N
 
 
 def frame_from_image(image: Image.Image, name: str, bits_stored: int | None = None) -> np.ndarray:
-    """Turn an image into one grey frame of 8 bits, by the rules of [`read_frame`].
+    """Convert an image to one 8-bit grey frame, by the rules of [`read_frame`].
 
     Args:
-        image (`PIL.Image.Image`): The image. If it is loaded already, 16 bits per colour channel cannot be seen any more.
-        name (`str`): How messages call it.
-        bits_stored (`int`, *optional*): Bit depth of deep frames, see [`read_frame`].
+        image (`PIL.Image.Image`): Image. Once it is loaded, 16 bits per colour channel can no longer be detected.
+        name (`str`): Name in messages.
+        bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`read_frame`].
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
     Raises:
-        FrameReadError: If it holds several frames, cannot be scaled or has other levels than its file.
-        OSError, ValueError: Or another one of `UNREADABLE`, if it is not loaded yet, and damaged.
+        FrameReadError: If it has several frames, cannot be scaled or has incorrect values.
+        OSError, ValueError: Or another exception in `UNREADABLE`, if it is damaged and not loaded yet.
     """
     is_deep_colour = has_deep_colour(image)
     image.load()
@@ -195,7 +195,7 @@ def frame_from_image(image: Image.Image, name: str, bits_stored: int | None = No
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
-    """What kind of frames a file holds, by its name, and for names of no known ending by the mark of DICOM in it.
+    """Kind of a file by its suffix or, for unknown suffixes, by its DICOM magic bytes.
 
     Args:
         path (`str` or `os.PathLike`): File.
@@ -218,21 +218,21 @@ _SUFFIXES = {"image": FRAME_SUFFIXES, "npz": NPZ_SUFFIXES, "video": VIDEO_SUFFIX
 
 
 def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
-    """Read the frames of a file one after another: an image (also a TIFF of several pages), NPZ, a film or DICOM.
+    """Read the frames of a file one after another: an image (including multi-page TIFF), NPZ, video or DICOM.
 
-    Frames are decoded as they are asked for, so that a run is never in memory as a whole. If a file is damaged, the frames
-    before the damage are given and then an error.
+    Frames are decoded on demand, so a cine is never completely in memory. For a damaged file, the frames before the
+    damage are yielded, followed by an error.
 
     Args:
-        path (`str` or `os.PathLike`): File. DICOM files need no ending.
-        options (`ReadOptions`, *optional*): How to read, see there.
+        path (`str` or `os.PathLike`): File. DICOM files need no suffix.
+        options (`ReadOptions`, *optional*): Reading options.
 
     Yields:
-        `Frame`: In the order of the file: grey, `uint8` or `uint16`, shape `(height, width)`, not scaled, black is 0.
+        `Frame`: In file order: grey, `uint8` or `uint16`, shape `(height, width)`, not scaled, 0 is black.
 
     Raises:
-        FrameReadError: If the file cannot be read; the message names it and says what to do.
-        ImportError: If the package that reads this kind of file is not installed; the message holds the pip line.
+        FrameReadError: If the file cannot be read; the message names it and states what to do.
+        ImportError: If the package for this format is not installed; the message contains the pip command.
 
     Example:
         >>> import tempfile
@@ -248,7 +248,9 @@ def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> 
     kind = kind_of(path)
     if kind is None:
         known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
-        raise FrameReadError(f"`{path}` is no image, array, film or DICOM file. Expected DICOM, or one of {known}.")
+        raise FrameReadError(
+            f"`{path}` is not an image, array, video or DICOM file. Expected DICOM, or one of {known}."
+        )
     readers = {"dicom": read_dicom_frames, "npz": read_npz_frames, "video": read_video_frames}
     yield from readers.get(kind, read_image_frames)(path, options)
 
@@ -256,19 +258,19 @@ def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> 
 def read_image_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
     """Read the frames of an image file: one, or each page of a TIFF.
 
-    Colour becomes grey as in [`read_frame`]; levels deeper than 8 bits are kept. Pages deeper than 8 bits are read twice
-    where the depth is not given, the first time for the largest level, so that all have one bit depth.
+    Colour is converted to grey as in [`read_frame`]; more than 8 bits are kept. Pages with more than 8 bits are read
+    twice if the bit depth is not given, the first time to find the maximum, so that all have the same bit depth.
 
     Args:
         path (`str` or `os.PathLike`): Image file.
-        options (`ReadOptions`, *optional*): `bits_stored` is used.
+        options (`ReadOptions`, *optional*): Uses `bits_stored`.
 
     Yields:
         `Frame`: In the order of the file.
 
     Raises:
-        FrameReadError: If the file is damaged (pages before the damage are given), or Pillow reads other levels than it
-            means, or levels do not fit in 16 bits.
+        FrameReadError: If the file is damaged (after yielding the pages before the damage), or Pillow reads incorrect
+        values, or values do not fit in 16 bits.
     """
     path, options = Path(path), options or ReadOptions()
     bits = None
@@ -291,7 +293,7 @@ def _image_bits(path: Path, highest: int, bits_stored: int | None) -> int:
 
 
 def _pages(path: Path, bits_stored: int | None) -> Iterator[tuple[np.ndarray, int]]:
-    """Levels of each page, and how many pages there are."""
+    """Grey levels of each page, and the number of pages."""
     index = 0
     try:
         with open(path, "rb") as file, Image.open(file) as image:
@@ -307,13 +309,14 @@ def _pages(path: Path, bits_stored: int | None) -> Iterator[tuple[np.ndarray, in
     except UNREADABLE as error:
         where = f" from page {index} on" if index else ""
         raise FrameReadError(
-            f"`{path}` cannot be read as an image{where} ({type(error).__name__}: {error}). Restore or remove the file."
+            f"`{path}` cannot be read as an image{where} ({type(error).__name__}: {error}). Restore or remove the "
+            "file."
         ) from error
 
 
 def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colour: bool) -> np.ndarray:
     try:
-        # one that was read at 8 bits is no deep image, whatever the user says of the others
+        # an 8-bit page is not affected by `bits_stored`, which is for the others
         check_levels(image, is_deep_colour, bits_stored if is_deep_colour else None)
     except ValueError as error:
         raise FrameReadError(f"`{path}`: {error}") from error
@@ -331,7 +334,7 @@ def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_dee
 
 
 def _whole_levels(levels: np.ndarray, path: Path) -> np.ndarray:
-    """Floats as whole levels: as they are, or [0, 1] spread over 16 bits."""
+    """Convert floats to integers: unchanged, or [0, 1] scaled to 16 bits."""
     if np.isfinite(levels).all() and (levels == np.rint(levels)).all():
         return levels.astype(np.int64)
     if not (levels.min() >= 0 and levels.max() <= 1):
@@ -343,24 +346,24 @@ def _whole_levels(levels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def to_uint8(pixels: np.ndarray, bits_stored: int | None = None) -> np.ndarray:
-    """Scale grey levels to whole numbers of 0..255, by the image processor's rule and with its warnings.
+    """Scale grey levels to integers in 0..255, by the rules of the image processor and with its warnings.
 
-    Without `bits_stored` the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest level, and
-    floats up to 1 are the unit range; a log line names the assumption.
+    Without `bits_stored` the bit depth is the smallest of 8, 10, 12, 14 and 16 bits that fits the maximum, and floats
+    up to 1 are treated as [0, 1]; the assumption is logged.
 
     Args:
-        pixels (`np.ndarray`): Grey levels of one frame or of one run, any shape, integer or float, finite, >= 0.
-        bits_stored (`int`, *optional*): Bits that carry the grey level, 8 to 32.
+        pixels (`np.ndarray`): Grey levels of one frame or one cine, any shape, integer or float, finite, >= 0.
+        bits_stored (`int`, *optional*): Number of bits used for the grey level, 8 to 32.
 
     Returns:
-        `np.ndarray` of the same shape: `uint8`; level 0 is 0 and `2**bits_stored - 1` is 255, rounded.
+        `np.ndarray` of the same shape: `uint8`; 0 maps to 0 and `2**bits_stored - 1` to 255, rounded.
 
     Raises:
-        ValueError: If a level is negative, not finite or above the bit depth.
+        ValueError: If a value is negative, not finite or exceeds the bit depth.
 
     Example:
         >>> to_uint8(np.array([[0, 512, 1023]], dtype=np.uint16), bits_stored=10)
         array([[  0, 128, 255]], dtype=uint8)
     """
-    # floats may lie beyond the range by what resampling left
+    # floats may slightly exceed the range after resampling
     return np.rint(scale_to_8_bit(pixels, bits_stored).clip(0, 255)).astype(np.uint8)

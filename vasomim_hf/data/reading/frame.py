@@ -1,4 +1,4 @@
-"""What a frame is, whatever kind of file it comes from: grey levels, their bit depth and what is known of the run."""
+"""Definition of a frame, independent of the file format: grey levels, bit depth and metadata."""
 
 import hashlib
 import hmac
@@ -19,25 +19,25 @@ class FrameReadError(ValueError):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How frames are read.
+    """Options for reading frames.
 
     Args:
         bits_stored (`int`, *optional*):
-            Bits that carry the grey level in 16-bit images and NPZ arrays, 8 to 16. `None` takes the smallest of 8, 10,
-            12, 14 and 16 that holds the largest level of the file. DICOM files state it themselves and ignore this.
+            Number of bits used for the grey level in 16-bit images and NPZ arrays, 8 to 16. `None` infers the smallest
+            of 8, 10, 12, 14 and 16 that fits the maximum of the file. Ignored for DICOM files, which state it.
         salt (`str`, *optional*):
-            Your own secret, the key of the hashes that stand for patient, study and series. The same salt gives the same
-            ids in every run. `None` leaves the three out: nothing stable can be said of a patient without a secret,
-            since anyone can hash a list of patient numbers. Take 16 random characters or more.
+            A secret, the key of the hashes that replace patient, study and series ids. The same salt always gives the
+            same ids. `None` omits the three ids: without a secret, anyone could hash a list of patient numbers and
+            compare. Use at least 16 random characters.
         apply_window (`bool`, *optional*, defaults to `False`):
-            Apply the VOI lookup table or window of a DICOM file. Off, because the image processor scales by bit depth
-            and a window throws grey levels away.
+            Whether to apply the VOI lookup table or window of a DICOM file. Off by default, because the image
+            processor scales by bit depth, and a window discards grey levels.
         modalities (`tuple[str, ...]`, *optional*, defaults to `("XA",)`):
-            DICOM modalities that are read; another one is an error. `None` reads all.
+            DICOM modalities to accept; others are an error. `None` accepts all.
         allow_burned_in (`bool`, *optional*, defaults to `False`):
-            Read DICOM files that say of themselves that a patient can be recognised from text in the picture.
+            Whether to read DICOM files marked as having identifying text burned in.
         npz_key (`str`, *optional*):
-            Array of an NPZ file that holds the frames. `None` takes `pixel_array`, else the only array of two or three
+            Array of an NPZ file with the frames. `None` uses `pixel_array`, otherwise the only array with two or three
             axes.
 
     Raises:
@@ -64,26 +64,26 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class FrameMetadata:
-    """What a file says of a frame and its run. Nothing here identifies a patient; what is unknown is `None`.
+    """Metadata of a frame and its cine. Nothing here identifies a patient; unknown values are `None`.
 
     Args:
-        num_frames (`int`): Frames in the file.
+        num_frames (`int`): Number of frames in the file.
         frame_time_ms (`float`, *optional*):
-            Milliseconds from the frame before to this one. Where a file lists them, the entry of this frame, which is 0
-            for the first; else the same for all frames.
-        imager_pixel_spacing_mm (`tuple[float, float]`, *optional*): Distance of rows and of columns at the detector.
-        pixel_spacing_mm (`tuple[float, float]`, *optional*): The same in the patient, where the file is calibrated.
-        pixel_spacing_calibration (`str`, *optional*): How it was calibrated, `"GEOMETRY"` or `"FIDUCIAL"`.
-        primary_angle (`float`, *optional*): Positioner angle in degrees, LAO positive, at the start of the run.
-        secondary_angle (`float`, *optional*): Positioner angle in degrees, cranial positive, at the start of the run.
-        window_center (`float`, *optional*): Centre of the first window, in levels after the modality transformation.
+            Milliseconds since the previous frame. If a file lists them, the entry of this frame, which is 0 for the
+            first; otherwise the same for all frames.
+        imager_pixel_spacing_mm (`tuple[float, float]`, *optional*): Row and column spacing at the detector.
+        pixel_spacing_mm (`tuple[float, float]`, *optional*): Row and column spacing in the patient, if calibrated.
+        pixel_spacing_calibration (`str`, *optional*): Calibration method, `"GEOMETRY"` or `"FIDUCIAL"`.
+        primary_angle (`float`, *optional*): Positioner angle in degrees, LAO positive, at the start of the cine.
+        secondary_angle (`float`, *optional*): Positioner angle in degrees, cranial positive, at the start of the cine.
+        window_center (`float`, *optional*): Centre of the first window, in values after the modality transformation.
         window_width (`float`, *optional*): Width of the first window.
-        photometric_interpretation (`str`, *optional*): As stored; the levels of a frame are always black = 0.
-        modality (`str`, *optional*): Such as `"XA"`.
-        rescale_slope (`float`, *optional*): Of the modality transformation, applied already.
-        rescale_intercept (`float`, *optional*): The same.
-        level_offset (`float`): What was added to the levels after the modality transformation to have none below zero.
-        is_lossy (`bool`, *optional*): Whether the file says that its pixels went through lossy compression.
+        photometric_interpretation (`str`, *optional*): As stored; in the pixels of a frame, 0 is always black.
+        modality (`str`, *optional*): Modality, such as `"XA"`.
+        rescale_slope (`float`, *optional*): Slope of the modality transformation, already applied.
+        rescale_intercept (`float`, *optional*): Intercept of the modality transformation, already applied.
+        level_offset (`float`): Offset added after the modality transformation so that no value is negative.
+        is_lossy (`bool`, *optional*): Whether the file states that its pixels were compressed lossily.
         patient_id, study_id, series_id (`str`, *optional*): Keyed hashes; `None` without a salt.
     """
 
@@ -109,14 +109,14 @@ class FrameMetadata:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One grey frame, not scaled.
+    """A grey frame, not scaled.
 
     Args:
         pixels (`np.ndarray` of shape `(height, width)`):
-            `uint8` or `uint16`, 0 is black and contrast agent is dark; levels 0 to `2**bits_stored - 1`.
-        bits_stored (`int`): Bits that carry the grey level, 8 to 16.
-        index (`int`): Place in the file, from 0.
-        metadata (`FrameMetadata`): What else the file says.
+                `uint8` or `uint16`, 0 is black and contrast agent is dark; values from 0 to `2**bits_stored - 1`.
+        bits_stored (`int`): Number of bits used for the grey level, 8 to 16.
+        index (`int`): Index in the file, from 0.
+        metadata (`FrameMetadata`): Metadata of the file.
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -126,17 +126,17 @@ class Frame:
 
 
 def bits_for(highest: int, bits_stored: int | None) -> int:
-    """Bit depth of a run whose file does not state it: as the user says, else inferred with a log line.
+    """Bit depth of a cine whose file does not state it: as given by the user, otherwise inferred with a warning.
 
     Args:
-        highest (`int`): Largest level of the run, >= 0.
-        bits_stored (`int`, *optional*): What the user says.
+        highest (`int`): Maximum value of the cine, >= 0.
+        bits_stored (`int`, *optional*): Bit depth given by the user.
 
     Returns:
         `int`: 8 to 16.
 
     Raises:
-        ValueError: If the levels do not fit.
+        ValueError: If the values do not fit.
 
     Example:
         >>> bits_for(1000, 12)
@@ -150,19 +150,19 @@ def bits_for(highest: int, bits_stored: int | None) -> int:
         )
     if bits_stored is None:
         logger.warning_once(
-            f"Bit depth unknown: {bits} bits are assumed, the smallest of {BIT_DEPTHS} that hold the levels of the file. "
-            "Pass the true depth as `bits_stored`."
+            f"Bit depth unknown: {bits} bits are assumed, the smallest of {BIT_DEPTHS} that hold the levels of the "
+            "file. Pass the true depth as `bits_stored`."
         )
     return bits
 
 
 def hashed_id(value: object, kind: str, salt: str | None) -> str | None:
-    """What stands for a patient, a study or a series: HMAC-SHA256 under the user's salt, of which 128 bits are kept.
+    """Pseudonym of a patient, study or series: HMAC-SHA256 with the user's salt, truncated to 128 bits.
 
     Args:
-        value (`object`): Id in the file; `None` and blanks are no id.
-        kind (`str`): What it identifies, so that the same number of a patient and a study gives two ids.
-        salt (`str`, *optional*): The key; without one there is no id.
+        value (`object`): Id in the file; `None` and blank strings are not ids.
+        kind (`str`): Kind of id, so that the same number for a patient and a study gives different pseudonyms.
+        salt (`str`, *optional*): Key; without one there is no pseudonym.
 
     Returns:
         `str`: 32 hexadecimal digits, or `None`.

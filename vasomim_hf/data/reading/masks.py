@@ -1,8 +1,8 @@
-"""The one reader of masks: what a level means, whatever file or column a mask comes from.
+"""Reading of masks: validation of their values, for all files and columns.
 
-A mask of two classes has 0 for background, and 1 or 255 for foreground. A mask of more classes holds class ids, and 255
-marks pixels to ignore. Anything else is an error that names the levels: a mask with edges in between was resized with
-interpolation or went through JPEG, and nobody but its owner knows where the edge is.
+A two-class mask has 0 for background and 1 or 255 for foreground. A mask with more classes has class ids, and 255
+marks pixels to ignore. Other values are an error that lists them: masks with intermediate values were resized with
+interpolation or saved as JPEG, and only their owner can choose the threshold.
 """
 
 import io
@@ -18,22 +18,22 @@ from .files import UNREADABLE
 
 
 class UnreadableMaskError(MaskError, OSError):
-    """A mask is damaged or missing, so that nothing can be said of its levels."""
+    """A mask is damaged or missing, so its values are unknown."""
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a mask of two classes from an image file.
+    """Read a two-class mask from an image file.
 
     Args:
-        path (`str` or `os.PathLike`): Image file: 0 is background; 1 or 255, not both, is foreground.
-        size (`tuple[int, int]`, *optional*): Height and width it must have: those of its frame.
+        path (`str` or `os.PathLike`): Image file: 0 is background; either 1 or 255, not both, is foreground.
+        size (`tuple[int, int]`, *optional*): Required height and width, those of its frame.
 
     Returns:
-        `np.ndarray` of shape `(height, width)`: `bool`, `True` in the foreground.
+        `np.ndarray` of shape `(height, width)`: `bool`, `True` for foreground.
 
     Raises:
-        MaskError: If it has another size or other levels; `UnreadableMaskError`, which is also an `OSError`, if the file
-            is damaged.
+        MaskError: If its size or values are wrong; `UnreadableMaskError`, which is also an `OSError`, if the file is
+            damaged.
     """
     return read_label_map(path, size).astype(bool)
 
@@ -44,27 +44,27 @@ def read_label_map(
     """Read the class ids of a mask from an image file.
 
     Args:
-        path (`str` or `os.PathLike`): Image file; of a palette image the indices are the ids.
-        size (`tuple[int, int]`, *optional*): Height and width it must have: those of its frame.
-        rule (`MaskRule`, *optional*): What its levels mean; `None` is a mask of two classes.
+        path (`str` or `os.PathLike`): Image file; for palette images, the palette indices are the ids.
+        size (`tuple[int, int]`, *optional*): Required height and width, those of its frame.
+        rule (`MaskRule`, *optional*): Meaning of the values; `None` is a two-class mask.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8`, ids below `num_labels`, or 255 for pixels to ignore.
 
     Raises:
-        MaskError: If it has another size or other levels; `UnreadableMaskError`, which is also an `OSError`, if the file
-            is damaged.
+        MaskError: If its size or values are wrong; `UnreadableMaskError`, which is also an `OSError`, if the file is
+            damaged.
     """
     return to_label_map(Path(path), str(path), size, rule)
 
 
 def to_mask(mask: Any, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A mask of two classes from an image, an array, the bytes of a file or its path; see [`read_mask`].
+    """Convert an image, an array, the bytes or the path of a file to a two-class mask; see [`read_mask`].
 
     Args:
         mask (`PIL.Image.Image`, `np.ndarray` of shape `(height, width)`, `bytes` or `Path`): The mask.
-        name (`str`): How messages call it.
-        size (`tuple[int, int]`, *optional*): Height and width it must have.
+        name (`str`): Name in messages.
+        size (`tuple[int, int]`, *optional*): Required height and width.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `bool`.
@@ -82,13 +82,13 @@ def to_mask(mask: Any, name: str, size: tuple[int, int] | None = None) -> np.nda
 def to_label_map(
     mask: Any, name: str, size: tuple[int, int] | None = None, rule: MaskRule | None = None
 ) -> np.ndarray:
-    """Class ids from an image, an array, the bytes of a file or its path; see [`read_label_map`].
+    """Convert an image, an array, the bytes or the path of a file to class ids; see [`read_label_map`].
 
     Args:
         mask (`PIL.Image.Image`, `np.ndarray` of shape `(height, width)`, `bytes` or `Path`): The mask.
-        name (`str`): How messages call it.
-        size (`tuple[int, int]`, *optional*): Height and width it must have.
-        rule (`MaskRule`, *optional*): What its levels mean; `None` is a mask of two classes.
+        name (`str`): Name in messages.
+        size (`tuple[int, int]`, *optional*): Required height and width.
+        rule (`MaskRule`, *optional*): Meaning of the values; `None` is a two-class mask.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: `uint8`, ids below `num_labels`, or 255 for pixels to ignore.
@@ -110,7 +110,7 @@ def to_label_map(
 
 
 def _levels(mask: Any, name: str) -> np.ndarray:
-    """Whole numbers of shape (H, W)."""
+    """Integers of shape (H, W)."""
     if mask is None:
         raise UnreadableMaskError(f"The mask {name} is missing. Leave the frame out, or draw an empty mask.")
     if isinstance(mask, np.ndarray):
@@ -118,7 +118,7 @@ def _levels(mask: Any, name: str) -> np.ndarray:
     try:
         if isinstance(mask, Image.Image):
             return _levels_of_image(mask, name)
-        # opened by hand: Pillow maps an uncompressed TIFF that it opens by name, and turns the map wrongly
+        # opened here, because Pillow memory-maps an uncompressed TIFF opened by name and rotates the map incorrectly
         with io.BytesIO(mask) if isinstance(mask, bytes) else open(mask, "rb") as file, Image.open(file) as image:
             return _levels_of_image(image, name)
     except MaskError:
@@ -134,13 +134,13 @@ def _levels_of_image(image: Image.Image, name: str) -> np.ndarray:
     if num_pages != 1:
         raise MaskError(f"The mask {name} has {num_pages} pages, expected one. Save each mask as a file of its own.")
     upright = ImageOps.exif_transpose(image)
-    # indices of a palette are ids, and so they are read before any conversion to colour
+    # palette indices are ids, so they are read before any conversion to colour
     array = np.asarray(upright.getchannel(0) if upright.mode in ("P", "PA", "LA", "La") else upright)
     return _whole_levels(array, name)
 
 
 def _whole_levels(array: np.ndarray, name: str) -> np.ndarray:
-    """Levels of a grey picture, also of one that is stored as colour; alpha has no meaning."""
+    """Values of a grey image, possibly stored as colour; alpha is ignored."""
     if array.ndim == 3 and array.shape[-1] in (1, 3, 4):
         if (array[..., 1:3] != array[..., :1]).any():
             raise MaskError(f"The mask {name} is in colour. Save the class ids as grey levels.")
