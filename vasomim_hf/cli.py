@@ -373,13 +373,16 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         default="arcade",
-        choices=("arcade", "table"),
-        help="kind of data set: ARCADE, or a table of frames and labels as Parquet or saved by `datasets` (default: arcade)",
+        metavar="NAME",
+        help="arcade, cadica, xcad, xcav, dca1, danilov, or table for frames and labels as Parquet or saved by `datasets` "
+        "(default: arcade)",
     )
     parser.add_argument(
-        "--task", required=True, help="vessel, segments, stenosis, stenosis_boxes or side; any name for a table"
+        "--task", required=True, help="task of the data set, such as vessel or stenosis_boxes; any name for a table"
     )
-    parser.add_argument("--split", required=True, help="train, val or test; for a table one of its splits")
+    parser.add_argument(
+        "--split", required=True, help="train, val or test; all where the data set has no published splits"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
     parser.add_argument("--name", metavar="NAME", help="name of the model in the results (default: its folder name)")
     for name in ("image", "mask", "objects", "label"):

@@ -15,7 +15,14 @@ from ..import_utils import require
 
 # Flips only where they do not change labels. Anatomy is not mirror-symmetric: vessel segments and the side of the tree
 # depend on left and right; vessels and stenoses do not.
-FLIP_PROBABILITY = {"vessel": 0.5, "stenosis": 0.5, "stenosis_boxes": 0.5, "segments": 0.0, "side": 0.0}
+FLIP_PROBABILITY = {
+    "vessel": 0.5,
+    "stenosis": 0.5,
+    "stenosis_boxes": 0.5,
+    "stenosis_severity_boxes": 0.5,
+    "segments": 0.0,
+    "side": 0.0,
+}
 # third word of the seed, so no other use of the same seed and index draws the same numbers
 _STREAM = 7
 _HALF = 128

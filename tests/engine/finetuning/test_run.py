@@ -22,8 +22,8 @@ NEEDED = {"data": "frames", "output_dir": "runs/x"}
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("finetune_*.yaml")), ids=lambda path: path.stem)
 def test_a_run_file_of_the_project_is_valid_and_says_what_it_is(path):
-    run = load_run(KINDS.get(path.stem.removeprefix("finetune_arcade_"), SegmentationRun), path)
-    assert path.stem == f"finetune_arcade_{run.task}"
+    run = load_run(KINDS.get(path.stem.split("_", 2)[2], SegmentationRun), path)
+    assert path.stem == f"finetune_{run.dataset}_{run.task}"
     head = path.read_text().split("\n\n")[0]
     for word in ("Source:", "Command: python training/finetune_", "Cost:", "Result:"):
         assert word in head, f"{path.name} does not say its {word}"
@@ -54,8 +54,8 @@ def test_a_run_comes_back_from_its_file(tmp_path):
         (SegmentationRun, {"metric": "dise"}, "`metric` must be one of loss, dice, pooled_dice"),
         (DetectionRun, {"metric": "dice"}, "`metric` must be one of loss, ap50"),
         (SegmentationRun, {"augmentation": {"rotation": -3}}, "`augmentation`: `rotation` must be a number from 0"),
-        (SegmentationRun, {"task": "side"}, "must be one of vessel, segments, stenosis for segmentation"),
-        (ClassificationRun, {"task": "vessel"}, "must be one of side for classification"),
+        (SegmentationRun, {"task": "side"}, "must be one of vessel, segments, stenosis on ARCADE"),
+        (ClassificationRun, {"task": "vessel"}, "must be one of side on ARCADE"),
         (SegmentationRun, {"train_fraction": 0}, "`train_fraction` must be above 0"),
         (SegmentationRun, {"train_fraction": 10}, "`train_fraction` must be from 0 to 1, got 10"),
         (SegmentationRun, {"batch_size": 0}, "`batch_size` must be at least 1"),
@@ -63,7 +63,9 @@ def test_a_run_comes_back_from_its_file(tmp_path):
         (SegmentationRun, {"train_split": "train+val"}, "is also learnt from"),
         (SegmentationRun, {"validation_split": None, "validation_share": 0}, "`validation_share` must be in"),
         (SegmentationRun, {"keep": "first"}, "`keep` must be one of best, last"),
-        (SegmentationRun, {"dataset": "coco"}, "`dataset` must be one of arcade, table"),
+        (SegmentationRun, {"dataset": "coco"}, "`dataset` must be one of arcade, cadica"),
+        (SegmentationRun, {"dataset": "xkad"}, "Did you mean 'xcad'?"),
+        (SegmentationRun, {"dataset": "cadica"}, "one that CADICA has: stenosis_boxes"),
         (SegmentationRun, {"betas": [0.9, 1.0]}, "`betas` must be two numbers"),
         (SegmentationRun, {"layer_decay": 0}, "`layer_decay` must be above 0"),
         (SegmentationRun, {"linear_probe": True}, "unknown key `linear_probe`"),

@@ -14,7 +14,7 @@ import transformers
 
 from ...data.augmentation import FLIP_PROBABILITY
 from ...data.locations import HUB_PREFIX
-from ...data.published.arcade import PARTS
+from ...data.published.registry import ARCADE, find_dataset
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
 from ...folders import check_writable
@@ -27,7 +27,7 @@ from ..finetuning.rows import (
     named_by_columns,
     number_labels,
 )
-from ..finetuning.run import ARCADE, CLASSIFICATION, DETECTION, RUNS, SEGMENTATION
+from ..finetuning.run import CLASSIFICATION, DETECTION, RUNS, SEGMENTATION
 from ..finetuning.weights import load_config
 from .pictures import MapWriter, draw_cases
 from .scoring import FrameScorer, ScoringOptions
@@ -56,10 +56,10 @@ class EvaluationRequest:
 
     Args:
         model (`str`): Folder or Hub id of a model with a head and its image processor.
-        data (`str`): Folder of ARCADE, or of Parquet files, or `hf://datasets/OWNER/NAME`.
-        task (`str`): Of ARCADE; of a table a name of your own.
-        split (`str`): Of the data; several of ARCADE as `train+val`.
-        dataset (`str`): `"arcade"` or `"table"`.
+        data (`str`): Folder of the data set; of a table also `hf://datasets/OWNER/NAME`.
+        task (`str`): Task of the data set; for a table, any name.
+        split (`str`): Split of the data set; several as `train+val`.
+        dataset (`str`): Name of the data set, see [`~data.published.registry.DATASETS`].
         columns (`dict[str, str]`): Of a table: `image_column` and `mask_column`, `objects_column` or `label_column`.
         max_frames (`int`, *optional*): Only the first frames, for a trial.
         image_size (`int`, *optional*): Side in pixels that the model sees; that of its image processor by default.
@@ -137,15 +137,13 @@ def _kind_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) 
         raise ValueError(
             f"{request.model} is a {name}, which has no head for a task. Fine-tune it first with training/finetune_*.py."
         )
-    if request.dataset != ARCADE:
+    entry = find_dataset(request.dataset)
+    if entry.is_table:
         return kind
-    known = {task: other for other, run in RUNS.items() for task in run.tasks}
-    if request.task not in PARTS:
-        raise ValueError(f"`task` must be one of {', '.join(PARTS)} on ARCADE, got {request.task!r}.")
-    if known[request.task] != kind:
-        raise ValueError(
-            f"{request.model} is a model for {kind}, and {request.task} is a task of {known[request.task]}."
-        )
+    column = entry.find_task(request.task).column
+    if column != RUNS[kind].column:
+        other = next(name for name, run in RUNS.items() if run.column == column)
+        raise ValueError(f"{request.model} is a model for {kind}, and {request.task} is a task of {other}.")
     return kind
 
 
@@ -179,7 +177,7 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
 
 
 def _check_columns(kind: str, request: EvaluationRequest) -> None:
-    known = [] if request.dataset == ARCADE else [entry.name for entry in fields(RUNS[kind])]
+    known = [entry.name for entry in fields(RUNS[kind])] if find_dataset(request.dataset).is_table else []
     strange = [name for name in request.columns if name not in known]
     if strange:
         raise ValueError(
@@ -194,7 +192,7 @@ def _load_rows(
     where: dict[str, Any] = {"data": request.data, "task": request.task, "dataset": request.dataset, **request.columns}
     run = RUNS[kind](max_frames=request.max_frames, **where)
     rows = load_rows(run, request.split)
-    names = class_names(run, rows) if request.dataset == ARCADE else named_by_columns(run, rows)
+    names = named_by_columns(run, rows) if find_dataset(request.dataset).is_table else class_names(run, rows)
     # masks of a table carry no names: there the model's hold
     names = names or config.id2label
     if kind == SEGMENTATION and len(names) == 1:
@@ -278,7 +276,7 @@ def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    data = request.dataset if request.dataset == ARCADE else _name_of(request.data)
+    data = _name_of(request.data) if find_dataset(request.dataset).is_table else request.dataset
     return Description(request.task, request.name or _name_of(request.model), data, request.split, settings)
 
 

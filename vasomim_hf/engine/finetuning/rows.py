@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.locations import VALIDATION_NAMES, MissingSplitError, load_split
-from ...data.published.arcade import arcade_labels, load_arcade
+from ...data.locations import VALIDATION_NAMES, MissingSplitError
+from ...data.published.registry import find_dataset
 from ...data.sources import DatasetSource
 from ...data.splits import GROUP_COLUMNS, split_by_group
 from ..run_config import RunConfigError
 from .run import (
-    ARCADE,
     CLASSIFICATION,
     DETECTION,
     SEGMENTATION,
@@ -116,8 +115,7 @@ class TaskData:
 
 def label_column(run: FinetuneRun) -> str:
     """Column of the labels of a run's rows."""
-    names = {SEGMENTATION: "mask", DETECTION: "objects", CLASSIFICATION: "label"}
-    return getattr(run, f"{names[run.kind]}_column") if run.dataset != ARCADE else names[run.kind]
+    return getattr(run, f"{run.column}_column") if find_dataset(run.dataset).is_table else run.column
 
 
 def load_task_data(run: FinetuneRun) -> TaskData:
@@ -132,7 +130,7 @@ def load_task_data(run: FinetuneRun) -> TaskData:
     Raises:
         ValueError: If a split or column is missing, or no row is left.
     """
-    if run.dataset != ARCADE and {run.train_split, run.validation_split} <= set(VALIDATION_NAMES):
+    if find_dataset(run.dataset).is_table and {run.train_split, run.validation_split} <= set(VALIDATION_NAMES):
         raise RunConfigError(
             f"`train_split` {run.train_split!r} and `validation_split` {run.validation_split!r} may be names of the same "
             "split. Name another one, or write validation_split: null to hold out a part."
@@ -177,8 +175,9 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
     Raises:
         ValueError: If the split or a column is missing, or there is no frame.
     """
-    dataset = load_arcade(run.data, run.task, split) if run.dataset == ARCADE else load_split(run.data, split)
-    image, labels = "image" if run.dataset == ARCADE else run.image_column, label_column(run)
+    entry = find_dataset(run.dataset)
+    dataset = entry.load(run.data, run.task, split)
+    image, labels = run.image_column if entry.is_table else "image", label_column(run)
     missing = [name for name in (image, labels) if name not in dataset.column_names]
     if missing:
         raise RunConfigError(
@@ -204,8 +203,9 @@ def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
     Raises:
         ValueError: If neither says them, or the ids have gaps.
     """
-    if run.dataset == ARCADE:
-        return arcade_labels(run.task)
+    entry = find_dataset(run.dataset)
+    if not entry.is_table:
+        return dict(entry.tasks[run.task].labels)
     if run.labels:
         names = {_whole(number): str(name) for number, name in run.labels.items()}
         if run.kind == SEGMENTATION:

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from ...configuration_vasomim import VasoMIMConfig
 from ...data.augmentation import FLIP_PROBABILITY, AugmentationOptions
-from ...data.published.arcade import PARTS
+from ...data.published.registry import ARCADE, DATASETS, LABEL, MASK, OBJECTS, find_dataset
 from ...inference.prediction import PRECISIONS
 from ..run_config import RUN_FILE_NAME, RunConfigError, check_nested, load_run, make_run, save_run
 
 
 SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
-ARCADE, TABLE = "arcade", "table"
 SCRATCH, MAE = "scratch", "mae"
 BEST, LAST = "best", "last"
 # Keys that change nothing about the model, or say where things lie
@@ -40,15 +39,16 @@ class FinetuneRun:
     """What all fine-tuning runs have in common. Each key explains itself in `metadata["help"]`, shown by `--help`."""
 
     kind: ClassVar[str] = ""
-    tasks: ClassVar[tuple[str, ...]] = ()
+    # column of the annotations that such a run learns from
+    column: ClassVar[str] = ""
     default_metric: ClassVar[str] = ""
     metrics: ClassVar[tuple[str, ...]] = ()
 
-    data: str = key("", "folder of ARCADE, folder of Parquet files or of a saved dataset, or hf://datasets/OWNER/NAME")
+    data: str = key("", "folder of the data set; of a table also hf://datasets/OWNER/NAME")
     output_dir: str = key("", "where run.yaml, log, checkpoints and at the end the model itself go")
-    dataset: str = key(ARCADE, "arcade, or table: rows with the columns below")
-    task: str = key("", "of ARCADE; of a table a name of your own")
-    train_split: str = key("train", "split to learn from; several of ARCADE as train+val")
+    dataset: str = key(ARCADE, f"{', '.join(DATASETS)}; a table has the columns below")
+    task: str = key("", "task of the data set; for a table, any name")
+    train_split: str = key("train", "split to train on; several as train+val")
     validation_split: str | None = key("val", "split to choose the best weights on; null holds out part of the other")
     validation_share: float = key(0.1, "share of train_split held out where there is no validation_split, by patient")
     train_fraction: float = key(
@@ -142,13 +142,13 @@ class FinetuneRun:
             raise RunConfigError(f"`augmentation`: {error}") from error
 
     def _check_choices(self) -> None:
-        tasks = [task for task in PARTS if task in self.tasks]
-        if self.dataset == ARCADE and self.task not in tasks:
-            raise RunConfigError(
-                f"`task` must be one of {', '.join(tasks)} for {self.kind} on ARCADE, got {self.task!r}."
-            )
+        try:
+            entry = find_dataset(self.dataset)
+            if not entry.is_table:
+                entry.find_task(self.task, (self.column,))
+        except ValueError as error:
+            raise RunConfigError(f"{error} The run is for {self.kind}.") from error
         for name, known in (
-            ("dataset", (ARCADE, TABLE)),
             ("mixed_precision", tuple(PRECISIONS)),
             ("keep", (BEST, LAST)),
             ("metric", self.metrics),
@@ -198,11 +198,11 @@ class SegmentationRun(FinetuneRun):
     """Fine-tuning of [`VasoMIMForSemanticSegmentation`]."""
 
     kind: ClassVar[str] = SEGMENTATION
-    tasks: ClassVar[tuple[str, ...]] = ("vessel", "segments", "stenosis")
+    column: ClassVar[str] = MASK
     default_metric: ClassVar[str] = "pooled_dice"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "dice", "pooled_dice", "pooled_mean_class_dice")
 
-    task: str = key("vessel", "of ARCADE: vessel, segments or stenosis; of a table a name of your own")
+    task: str = key("vessel", "vessel, segments or stenosis; for a table, any name")
     mask_column: str = key(
         "mask",
         "column of the masks of a table: two classes as 0 and 255 or as 0 and 1, more as class ids where 255 is ignored",
@@ -222,11 +222,11 @@ class DetectionRun(FinetuneRun):
     """Fine-tuning of [`VasoMIMForObjectDetection`]."""
 
     kind: ClassVar[str] = DETECTION
-    tasks: ClassVar[tuple[str, ...]] = ("stenosis_boxes",)
+    column: ClassVar[str] = OBJECTS
     default_metric: ClassVar[str] = "ap50"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "ap50", "ap75", "ap", "recall50", "sensitivity_at_1_fp")
 
-    task: str = key("stenosis_boxes", "of ARCADE: stenosis_boxes; of a table a name of your own")
+    task: str = key("stenosis_boxes", "stenosis_boxes or stenosis_severity_boxes; for a table, any name")
     objects_column: str = key("objects", "column of the boxes of a table: bbox (left, top, width, height), category")
 
 
@@ -235,11 +235,11 @@ class ClassificationRun(FinetuneRun):
     """Fine-tuning of [`VasoMIMForImageClassification`], or a linear probe of its frozen encoder."""
 
     kind: ClassVar[str] = CLASSIFICATION
-    tasks: ClassVar[tuple[str, ...]] = ("side",)
+    column: ClassVar[str] = LABEL
     default_metric: ClassVar[str] = "balanced_accuracy"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
-    task: str = key("side", "of ARCADE: side; of a table a name of your own")
+    task: str = key("side", "side; for a table, any name")
     label_column: str = key("label", "column of the class ids of a table")
     linear_probe: bool = key(
         False, "freeze the encoder, compute features once and fit logistic regression on them to the end"
