@@ -23,6 +23,7 @@ from vasomim_hf import (
     VasoMIMModel,
 )
 from vasomim_hf.cli import main
+from vasomim_hf.data.published import registry
 from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
 from vasomim_hf.engine.evaluating import evaluate as model_evaluation
@@ -30,7 +31,6 @@ from vasomim_hf.engine.evaluating import pictures as evaluation_pictures
 from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.evaluating.pictures import choose_cases
 from vasomim_hf.engine.evaluating.scoring import FrameScorer
-from vasomim_hf.engine.finetuning import rows as finetune_rows
 from vasomim_hf.engine.finetuning import weights as finetune_model
 from vasomim_hf.engine.finetuning.decoded import Collator, DecodeOptions, FinetuneDataset, decode
 from vasomim_hf.engine.finetuning.run import ClassificationRun, make_finetune_run
@@ -285,7 +285,7 @@ def test_maps_of_ids_that_look_alike_do_not_replace_each_other(models, tmp_path)
 def test_a_split_without_frames_is_refused(models, tmp_path, monkeypatch):
     table = datasets.load_from_disk(write_table(tmp_path / "table", {"val": vessel_columns()}))
     empty = table["val"].select([])
-    monkeypatch.setattr(finetune_rows, "load_split", lambda *_: empty)
+    monkeypatch.setattr(registry, "load_split", lambda *_: empty)
     with pytest.raises(ValueError, match="no frames in its split 'val'"):
         evaluate_model(request_of(models, tmp_path, "vessel", dataset="table", task="mine"))
     datasets.DatasetDict({"val": empty}).save_to_disk(tmp_path / "empty")
@@ -357,7 +357,7 @@ def test_the_hub_is_not_asked_for_a_folder_that_is_missing(models, arcade, monke
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("runs/typo", "typo", "./typo", "a/b/typo", str(tmp_path / "typo")):
-        with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        with pytest.raises(FileNotFoundError, match="folder does not exist"):
             evaluate_model(dataclasses.replace(request_of(models, arcade, "vessel"), model=name))
     assert not asked
     assert finetune_model.load_config("owner/name", "the model").model_type == "vasomim" and asked == [("owner/name",)]
@@ -419,7 +419,7 @@ def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path,
         ("vessel", {"dataset": "table", "columns": {"label_column": "x"}}, "`label_column` does not fit"),
         ("vessel", {"columns": {"mask_column": "x"}}, "`mask_column` does not fit"),
         ("vessel", {"split": "holdout"}, "split"),
-        ("vessel", {"model": "./nowhere"}, "no such folder"),
+        ("vessel", {"model": "./nowhere"}, "folder does not exist"),
     ],
 )
 def test_what_does_not_fit_is_refused(models, arcade, task, keys, message):
