@@ -33,6 +33,7 @@ from vasomim_hf.engine.evaluating.pictures import choose_cases
 from vasomim_hf.engine.evaluating.scoring import FrameScorer
 from vasomim_hf.engine.finetuning import weights as finetune_model
 from vasomim_hf.engine.finetuning.decoded import Collator, DecodeOptions, FinetuneDataset, decode
+from vasomim_hf.engine.finetuning.rows import load_rows
 from vasomim_hf.engine.finetuning.run import ClassificationRun, make_finetune_run
 from vasomim_hf.evaluation.calibration import predictive_entropy
 from vasomim_hf.evaluation.mask_metrics import dice
@@ -150,9 +151,7 @@ def test_training_and_evaluation_see_the_same_pixels_and_say_the_same_in_float32
     results = evaluate_model(request)
     processor = VasoMIMImageProcessor.from_pretrained(models["side"])
     run = make_finetune_run(ClassificationRun, {"data": str(arcade), "task": "side", "output_dir": str(tmp_path)})
-    samples = decode(
-        finetune_rows.load_rows(run, "train"), DecodeOptions("classification", 2, SIZE), tmp_path / "kept"
-    )
+    samples = decode(load_rows(run, "train"), DecodeOptions("classification", 2, SIZE), tmp_path / "kept")
     frames = FinetuneDataset(samples, SIZE)
     collate = Collator(tuple(processor.image_mean), tuple(processor.image_std))
     batch = collate([frames[number] for number in range(len(frames))])
