@@ -1,7 +1,7 @@
-"""Run files: one YAML for one run, each key known, typed and explained; `--key value` changes it.
+"""Run files: one YAML file per run, with typed and documented keys; `--key value` overrides them.
 
-Numbers that belong to a checkpoint (sizes, mask ratio, guidance, loss weights) are not here: they are the model's
-configuration, reached under `model`, in fine-tuning under `config`.
+Numbers that belong to a checkpoint (sizes, mask ratio, guidance, loss weights) are in the model configuration instead,
+under `model` (in fine-tuning under `config`).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Run = TypeVar("Run", bound="TrainingRun")
 
 
 class RunConfigError(ValueError):
-    """A run file or an argument that does not fit; the message says how to mend it."""
+    """Invalid run file or argument; the message states how to correct it."""
 
 
 def _key(default: object, text: str) -> typing.Any:
@@ -38,48 +38,50 @@ def _key(default: object, text: str) -> typing.Any:
 
 @dataclass
 class TrainingRun:
-    """What both kinds of run have in common. Each key explains itself in `metadata["help"]`, shown by `--help`."""
+    """Base class of both kinds of runs. The help text of each key is in `metadata["help"]`, shown by `--help`."""
 
     data: str = _key("", "folder of frames, folder of a saved dataset or Parquet files, or hf://datasets/OWNER/NAME")
-    output_dir: str = _key("", "where run.yaml, log, pictures, checkpoints and the final model go")
-    data_split: str = _key("train", "split of a dataset")
+    output_dir: str = _key("", "folder for run.yaml, log, pictures, checkpoints and the final model")
+    data_split: str = _key("train", "split of a data set")
     image_column: str = _key("image", "column of the frames in a dataset")
-    vesselness_column: str = _key("vesselness", "column of ready vessel masks in a dataset; need not be there")
+    vesselness_column: str = _key("vesselness", "column of existing vessel masks in a data set; optional")
     frame_list: str | None = _key(
-        None, "text or JSON file that names the frames to use, as paths below the data folder"
+        None, "text or JSON file with the frames to use, as paths relative to the data folder"
     )
     frame_list_key: str | None = _key(None, "key of the list, if the JSON file is an object")
-    masks: str | None = _key(None, "folder of ready vessel masks (PNG, 0/255), instead of the filter's")
-    bits_stored: int | None = _key(None, "bit depth of deep frames, e.g. 10 for 10 bits in 16; null infers it")
+    masks: str | None = _key(None, "folder of existing vessel masks (PNG, 0/255), instead of the filter")
+    bits_stored: int | None = _key(
+        None, "bit depth of frames with more than 8 bits, e.g. 10 for 10 bits in 16; null infers it"
+    )
     vesselness: dict = _key({}, "options of the vesselness filter, e.g. {border: 20}")
-    cache_dir: str = _key("runs/cache", "where decoded frames and their vesselness are kept for later runs")
-    crop_scale: list[float] = _key([0.2, 1.0], "share of the frame's area kept by the random crop, from and to")
+    cache_dir: str = _key("runs/cache", "folder for decoded frames and their vesselness, reused by later runs")
+    crop_scale: list[float] = _key([0.2, 1.0], "minimum and maximum fraction of the frame's area in a random crop")
     flip_probability: float = _key(0.5, "probability of a horizontal flip")
 
-    batch_size: int = _key(256, "frames a process sees at once")
-    gradient_accumulation_steps: int = _key(1, "batches that make one optimiser step")
-    clip_grad_norm: float | None = _key(None, "largest gradient norm; null does not clip")
+    batch_size: int = _key(256, "frames per process and forward pass")
+    gradient_accumulation_steps: int = _key(1, "batches per optimiser step")
+    clip_grad_norm: float | None = _key(None, "maximum gradient norm; null disables clipping")
     mixed_precision: str = _key("bf16", "no, bf16 or fp16")
-    num_workers: int = _key(4, "loader processes of each training process; 0 loads in the training process")
-    num_threads: int | None = _key(None, "CPU threads of each process; null leaves it to torch")
-    seed: int = _key(0, "of weights, crops, order and masks")
+    num_workers: int = _key(4, "loader processes per training process; 0 loads in the training process")
+    num_threads: int | None = _key(None, "CPU threads per process; null uses torch's default")
+    seed: int = _key(0, "random seed of weights, crops, order and masks")
 
     resume: str = _key(
         "never", "never, auto (the newest complete checkpoint in output_dir, if any) or a checkpoint folder"
     )
     save_every_epochs: int = _key(20, "epochs between checkpoints")
-    keep_checkpoints: int = _key(2, "checkpoints kept, newest first; 0 keeps all")
-    log_every_steps: int = _key(20, "optimiser steps between two lines of the log")
+    keep_checkpoints: int = _key(2, "number of checkpoints to keep; 0 keeps all")
+    log_every_steps: int = _key(20, "optimiser steps between log lines")
     tensorboard: bool = _key(True, "also write a TensorBoard log to output_dir/tensorboard")
-    picture_every_epochs: int = _key(20, "epochs between pictures; 0 makes none")
+    picture_every_epochs: int = _key(20, "epochs between pictures; 0 disables them")
     num_pictures: int = _key(6, "frames in a picture")
-    max_frames: int | None = _key(None, "use only the first frames, for a trial")
+    max_frames: int | None = _key(None, "use only the first frames")
 
     def validate(self) -> None:
-        """Refuse what cannot be run.
+        """Raise an error for invalid settings.
 
         Raises:
-            RunConfigError: If a required key is missing or a number out of range.
+            RunConfigError: If a required key is missing or a number is out of range.
         """
         for name in ("data", "output_dir"):
             if not getattr(self, name):
@@ -96,7 +98,7 @@ class TrainingRun:
         if self.flip_probability > 1:
             raise RunConfigError(f"`flip_probability` must be in [0, 1], got {self.flip_probability}.")
         if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
-            raise RunConfigError(f"`crop_scale` must be two shares, 0 < from <= to <= 1, got {self.crop_scale}.")
+            raise RunConfigError(f"`crop_scale` must be two fractions, 0 < from <= to <= 1, got {self.crop_scale}.")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise RunConfigError(f"`clip_grad_norm` must be > 0, got {self.clip_grad_norm}. Write null to not clip.")
         if self.seed >= 2**32:
@@ -113,38 +115,39 @@ class TrainingRun:
 
 @dataclass
 class PretrainRun(TrainingRun):
-    """A pre-training run; the defaults are the paper's recipe."""
+    """A pre-training run; defaults are those of the paper."""
 
     streaming: bool = _key(
         False,
-        "read Parquet (a folder, or hf://) a few row groups at a time, without a cache; needs vessel masks in it",
+        "read Parquet (a folder, or hf://) a few row groups at a time, without a cache; needs a column of vessel "
+        "masks",
     )
 
     preset: str | None = _key("base", "tiny, small, base, large or huge")
     model_config: str | None = _key(None, "JSON file of a model configuration, instead of a preset")
-    model: dict = _key({}, "keys of VasoMIMConfig that replace those of the preset, e.g. {mask_ratio: 0.75}")
-    segmentor: str | None = _key(None, "folder of a trained segmentor (training/train_segmentor.py makes one)")
-    init: str | None = _key(None, "folder of a pre-trained VasoMIM to start from, instead of random weights")
+    model: dict = _key({}, "keys of VasoMIMConfig that override the preset, e.g. {mask_ratio: 0.75}")
+    segmentor: str | None = _key(None, "folder of a trained segmentor (see training/train_segmentor.py)")
+    init: str | None = _key(None, "folder of a pre-trained VasoMIM to start from")
 
-    epochs: int = _key(800, "length of training")
-    warmup_epochs: float = _key(40.0, "length of the linear warm-up")
-    base_learning_rate: float = _key(1.5e-4, "per 256 frames; the absolute rate is logged")
-    min_learning_rate: float = _key(0.0, "absolute rate that the cosine ends at")
-    weight_decay: float = _key(0.05, "of AdamW; not on biases and norms")
-    betas: list[float] = _key([0.9, 0.95], "of AdamW")
+    epochs: int = _key(800, "number of epochs")
+    warmup_epochs: float = _key(40.0, "epochs of linear warm-up")
+    base_learning_rate: float = _key(1.5e-4, "peak learning rate per 256 frames; the absolute rate is logged")
+    min_learning_rate: float = _key(0.0, "final learning rate of the cosine, absolute")
+    weight_decay: float = _key(0.05, "weight decay of AdamW; not applied to biases and norms")
+    betas: list[float] = _key([0.9, 0.95], "betas of AdamW")
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass, to save memory")
-    probe_frames: int = _key(32, "frames whose losses under the same masks are logged each epoch; 0 logs none")
+    probe_frames: int = _key(32, "frames whose losses with fixed masks are logged each epoch; 0 disables it")
 
     def validate(self) -> None:
-        """Refuse what cannot be run; see [`TrainingRun.validate`]."""
+        """Raise an error for invalid settings; see [`TrainingRun.validate`]."""
         super().validate()
         self._require_at_least(1, "epochs")
         self._require_at_least(0, "warmup_epochs", "base_learning_rate", "min_learning_rate", "weight_decay")
         self._require_at_least(0, "probe_frames")
         if self.streaming and (self.frame_list is not None or self.masks is not None or self.vesselness):
             raise RunConfigError(
-                "`frame_list`, `masks` and `vesselness` go with a frame cache; `streaming` takes every row of the Parquet "
-                "files and its mask in `vesselness_column`. Leave them out, or leave out `streaming`."
+                "`frame_list`, `masks` and `vesselness` go with a frame cache; `streaming` takes every row of the "
+                "Parquet files and its mask in `vesselness_column`. Leave them out, or leave out `streaming`."
             )
         if self.warmup_epochs > self.epochs:
             raise RunConfigError(
@@ -162,19 +165,19 @@ class PretrainRun(TrainingRun):
 
 @dataclass
 class SegmentorRun(TrainingRun):
-    """A run that trains the UNeXt segmentor on vesselness; the defaults are the authors' recipe."""
+    """A run that trains the UNeXt segmentor on vesselness; defaults are those of the authors."""
 
     model: dict = _key({}, "keys of UNeXtConfig")
-    image_size: int = _key(224, "side of the crops in pixels")
-    epochs: int = _key(200, "length of training")
+    image_size: int = _key(224, "size of the crops in pixels")
+    epochs: int = _key(200, "number of epochs")
     learning_rate: float = _key(
-        1e-3, "of Adam in the first epoch, whatever the batch; then (1 - epoch / epochs) ** 0.9"
+        1e-3, "learning rate of Adam in the first epoch, for any batch size; then times (1 - epoch / epochs) ** 0.9"
     )
-    validation_share: float = _key(0.05, "share of the frames held out to measure Dice against their vesselness")
+    validation_share: float = _key(0.05, "fraction of the frames held out to measure Dice with their vesselness")
     mixed_precision: str = _key("no", "no, bf16 or fp16")
 
     def validate(self) -> None:
-        """Refuse what cannot be run; see [`TrainingRun.validate`]."""
+        """Raise an error for invalid settings; see [`TrainingRun.validate`]."""
         super().validate()
         self._require_at_least(1, "epochs", "image_size")
         self._require_at_least(0, "learning_rate")
@@ -183,18 +186,18 @@ class SegmentorRun(TrainingRun):
 
 
 def load_run(kind: type[Run], path: str | Path, arguments: list[str] | None = None) -> Run:
-    """Read a run file and change it by arguments.
+    """Load a run file and apply command-line overrides.
 
     Args:
         kind (`type`): `PretrainRun` or `SegmentorRun`.
         path (`str` or `Path`): YAML file. Paths in it are relative to the working directory.
-        arguments (`list[str]`, *optional*): Such as `["--epochs", "20", "--model.mask_ratio=0.75"]`.
+        arguments (`list[str]`, *optional*): For example `["--epochs", "20", "--model.mask_ratio=0.75"]`.
 
     Returns:
-        The run, checked.
+        The validated run.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         RunConfigError: If a key is unknown, a value has the wrong type or a number is out of range.
     """
     yaml = require("yaml", "training")
@@ -215,7 +218,7 @@ def load_run(kind: type[Run], path: str | Path, arguments: list[str] | None = No
 
 
 def make_run(kind: type[Run], values: dict, where: str = "the run") -> Run:
-    """Make a run of a dictionary; as [`load_run`], with `where` as the name in messages."""
+    """Create a run from a dictionary; as for [`load_run`], with `where` as the name in messages."""
     known = {item.name: item for item in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     converted = {}
@@ -236,7 +239,7 @@ def parse_arguments(arguments: list[str]) -> list[tuple[str, str]]:
     """Split `--key value` and `--key=value` into pairs.
 
     Raises:
-        RunConfigError: If an argument is no key, or a key has no value.
+        RunConfigError: If an argument is not a key, or a key has no value.
 
     Example:
         >>> parse_arguments(["--epochs", "20", "--model.mask_ratio=0.75"])
@@ -256,14 +259,14 @@ def parse_arguments(arguments: list[str]) -> list[tuple[str, str]]:
                     f"--{name} has no value. Write --{name} VALUE, for a switch --{name} true or false."
                 )
             value = rest.pop(0)
-        # below a key names may be anybody's, such as that of a curve
+        # nested names may be arbitrary, such as that of a curve
         key, dot, below = name.partition(".")
         pairs.append((key.replace("-", "_") + dot + below, value))
     return pairs
 
 
 def save_run(run: TrainingRun, folder: str | Path) -> None:
-    """Write a run to `run.yaml` in a folder, so that it can be given to the script again."""
+    """Write a run to `run.yaml` in a folder, in the format of run files."""
     yaml = require("yaml", "training")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +275,7 @@ def save_run(run: TrainingRun, folder: str | Path) -> None:
 
 
 def describe_keys(kind: type[TrainingRun]) -> str:
-    """One line for each key of a run file: name, meaning, default; for `--help`."""
+    """One line per key of a run file with name, help text and default, for `--help`."""
     default = kind()
     return "\n".join(
         f"  {item.name:<29}{item.metadata['help']} [{_shown(getattr(default, item.name))}]"
@@ -295,17 +298,17 @@ def _unknown(name: str, known: list[str], where: str) -> str:
 
 
 def _own_keys(kind: type) -> list[str]:
-    # not those that transformers gives every configuration
+    # excludes keys that transformers adds to every configuration
     return [key for key in kind.__annotations__ if not key.startswith("_")]
 
 
 def check_nested(name: str, values: dict, kind: type) -> None:
-    """Refuse keys that a dictionary in a run must not have, and make numbers of text that is one, in place.
+    """Reject unknown keys of a dictionary in a run, and convert numbers given as text, in place.
 
     Args:
-        name (`str`): Key of the run that holds the dictionary.
-        values (`dict`): Its content.
-        kind (`type`): Class that the keys are fields of.
+        name (`str`): Key of the run with the dictionary.
+        values (`dict`): Its contents.
+        kind (`type`): Class whose fields are the valid keys.
 
     Raises:
         RunConfigError: If a key is unknown.
@@ -320,7 +323,7 @@ def check_nested(name: str, values: dict, kind: type) -> None:
 
 
 def _number_if_it_looks_like_one(value: object) -> object:
-    # YAML 1.1 reads 1e-3 as text, since it has no dot
+    # YAML 1.1 reads 1e-3 as text, because it has no dot
     if isinstance(value, str):
         number = _to_float(value)
         return value if number is None else int(number) if value.strip().lstrip("+-").isdigit() else number
@@ -328,7 +331,7 @@ def _number_if_it_looks_like_one(value: object) -> object:
 
 
 def _override(values: dict, name: str, text: str) -> None:
-    """Put the text of an argument in its place; `_convert` makes the value of it."""
+    """Insert the text of an argument; `_convert` parses it."""
     yaml = require("yaml", "training")
     name, is_nested, key = name.partition(".")
     try:
@@ -336,7 +339,7 @@ def _override(values: dict, name: str, text: str) -> None:
     except yaml.YAMLError as error:
         raise RunConfigError(f"--{name} {text!r} is not valid YAML: {error}") from error
     if not is_nested:
-        # A path may look like a number, as a folder 2024 does
+        # a path may look like a number, such as a folder 2024
         values[name] = value if value is None or isinstance(value, list | dict) else text
         return
     nested = values.setdefault(name, {})
@@ -349,7 +352,7 @@ def _override(values: dict, name: str, text: str) -> None:
 
 
 def _begins_with_a_key(key: str, nested: dict) -> bool:
-    """Whether what stands before the first dot is a key of its own; a share such as 0.5 is one key."""
+    """Whether the part before the first dot is a key; a fraction such as 0.5 is one key."""
     first, dot, _ = key.partition(".")
     return bool(dot) and (first in nested or first.replace("-", "_").isidentifier())
 
@@ -413,7 +416,7 @@ _CONVERTERS: dict = {
 _NAMES = {
     str: "text",
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     list: "a list of numbers such as [0.9, 0.95]",
     dict: "keys and values",

@@ -1,14 +1,14 @@
-"""Frames of DICOM files, single pictures and cine runs, one after another: a run is never in memory as a whole.
+"""Frames of DICOM files, single images and cines, read one after another: a cine is never completely in memory.
 
-What becomes of a stored value, in this order (all of it is one look-up table for each file, see `frames_levels`):
-bits outside of Bits Stored are dropped (overlays of old scanners live there), signed values keep their sign, the modality
-lookup table or Rescale Slope and Intercept is applied, a window only if asked for, MONOCHROME1 is turned round, pixels of
-the Pixel Padding Value become black. Overlays, masks of digital subtraction, shutters and presentation states are not applied.
+Stored values are processed in this order (all by one lookup table per file, see `frames_levels`): bits outside Bits
+Stored are dropped (old scanners stored overlays there), signed values keep their sign, the modality lookup table or
+Rescale Slope and Intercept is applied, a window only on request, MONOCHROME1 is inverted, pixels with the Pixel Padding
+Value become black. Overlays, masks of digital subtraction, shutters and presentation states are not applied.
 
-Privacy: only the tags in `KEPT_TAGS` are read at all; ids of patient, study and series only where there is a salt, and they
-leave as keyed hashes. Text burned into the pixels is not looked for, but a file that says it has some is refused.
+Privacy: only the tags in `KEPT_TAGS` are read; ids of patient, study and series only with a salt, and only as keyed
+hashes. Text burned into the pixels is not detected, but files that are marked as having it are rejected.
 
-Damage: frames before the place of damage are given, then an error that says how many they were.
+Damage: frames before the damage are yielded, followed by an error that states their number.
 """
 
 import os
@@ -141,14 +141,14 @@ def read_dicom_frames(path: str | os.PathLike, options: ReadOptions | None = Non
         yield _frame(run, pixels, index)
     if index + 1 < run.num_frames:
         raise FrameReadError(
-            f"`{path}` ends after {index + 1} of {run.num_frames} frames: the rest is cut off or does not fit the file's "
-            "header. Those before the damage are good."
+            f"`{path}` ends after {index + 1} of {run.num_frames} frames: the rest is cut off or does not fit the "
+            "file's header. Those before the damage are good."
         )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A file that was looked into and can be decoded."""
+    """An opened file that can be decoded."""
 
     path: Path
     header: "Dataset"
@@ -210,8 +210,8 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tupl
 
 def _header_error(path: Path, error: Exception) -> FrameReadError:
     return FrameReadError(
-        f"`{path}` cannot be read as DICOM ({type(error).__name__}): its header is damaged or it is another kind of file. "
-        "Restore or remove it."
+        f"`{path}` cannot be read as DICOM ({type(error).__name__}): its header is damaged or it is another kind of "
+        "file. Restore or remove it."
     )
 
 
@@ -304,12 +304,13 @@ def _layout(path: Path, header: "Dataset", syntax: str) -> PixelLayout:
     if layout.bits_allocated not in (8, 16) or not (is_grey or (layout.samples == 3 and not layout.is_signed)):
         raise FrameReadError(
             f"`{path}` has {layout.samples} samples of {layout.bits_allocated} bits, "
-            f"{header.get('PhotometricInterpretation')}; grey or red-green-blue of 8 or 16 bits is read. Export it as such."
+            f"{header.get('PhotometricInterpretation')}; grey or red-green-blue of 8 or 16 bits is read. Export it "
+            "as such."
         )
     if not 0 < layout.bits_stored <= layout.bits_allocated or not layout.bits_stored <= high_bit + 1:
         raise FrameReadError(
-            f"`{path}` states {layout.bits_stored} bits stored of {layout.bits_allocated} with high bit {high_bit}, which "
-            "cannot be. Export it again."
+            f"`{path}` states {layout.bits_stored} bits stored of {layout.bits_allocated} with high bit {high_bit}, "
+            "which cannot be. Export it again."
         )
     # A compressed stream other than RLE has levels, not cells of memory: there the high bit has no meaning
     is_cells = not _is_compressed(syntax) or syntax == RLE_LOSSLESS
@@ -345,7 +346,7 @@ def _check_decoder(path: Path, syntax: str) -> None:
 
 def _remedy(syntax: str) -> str:
     packages = "pylibjpeg pylibjpeg-openjpeg" if syntax.startswith(HIGH_THROUGHPUT) else "python-gdcm"
-    return f"Its decoder is not installed: pip install {packages} (the extra `dicom` brings python-gdcm)."
+    return f"Its decoder is not installed: pip install {packages} (the extra `dicom` includes python-gdcm)."
 
 
 def _decoded(run: _Run) -> Iterator[np.ndarray]:

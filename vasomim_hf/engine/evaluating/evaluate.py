@@ -1,7 +1,7 @@
-"""Evaluation of a saved model on labelled frames: what `vasomim evaluate` does.
+"""Evaluation of a saved model on labelled frames, as done by `vasomim evaluate`.
 
-The model's own image processor decides the size it sees; scores are taken at the size of the annotated frames. What every
-number means stands in docs/metrics.md.
+The input size is that of the model's image processor; predictions are scored at the size of the annotated frames.
+Metrics are defined in docs/metrics.md.
 """
 
 import logging
@@ -35,7 +35,7 @@ from .scoring import FrameScorer, ScoringOptions
 
 logger = logging.getLogger(__name__)
 
-# Last words of the names of model classes, as all of transformers has them
+# suffixes of model class names, as in transformers
 _KINDS = {
     "ForSemanticSegmentation": SEGMENTATION,
     "ForVesselSegmentation": SEGMENTATION,
@@ -52,7 +52,7 @@ FLIPS = "flips"
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is evaluated, on what, and how.
+    """Model, data and options of an evaluation.
 
     Args:
         model (`str`): Folder or Hub id of a model with a head and its image processor.
@@ -67,14 +67,14 @@ class EvaluationRequest:
             say which it was.
         batch_size (`int`): Frames, or windows, that the model sees at once.
         tta (`str`): Test-time augmentation: `"none"`, `"flips"` or `"scales"`.
-        window (`int`, *optional*): Side in pixels of sliding windows; `None` shows frames whole.
-        overlap (`float`): Of the windows, in [0, 1).
-        frame_size (`int`, *optional*): With windows: longer side in pixels that frames are resized to.
-        name (`str`, *optional*): What results call the model; the name of its folder by default.
-        output (`str`, *optional*): JSON file that the results are written to, before pictures are drawn.
-        maps (`str`, *optional*): Folder for the masks found and maps of uncertainty.
-        pictures (`str`, *optional*): Folder for pictures of the best, middle and worst frames.
-        num_threads (`int`, *optional*): CPU threads; `None` leaves it to torch.
+        window (`int`, *optional*): Size of sliding windows in pixels; `None` predicts whole frames.
+        overlap (`float`): Overlap of the windows, in [0, 1).
+        frame_size (`int`, *optional*): With windows: longer side in pixels to which frames are resized.
+        name (`str`, *optional*): Name of the model in the results; defaults to its folder name.
+        output (`str`, *optional*): JSON file for the results, written before pictures are drawn.
+        maps (`str`, *optional*): Folder for predicted masks and uncertainty maps.
+        pictures (`str`, *optional*): Folder for pictures of the best, median and worst frames.
+        num_threads (`int`, *optional*): CPU threads; `None` uses torch's default.
     """
 
     model: str
@@ -102,15 +102,15 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
     """Evaluate a saved model.
 
     Args:
-        request (`EvaluationRequest`): What, on what, and how.
+        request (`EvaluationRequest`): Model, data and options.
 
     Returns:
         `EvaluationResults`: With a row for each frame.
 
     Raises:
-        FileNotFoundError: If the model or the data are not there.
-        OSError: If nothing can be written to `output`, `maps` or `pictures`.
-        ValueError: If model, task, data and options do not fit each other.
+        FileNotFoundError: If the model or the data do not exist.
+        OSError: If `output`, `maps` or `pictures` cannot be written.
+        ValueError: If model, task, data and options are inconsistent.
     """
     config = load_config(request.model, "the model")
     kind = _kind_of(config, request)
@@ -135,7 +135,8 @@ def _kind_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) 
     kind = next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), None)
     if kind is None:
         raise ValueError(
-            f"{request.model} is a {name}, which has no head for a task. Fine-tune it first with training/finetune_*.py."
+            f"{request.model} is a {name}, which has no head for a task. Fine-tune it first with "
+            "training/finetune_*.py."
         )
     entry = find_dataset(request.dataset)
     if entry.is_table:
@@ -152,7 +153,8 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
         raise ValueError(f"`tta` must be one of {', '.join(VIEWS)}, got {request.tta!r}.")
     if request.tta == FLIPS and FLIP_PROBABILITY.get(request.task) == 0:
         raise ValueError(
-            f"`tta` {FLIPS!r} does not fit the task {request.task!r}, whose labels hang on left and right. Take 'scales'."
+            f"`tta` {FLIPS!r} does not fit the task {request.task!r}, whose labels depend on left and right. Use "
+            "'scales'."
         )
     if request.window is not None and kind != SEGMENTATION:
         raise ValueError(f"Sliding windows are for segmentation, and {request.model} is a model for {kind}.")
@@ -181,8 +183,8 @@ def _check_columns(kind: str, request: EvaluationRequest) -> None:
     strange = [name for name in request.columns if name not in known]
     if strange:
         raise ValueError(
-            f"`{strange[0]}` does not fit: {request.model} is a model for {kind}, the data set is {request.dataset}, and "
-            "columns are named for tables."
+            f"`{strange[0]}` does not fit: {request.model} is a model for {kind}, the data set is {request.dataset}, "
+            "and columns are named for tables."
         )
 
 
@@ -205,7 +207,7 @@ def _check_labels(
     kind: str, config: transformers.PreTrainedConfig, labels: list[str], request: EvaluationRequest
 ) -> None:
     own = [config.id2label[number] for number in sorted(config.id2label)]
-    # one logit is the foreground against the background
+    # a single logit is foreground against background
     is_one_logit = kind == SEGMENTATION and len(own) == 1 and len(labels) == 2
     if len(own) != len(labels) and not is_one_logit:
         raise ValueError(
@@ -214,15 +216,15 @@ def _check_labels(
         )
     if own != labels and set(own) == set(labels):
         raise ValueError(
-            f"{request.model} numbers its classes {', '.join(own[:5])}, the data {', '.join(labels[:5])}: the same in another "
-            "order. Number the classes of the data as the model does."
+            f"{request.model} numbers its classes {', '.join(own[:5])}, the data {', '.join(labels[:5])}: the same "
+            "in another order. Number the classes of the data as the model does."
         )
     if len(own) == len(labels) and own != labels:
         logger.warning("the model calls its classes %s, the data %s", ", ".join(own), ", ".join(labels))
 
 
 def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> FrameScorer:
-    # files with the package's own classes alone: no code of a model folder is run
+    # only for files with classes of this package: no remote code is run
     model, info = _AUTO_CLASSES[kind].from_pretrained(
         request.model, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
@@ -250,8 +252,8 @@ def _load_image_processor(kind: str, request: EvaluationRequest) -> Any:
     moved = [name for name in ("do_center_crop", "pad_size") if getattr(image_processor, name, None)]
     if kind != CLASSIFICATION and moved:
         raise ValueError(
-            f"The image processor of {request.model} crops or pads frames ({moved[0]}), so that what the model says has no "
-            "place in the annotated frame. Save it with resizing alone."
+            f"The image processor of {request.model} crops or pads frames ({moved[0]}), so its predictions cannot "
+            "be mapped back to the annotated frame. Save it with resizing only."
         )
     return image_processor
 
@@ -264,7 +266,7 @@ def _precision(request: EvaluationRequest, device: torch.device) -> str:
 
 def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
     settings = {
-        # null where it hangs on the frame
+        # null if it varies between frames
         "image_size": None if scorer.seen_size is None else list(scorer.seen_size),
         "mixed_precision": scorer.options.inference.mixed_precision,
         "tta": request.tta,
@@ -281,6 +283,6 @@ def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
 
 
 def _name_of(source: str) -> str:
-    """The folder's name, not where it lies on this machine; of the Hub all of it."""
+    """Name of the folder without its path; for the Hub, the full id."""
     folder = Path(source)
     return folder.resolve().name if folder.exists() else source.removeprefix(HUB_PREFIX)

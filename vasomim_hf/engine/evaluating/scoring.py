@@ -1,6 +1,6 @@
-"""Scores of a model that is at hand, on rows of a data set, at the size of the annotated frames; as `evaluation` has them.
+"""Evaluation of a model in memory on rows of a data set, at the size of the annotated frames, with `evaluation` metrics.
 
-One frame's probabilities are in memory at a time, so that memory does not grow with the data.
+Probabilities are kept for one frame at a time, so memory does not grow with the data.
 """
 
 from collections import Counter
@@ -27,10 +27,10 @@ from ..finetuning.run import CLASSIFICATION, DETECTION, SEGMENTATION
 
 @dataclass(frozen=True, eq=False)
 class ScoredFrame:
-    """A frame with its label and what the model says.
+    """A frame with its label and the prediction of the model.
 
     Args:
-        image_id (`str`): Of the frame.
+        image_id (`str`): Id of the frame.
         frame (`np.ndarray` of shape `(height, width)`): 8-bit grey levels.
         target: Class ids of shape `(height, width)`, `Boxes`, or a class id.
         prediction: Probabilities of shape `(num_labels, height, width)`, `Boxes` with scores, or probabilities of shape
@@ -45,13 +45,13 @@ class ScoredFrame:
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How a model is shown the frames.
+    """Options of a [`FrameScorer`].
 
     Args:
         inference (`InferenceOptions`): Views, windows, precision.
-        batch_size (`int`): Frames the model sees at once; with a sliding window one by one.
-        frame_size (`int`, *optional*): With a sliding window: longer side in pixels that frames are resized to; `None`
-            leaves them as they are.
+        batch_size (`int`): Frames per batch; with a sliding window, frames are processed one at a time.
+        frame_size (`int`, *optional*): With a sliding window: longer side in pixels to which frames are resized; `None`
+            keeps their size.
     """
 
     inference: InferenceOptions = field(default_factory=InferenceOptions)
@@ -61,14 +61,14 @@ class ScoringOptions:
 
 @dataclass(frozen=True, eq=False)
 class FrameScorer:
-    """A model that is asked for each frame of a data set.
+    """Predicts and scores every frame of a data set.
 
     Args:
         kind (`str`): Segmentation, detection or classification.
-        model (`nn.Module`): Gives `logits`, and a detector `pred_boxes`.
-        image_processor: Of the model: a `VasoMIMImageProcessor`, or another of transformers that resizes and normalises.
-        labels (sequence of `str`): Names of the classes in the order of their ids.
-        options (`ScoringOptions`): How the model is shown the frames.
+        model (`nn.Module`): Returns `logits` and, for detection, `pred_boxes`.
+        image_processor: Of the model: a `VasoMIMImageProcessor`, or another one of transformers that resizes and normalises.
+        labels (sequence of `str`): Class names in the order of their ids.
+        options (`ScoringOptions`): Options.
     """
 
     kind: str
@@ -82,13 +82,14 @@ class FrameScorer:
 
         Args:
             rows (`LabelledRows`): Frames with labels.
-            watch (`Callable`, *optional*): Is shown each frame.
+            watch (`Callable`, *optional*): Called with each frame.
 
         Returns:
             `SegmentationScores`, `DetectionScores` or `ClassificationScores`: With a row for each frame.
 
         Raises:
-            ValueError: If a label does not fit its frame or the classes, an id comes twice, or the model gives NaN.
+            ValueError: If a label does not match its frame or the classes, an id occurs twice, or the model returns
+            NaN.
         """
         _check_ids(rows.image_ids)
         scores = make_scores(self.kind, self.labels)
@@ -100,17 +101,17 @@ class FrameScorer:
         return scores
 
     def frames(self, rows: LabelledRows) -> Iterator[ScoredFrame]:
-        """Rows one after the other with what the model says, in the order of the rows.
+        """Predict rows one after the other.
 
         Args:
             rows (`LabelledRows`): Frames with labels.
 
         Yields:
-            `ScoredFrame`: As many as rows.
+            `ScoredFrame`: One per row, in order.
         """
         self.model.eval()
         ids = rows.image_ids
-        # frames of several sizes cannot be stacked
+        # frames of different sizes cannot be stacked
         size = self.options.batch_size if self.seen_size is not None else 1
         faults = FaultReport()
         for start in range(0, len(rows), size):
@@ -127,7 +128,7 @@ class FrameScorer:
 
     @property
     def seen_size(self) -> tuple[int, int] | None:
-        """Height and width that the model sees of every frame; `None` where it hangs on the frame."""
+        """Input height and width of the model; `None` if it varies between frames."""
         size: Any = self.image_processor.size
         height, width = getattr(size, "height", None), getattr(size, "width", None)
         if height is None or width is None or not self.image_processor.do_resize:
@@ -156,7 +157,7 @@ class FrameScorer:
         return [found_boxes(item) for item in found]
 
     def _pixel_values(self, frames: list[np.ndarray]) -> torch.Tensor:
-        """Frames as the model takes them: at the size of its image processor, or for windows at their own."""
+        """Input of the model: resized by its image processor or, for windows, at the original size."""
         options: dict[str, Any] = {}
         if self.options.inference.window is not None:
             longest = self.options.frame_size
@@ -166,27 +167,27 @@ class FrameScorer:
         if hasattr(self.image_processor, "do_check_input"):
             options["do_check_input"] = False
         else:
-            # the library's own know no grey frames
+            # image processors of transformers do not accept grey frames
             frames = [np.repeat(frame[:, :, None], 3, axis=2) for frame in frames]
         return self.image_processor(frames, return_tensors="pt", **options)["pixel_values"]
 
 
 def _check_ids(image_ids: Sequence[str]) -> None:
-    """Refuse ids that come twice before a model is asked, not after."""
+    """Check for duplicate ids before running the model."""
     twice = [name for name, count in Counter(image_ids).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids of frames come more than once, such as {', '.join(twice[:5])}. Make `image_id` unique, or "
-            "leave the column out."
+            f"{len(twice)} ids of frames come more than once, such as {', '.join(twice[:5])}. Make `image_id` "
+            "unique, or leave the column out."
         )
 
 
 def make_scores(kind: str, labels: Sequence[str]) -> SegmentationScores | DetectionScores | ClassificationScores:
-    """What gathers the scores of a kind of task.
+    """Create the accumulator of scores for a kind of task.
 
     Args:
         kind (`str`): Segmentation, detection or classification.
-        labels (sequence of `str`): Names of the classes in the order of their ids.
+        labels (sequence of `str`): Class names in the order of their ids.
 
     Returns:
         One of the three.
@@ -197,7 +198,7 @@ def make_scores(kind: str, labels: Sequence[str]) -> SegmentationScores | Detect
 
 
 def found_boxes(item: dict[str, torch.Tensor]) -> Boxes:
-    """Boxes of one frame, from what `post_process_object_detection` gives of it."""
+    """Boxes of one frame from the result of `post_process_object_detection`."""
     corners, labels, scores = (item[name].numpy(force=True) for name in ("boxes", "labels", "scores"))
     return Boxes(corners.astype(np.float64), labels, scores.astype(np.float64))
 

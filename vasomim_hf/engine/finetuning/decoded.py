@@ -1,7 +1,8 @@
-"""Labelled frames for training: decoded once to memory-mapped 8-bit planes, then augmented, stacked and normalised.
+"""Labelled frames for training: decoded once to memory-mapped 8-bit planes, then augmented, batched and normalised.
 
-Training frames are kept a little larger than the model sees them, so that the augmentation can zoom in; validation frames
-are kept just as the image processor resizes them. Planes lie in a folder of the run's own and go when the run ends.
+Training frames are stored slightly larger than the input size, so that augmentation can zoom in; validation frames are
+stored exactly as the image processor resizes them. Planes are stored in a private folder that is removed when the run
+ends.
 """
 
 import logging
@@ -38,16 +39,16 @@ from .run import CLASSIFICATION, DETECTION, SEGMENTATION
 
 logger = logging.getLogger(__name__)
 
-# Shorter sides of a box, in pixels of the result, are nothing to learn from
+# minimum side of a box, in pixels of the result
 SHORTEST_SIDE = 1.0
 _PLANES_NAME = "planes.bin"
 
 
 class PlaneStore:
-    """Planes of 8 bits in one memory-mapped file; may be sent to loader processes, which map it anew.
+    """8-bit planes in one memory-mapped file; picklable, loader processes map the file again.
 
     Args:
-        path (`Path`): The file.
+        path (`Path`): File.
         shapes (sequence of `tuple[int, int]`): Height and width of each plane.
     """
 
@@ -67,23 +68,23 @@ class PlaneStore:
         return self._map[self._offsets[index] : self._offsets[index + 1]].reshape(self.shapes[index])
 
     def __getstate__(self) -> dict[str, Any]:
-        # a memory map would be sent as its content
+        # a memory map would be pickled with its content
         return {**self.__dict__, "_map": None}
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Frames with their labels, decoded.
+    """Decoded frames with their labels.
 
     Args:
         kind (`str`): Segmentation, detection or classification.
         frames (`PlaneStore`): Grey frames.
-        masks (`PlaneStore`, *optional*): Of a segmentation: class ids, or 0 to 255 where `is_soft`.
-        is_soft (`np.ndarray` of shape `(num_samples,)`): `bool`, whether a mask holds shares of the foreground.
-        boxes (`list` of `np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom as shares of the frame.
-        labels (`list`): Class ids: of the boxes `np.ndarray` of shape `(num_boxes,)`, or one `int` of the frame.
-        counts (`np.ndarray` of shape `(num_labels,)`): Frames that each class occurs in.
-        image_ids (`list[str]`): Of the frames.
+        masks (`PlaneStore`, *optional*): For segmentation: class ids, or 0 to 255 where `is_soft`.
+        is_soft (`np.ndarray` of shape `(num_samples,)`): `bool`, whether a mask stores the fraction of foreground.
+        boxes (`list` of `np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom relative to the frame.
+        labels (`list`): Class ids: `np.ndarray` of shape `(num_boxes,)` for boxes, or an `int` for the frame.
+        counts (`np.ndarray` of shape `(num_labels,)`): Number of frames with each class.
+        image_ids (`list[str]`): Ids of the frames.
     """
 
     kind: str
@@ -101,7 +102,7 @@ class Samples:
 
 @contextmanager
 def private_folder(parent: Path) -> Iterator[Path]:
-    """A folder for decoded frames that goes when the block ends."""
+    """A folder for decoded frames that is removed when the block ends."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".decoded-", dir=parent))
     try:
@@ -115,14 +116,14 @@ def private_folder(parent: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How frames are kept.
+    """Options for decoding and storing frames.
 
     Args:
         kind (`str`): Segmentation, detection or classification.
         num_labels (`int`): Number of classes.
-        size (`int`): Side in pixels that the model sees.
-        working_scale (`float`, *optional*): For training: the longer side is kept at most this many times larger, and the
-            aspect stays. `None` resizes both sides to `size`, as the image processor does.
+        size (`int`): Input size of the model in pixels.
+        working_scale (`float`, *optional*): For training: maximum factor by which the longer side is larger than `size`,
+            keeping the aspect ratio. `None` resizes both sides to `size`, as the image processor does.
     """
 
     kind: str
@@ -131,7 +132,7 @@ class DecodeOptions:
     working_scale: float | None = None
 
     def kept_size(self, frame: Size) -> Size:
-        """Width and height that a frame is kept at."""
+        """Width and height at which a frame is stored."""
         if self.working_scale is None:
             return Size(self.size, self.size)
         share = min(1.0, self.working_scale * self.size / max(frame))
@@ -139,18 +140,18 @@ class DecodeOptions:
 
 
 def decode(rows: LabelledRows, options: DecodeOptions, folder: Path) -> Samples:
-    """Decode rows once.
+    """Decode all rows.
 
     Args:
         rows (`LabelledRows`): Frames with labels.
-        options (`DecodeOptions`): How they are kept.
-        folder (`Path`): Where; a new or an empty one.
+        options (`DecodeOptions`): Options.
+        folder (`Path`): New or empty output folder.
 
     Returns:
-        `Samples`: As many as rows.
+        `Samples`: One per row.
 
     Raises:
-        ValueError: If a mask has another size than its frame or ids of no class, a box is no box, or a label is no class.
+        ValueError: If a mask has a wrong size or invalid ids, or a box or label is invalid.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reader = _RowReader(rows, options)
@@ -165,7 +166,7 @@ def decode(rows: LabelledRows, options: DecodeOptions, folder: Path) -> Samples:
 
 
 class _RowReader:
-    """Reads rows one by one and keeps what is small."""
+    """Reads rows one by one and collects their labels."""
 
     def __init__(self, rows: LabelledRows, options: DecodeOptions):
         self.rows = rows
@@ -213,7 +214,7 @@ class _RowReader:
         rule = MaskRule(self.options.num_labels, self.rows.ignore_white)
         ids = to_label_map(value, f"of {name}", (size.height, size.width), rule)
         self.counts[np.unique(ids[ids != IGNORED_LABEL])] += 1
-        # in between two ids of many lies nothing, and neither between an id and a pixel to ignore
+        # no interpolation between several class ids, nor between an id and pixels to ignore
         is_soft = self.options.working_scale is not None and self.options.num_labels == 2
         is_soft = is_soft and int(ids.max()) <= 1
         self.is_soft.append(is_soft)
@@ -229,11 +230,11 @@ class _RowReader:
 
 
 def read_named_frame(rows: LabelledRows, number: int, name: str) -> np.ndarray:
-    """A frame of some rows, with its id in the errors.
+    """Read a frame, with its id in error messages.
 
     Args:
-        rows (`LabelledRows`): The rows.
-        number (`int`): Which row.
+        rows (`LabelledRows`): Rows.
+        number (`int`): Index of the row.
         name (`str`): Id of the frame.
 
     Returns:
@@ -249,10 +250,10 @@ def read_named_frame(rows: LabelledRows, number: int, name: str) -> np.ndarray:
 
 
 def class_id(value: Any, num_labels: int, name: str) -> int:
-    """The label of a frame, checked.
+    """Validate the class id of a frame.
 
     Args:
-        value (`int`): As a data set gives it.
+        value (`int`): Value in the data set.
         num_labels (`int`): Number of classes.
         name (`str`): For messages.
 
@@ -260,12 +261,12 @@ def class_id(value: Any, num_labels: int, name: str) -> int:
         `int`: From 0 to `num_labels - 1`.
 
     Raises:
-        ValueError: If it is no class id.
+        ValueError: If it is not a class id.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_labels:
         raise ValueError(
-            f"{name}: the label must be a class id from 0 to {num_labels - 1}, got {value!r}. Correct it or leave the row "
-            "out."
+            f"{name}: the label must be a class id from 0 to {num_labels - 1}, got {value!r}. Correct it or leave "
+            "the row out."
         )
     return value
 
@@ -273,20 +274,20 @@ def class_id(value: Any, num_labels: int, name: str) -> int:
 def corner_boxes(
     objects: Any, num_labels: int, size: Size, name: str, faults: FaultReport
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as corners in shares of the frame. A frame without boxes is one without a finding.
+    """Boxes as corners relative to the frame. A frame without boxes has no findings.
 
     Args:
         objects (`dict`): `bbox`, left, top, width and height in pixels of each, and `category`.
         num_labels (`int`): Number of classes.
-        size (`Size`): Of the frame.
+        size (`Size`): Size of the frame.
         name (`str`): For messages.
-        faults (`FaultReport`): Takes boxes without an area inside the frame, which are left out.
+        faults (`FaultReport`): Collects boxes with zero area inside the frame, which are skipped.
 
     Returns:
         `tuple`: Corners of shape `(num_boxes, 4)`, float32, and class ids of shape `(num_boxes,)`, int64.
 
     Raises:
-        ValueError: If there are not as many categories as boxes, or a category is no class.
+        ValueError: If the numbers of categories and boxes differ, or a category is invalid.
     """
     given, categories = (objects or {}).get("bbox") or [], (objects or {}).get("category") or []
     if len(given) != len(categories) or any(len(box) != 4 for box in given):
@@ -295,8 +296,8 @@ def corner_boxes(
     labels = np.array(categories, dtype=np.int64)
     if len(labels) and not (labels.min() >= 0 and labels.max() < num_labels):
         raise ValueError(
-            f"{name}: categories must be ids from 0 to {num_labels - 1}, got {sorted(set(labels.tolist()))[:5]}. Correct "
-            "them, or name all classes in `labels`."
+            f"{name}: categories must be ids from 0 to {num_labels - 1}, got {sorted(set(labels.tolist()))[:5]}. "
+            "Correct them, or name all classes in `labels`."
         )
     sides = np.array([size.width, size.height] * 2, dtype=np.float64)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -318,13 +319,13 @@ def _resize(plane: np.ndarray, size: Size, resample: int) -> np.ndarray:
 
 
 class FinetuneDataset(torch.utils.data.Dataset):
-    """Samples as the model sees them, before normalisation.
+    """Samples at the input size of the model, before normalisation.
 
     Args:
         samples (`Samples`): Decoded frames and labels.
         size (`int`): Side in pixels.
-        seed (`int`): Of the augmentation.
-        augmentation (`AugmentationOptions`, *optional*): How frames are changed; `None` leaves them as they are.
+        seed (`int`): Seed of the augmentation.
+        augmentation (`AugmentationOptions`, *optional*): Ranges of the augmentation; `None` disables it.
     """
 
     def __init__(self, samples: Samples, size: int, seed: int = 0, augmentation: AugmentationOptions | None = None):
@@ -332,21 +333,21 @@ class FinetuneDataset(torch.utils.data.Dataset):
         self.size = Size(size, size)
         self.seed = seed
         self.augmentation = augmentation
-        # another epoch draws another augmentation; set from outside, at its begin
+        # seeds the augmentation; set by a callback at the start of each epoch
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample.
+        """Load a sample.
 
         Args:
-            index (`int`): Its number.
+            index (`int`): Index of the sample.
 
         Returns:
-            `dict`: `pixel` of shape `(1, height, width)`, uint8; `labels` as the model's `forward` takes those of one
-            frame; and `frame_index`.
+            `dict`: `pixel` of shape `(1, height, width)`, uint8; `labels` for one frame, as for the model's `forward`; and
+            `frame_index`.
         """
         options = self.augmentation or _NOTHING
         drawn = draw_augmentation(options, self.seed, self.epoch, index)
@@ -378,10 +379,10 @@ _NOTHING = AugmentationOptions(
 
 
 def box_labels(corners: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
-    """What a detector learns from one frame.
+    """Detection labels of one frame.
 
     Args:
-        corners (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom as shares.
+        corners (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom relative to the frame.
         labels (`np.ndarray` of shape `(num_boxes,)`): Class ids.
 
     Returns:
@@ -395,24 +396,24 @@ def box_labels(corners: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tenso
 
 @dataclass(frozen=True)
 class Collator:
-    """Stacks samples to the arguments of `forward`; may be sent to loader processes.
+    """Batches samples to arguments of `forward`; picklable.
 
     Args:
-        mean, std (`tuple[float, ...]`): Of the image processor, the only home of the pixel statistics.
+        mean, std (`tuple[float, ...]`): Statistics of the image processor.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Create a batch.
 
         Args:
-            items (sequence of `dict`): Of a [`FinetuneDataset`].
+            items (sequence of `dict`): Samples of a [`FinetuneDataset`].
 
         Returns:
             `dict`: `pixel_values` of shape `(batch_size, num_channels, height, width)`, float32; `labels`; and
-            `frame_indices` of shape `(batch_size,)`, which is taken out again before `forward`.
+            `frame_indices` of shape `(batch_size,)`, which is removed before `forward`.
         """
         pixels = torch.stack([item["pixel"] for item in items])
         labels: Any = [item["labels"] for item in items]

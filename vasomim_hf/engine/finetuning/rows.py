@@ -1,4 +1,4 @@
-"""From a run's `data:` line to labelled rows, the names of their classes, and the rows to learn from and to judge by."""
+"""Training and validation rows of a fine-tuning run, and their class names."""
 
 import dataclasses
 import logging
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How a run file names classes
+# examples of class names in a run file
 _EXAMPLES = {
     SEGMENTATION: "{0: background, 1: vessel}",
     DETECTION: "{0: stenosis}",
     CLASSIFICATION: "{0: left, 1: right}",
 }
-# Second word of the seed of the draw
+# second word of the seed for `train_fraction`
 _FRACTION_STREAM = 11
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows:
-    """Rows of a data set for one purpose.
+    """Labelled rows of a data set.
 
     Args:
-        dataset (`datasets.Dataset`): With the columns of the task.
-        label_column (`str`): `mask`, `objects` or `label`, as the data set calls it.
+        dataset (`datasets.Dataset`): Data set with the columns of the task.
+        label_column (`str`): `mask`, `objects` or `label`, or the name in the data set.
         image_column (`str`): Column of the frames.
-        numbers (sequence of `int`, *optional*): Of the rows in the data set they were chosen from; `None` counts from 0.
-        ignore_white (`bool`): Whether 255 in masks of two classes marks pixels to ignore, see `MaskRule`.
+        numbers (sequence of `int`, *optional*): Indices of the rows in the original data set; `None` counts from 0.
+        ignore_white (`bool`): Whether 255 in two-class masks marks pixels to ignore, see `MaskRule`.
     """
 
     dataset: "Dataset"
@@ -72,12 +72,12 @@ class LabelledRows:
         return self._frames.frame(index)
 
     def label(self, index: int) -> Any:
-        """The label of a frame, as the data set holds it."""
+        """Label of a frame, as stored in the data set."""
         return self._labels[index][self.label_column]
 
     @cached_property
     def image_ids(self) -> list[str]:
-        """Ids of the frames; their numbers in the data set, where it has none."""
+        """Ids of the frames, or their indices in the data set if it has none."""
         numbers = [str(number) for number in self.numbers or range(len(self))]
         if "image_id" not in self.dataset.column_names:
             return numbers
@@ -92,7 +92,7 @@ class LabelledRows:
         return [None if name in (None, "") else str(name) for name in self.dataset["patient_id"]]
 
     def select(self, indices: Sequence[int]) -> "LabelledRows":
-        """Some of the rows."""
+        """Select rows by index."""
         numbers = self.numbers or range(len(self))
         chosen = [numbers[index] for index in indices]
         return dataclasses.replace(self, dataset=self.dataset.select(list(indices)), numbers=chosen)
@@ -100,12 +100,12 @@ class LabelledRows:
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """What a run learns from and is judged by.
+    """Training and validation rows.
 
     Args:
-        training (`LabelledRows`): After `train_fraction`.
-        validation (`LabelledRows`): Whole.
-        id2label (`dict[int, str]`): Names of the classes.
+        training (`LabelledRows`): Training rows, after `train_fraction`.
+        validation (`LabelledRows`): Validation rows.
+        id2label (`dict[int, str]`): Class names.
     """
 
     training: LabelledRows
@@ -119,21 +119,21 @@ def label_column(run: FinetuneRun) -> str:
 
 
 def load_task_data(run: FinetuneRun) -> TaskData:
-    """Load the rows that a run needs.
+    """Load the rows of a run.
 
     Args:
-        run (`FinetuneRun`): The run.
+        run (`FinetuneRun`): Run configuration.
 
     Returns:
-        `TaskData`: Rows to learn from and to judge by.
+        `TaskData`: Training and validation rows.
 
     Raises:
-        ValueError: If a split or column is missing, or no row is left.
+        ValueError: If a split or column is missing, or no rows are left.
     """
     if find_dataset(run.dataset).is_table and {run.train_split, run.validation_split} <= set(VALIDATION_NAMES):
         raise RunConfigError(
-            f"`train_split` {run.train_split!r} and `validation_split` {run.validation_split!r} may be names of the same "
-            "split. Name another one, or write validation_split: null to hold out a part."
+            f"`train_split` {run.train_split!r} and `validation_split` {run.validation_split!r} may be names of the "
+            "same split. Name another one, or write validation_split: null to hold out a part."
         )
     rows = load_rows(run, run.train_split)
     id2label = class_names(run, rows)
@@ -148,7 +148,7 @@ def load_task_data(run: FinetuneRun) -> TaskData:
 
 
 def _validation_rows(run: FinetuneRun) -> LabelledRows | None:
-    """Rows of the validation split; `None` where a part of the training frames has to be held out."""
+    """Rows of the validation split; `None` if training frames must be held out instead."""
     if run.validation_split is None:
         return None
     try:
@@ -163,17 +163,17 @@ def _validation_rows(run: FinetuneRun) -> LabelledRows | None:
 
 
 def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
-    """Load one split of a run's data.
+    """Load one split of the data.
 
     Args:
-        run (`FinetuneRun`): The run.
-        split (`str`): Its name.
+        run (`FinetuneRun`): Run configuration.
+        split (`str`): Name of the split.
 
     Returns:
-        `LabelledRows`: At most `max_frames` of them.
+        `LabelledRows`: At most `max_frames` rows.
 
     Raises:
-        ValueError: If the split or a column is missing, or there is no frame.
+        ValueError: If the split or a column is missing, or there are no frames.
     """
     entry = find_dataset(run.dataset)
     dataset = entry.load(run.data, run.task, split)
@@ -181,8 +181,8 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
     missing = [name for name in (image, labels) if name not in dataset.column_names]
     if missing:
         raise RunConfigError(
-            f"{run.data} has no column {missing[0]!r} in its split {split!r}, but {', '.join(dataset.column_names)}. Name "
-            f"the columns with image_column and the like."
+            f"{run.data} has no column {missing[0]!r} in its split {split!r}, but {', '.join(dataset.column_names)}. "
+            "Name the columns with image_column and the like."
         )
     if not len(dataset):
         raise RunConfigError(f"{run.data} has no frames in its split {split!r}. Name another split.")
@@ -191,17 +191,17 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
 
 
 def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
-    """Names of the classes, from the data set or the run.
+    """Class names from the data set or the run.
 
     Args:
-        run (`FinetuneRun`): The run.
+        run (`FinetuneRun`): Run configuration.
         rows (`LabelledRows`): Rows with typed columns.
 
     Returns:
-        `dict[int, str]`: From 0 on without gaps.
+        `dict[int, str]`: Consecutive ids from 0.
 
     Raises:
-        ValueError: If neither says them, or the ids have gaps.
+        ValueError: If neither provides them, or the ids have gaps.
     """
     entry = find_dataset(run.dataset)
     if not entry.is_table:
@@ -214,21 +214,21 @@ def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
         names = named_by_columns(run, rows)
     if sorted(names) != list(range(len(names))) or not names:
         raise RunConfigError(
-            f"The classes of {rows.label_column!r} need names with ids from 0 on, got {names or 'none'}. Write them in the "
-            f"run file, such as labels: {_example(run, rows)}"
+            f"The classes of {rows.label_column!r} need names with ids from 0 on, got {names or 'none'}. Write them "
+            f"in the run file, such as labels: {_example(run, rows)}"
         )
     return dict(sorted(names.items()))
 
 
 def named_by_columns(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
-    """Names of the classes as the type of the label column has them.
+    """Class names stored in the type of the label column.
 
     Args:
-        run (`FinetuneRun`): Says what kind of task it is.
+        run (`FinetuneRun`): Run configuration.
         rows (`LabelledRows`): Rows with typed columns.
 
     Returns:
-        `dict[int, str]`: Empty where the column does not say, as masks do not.
+        `dict[int, str]`: Empty if the column has none, as for masks.
     """
     feature = rows.dataset.features[rows.label_column]
     feature = feature["category"] if run.kind == DETECTION else feature
@@ -236,18 +236,18 @@ def named_by_columns(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
 
 
 def number_labels(run: FinetuneRun, rows: LabelledRows, id2label: dict[int, str]) -> LabelledRows:
-    """Put ids in the place of labels of frames that are names.
+    """Replace label names of frames by ids.
 
     Args:
-        run (`FinetuneRun`): Says what kind of task it is.
+        run (`FinetuneRun`): Run configuration.
         rows (`LabelledRows`): Rows whose labels are ids or names.
-        id2label (`dict[int, str]`): Names of the classes.
+        id2label (`dict[int, str]`): Class names.
 
     Returns:
-        `LabelledRows`: With ids; the same where they are ids already.
+        `LabelledRows`: With ids; unchanged if they are already ids.
 
     Raises:
-        RunConfigError: If a label is the name of no class.
+        RunConfigError: If a label is not a class name.
     """
     if run.kind != CLASSIFICATION or not _are_names(rows):
         return rows
@@ -256,9 +256,10 @@ def number_labels(run: FinetuneRun, rows: LabelledRows, id2label: dict[int, str]
     for name, label in zip(rows.image_ids, given, strict=True):
         if label not in ids:
             raise RunConfigError(
-                f"{name}: the label must be one of {', '.join(ids)}, got {label!r}. Correct it, or name it in `labels`."
+                f"{name}: the label must be one of {', '.join(ids)}, got {label!r}. Correct it, or name it in "
+                "`labels`."
             )
-    # not mapped, which would leave a copy of all frames beside the data
+    # not `map`, which would write a copy of all frames
     plain = rows.dataset.remove_columns(rows.label_column)
     return dataclasses.replace(rows, dataset=plain.add_column(rows.label_column, [ids[label] for label in given]))
 
@@ -268,7 +269,7 @@ def _are_names(rows: LabelledRows) -> bool:
 
 
 def _example(run: FinetuneRun, rows: LabelledRows) -> str:
-    """Line of a run file that names classes: those of the data where they are known."""
+    """Example of class names for a run file, with those of the data if known."""
     if run.kind != CLASSIFICATION or not _are_names(rows):
         return _EXAMPLES[run.kind]
     found = sorted({str(label) for label in rows.dataset[rows.label_column] if label})
@@ -283,15 +284,15 @@ def _whole(value: object) -> int:
 
 
 def choose_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Draw a share of some rows. With the same seed, a smaller share is a part of a larger one.
+    """Select a random fraction of the rows. With the same seed, smaller fractions are subsets of larger ones.
 
     Args:
-        indices (`np.ndarray` of shape `(num_rows,)`): Rows to draw from.
-        fraction (`float`): Share, in (0, 1]; at least one row is taken.
-        seed (`int`): Of the draw.
+        indices (`np.ndarray` of shape `(num_rows,)`): Rows to choose from.
+        fraction (`float`): Fraction in (0, 1]; at least one row is selected.
+        seed (`int`): Random seed.
 
     Returns:
-        `np.ndarray` of shape `(num_chosen,)`: In rising order.
+        `np.ndarray` of shape `(num_chosen,)`: In ascending order.
     """
     order = np.random.default_rng([seed, _FRACTION_STREAM]).permutation(len(indices))
     count = min(len(indices), max(1, round(fraction * len(indices))))

@@ -1,7 +1,7 @@
-"""Run files of fine-tuning: one YAML for one run, each key known, typed and explained.
+"""Configuration of fine-tuning runs: one YAML file per run, with typed and documented keys.
 
-Read, changed by `--key value` and written by the functions of [`run_config`](run_config.py). Numbers that belong to a
-checkpoint are the model's configuration, reached under `config`.
+Read, overridden by `--key value` and written by the functions of [`run_config`](run_config.py). Numbers that belong to a
+checkpoint are in the model configuration, under `config`.
 """
 
 from dataclasses import dataclass, field, fields
@@ -18,7 +18,7 @@ from ..run_config import RUN_FILE_NAME, RunConfigError, check_nested, load_run, 
 SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
 SCRATCH, MAE = "scratch", "mae"
 BEST, LAST = "best", "last"
-# Keys that change nothing about the model, or say where things lie
+# keys that do not affect the model, or are locations
 _FREE = (
     *("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads"),
     *("log_every_steps", "tensorboard", "picture_every_epochs", "num_pictures"),
@@ -28,7 +28,7 @@ Kind = TypeVar("Kind", bound="FinetuneRun")
 
 
 def key(default: object, text: str) -> Any:
-    """A key of a run file with its default and what `--help` says of it."""
+    """A key of a run file with its default and help text."""
     if isinstance(default, dict | list):
         return field(default_factory=lambda: default.copy(), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -36,7 +36,7 @@ def key(default: object, text: str) -> Any:
 
 @dataclass
 class FinetuneRun:
-    """What all fine-tuning runs have in common. Each key explains itself in `metadata["help"]`, shown by `--help`."""
+    """Base class of fine-tuning runs. The help text of each key is in `metadata["help"]`, shown by `--help`."""
 
     kind: ClassVar[str] = ""
     # column of the annotations that such a run learns from
@@ -54,9 +54,13 @@ class FinetuneRun:
     train_fraction: float = key(
         1.0, "share of the training frames to use, in (0, 1]; drawn by `seed`, smaller in larger"
     )
-    image_column: str = key("image", "column of the frames of a table; a column image_id names them, else numbers do")
-    labels: dict = key({}, "id: name of each class of a table, where its columns do not say; background is 0 in masks")
-    max_frames: int | None = key(None, "use only the first frames of each split, for a trial")
+    validation_share: float = key(0.1, "fraction of train_split held out by patient if there is no validation_split")
+    train_fraction: float = key(
+        1.0, "fraction of the training frames to use, in (0, 1]; smaller ones are subsets of larger ones"
+    )
+    image_column: str = key("image", "column of the frames of a table; ids are in a column image_id, if it exists")
+    labels: dict = key({}, "class names of a table by id, if not in its columns; background is 0 in masks")
+    max_frames: int | None = key(None, "use only the first frames of each split")
 
     init: str = key(
         SCRATCH,
@@ -66,68 +70,68 @@ class FinetuneRun:
     preset: str = key("tiny", "size of a model from scratch: tiny, small, base, large or huge")
     config: dict = key({}, "keys of VasoMIMConfig, e.g. {drop_path_rate: 0.1}")
 
-    image_size: int = key(224, "side in pixels that frames are resized to")
-    working_scale: float = key(1.25, "frames are kept at most this many times larger, for the augmentation to zoom in")
-    augmentation: dict = key({}, "options of the augmentation, e.g. {rotation: 20}; {} takes its defaults")
+    image_size: int = key(224, "input size in pixels")
+    working_scale: float = key(1.25, "frames are stored up to this factor larger, so that augmentation can zoom in")
+    augmentation: dict = key({}, "options of the augmentation, e.g. {rotation: 20}; {} uses the defaults")
     augment: bool = key(True, "whether training frames are augmented")
-    cache_dir: str | None = key(None, "where decoded frames are kept during the run; null takes output_dir")
+    cache_dir: str | None = key(None, "folder for decoded frames during the run; null uses output_dir")
 
-    epochs: float = key(50.0, "passes over the training frames")
-    min_steps: int = key(0, "least optimiser steps, which make the epochs more where there are few frames")
-    batch_size: int = key(16, "frames a process sees at once")
-    gradient_accumulation_steps: int = key(1, "batches that make one optimiser step")
-    learning_rate: float = key(1e-3, "peak rate of the head; the encoder's is scaled by layer_decay")
-    min_learning_rate_share: float = key(0.01, "share of the peak that the cosine ends at")
-    layer_decay: float = key(0.75, "rate of a layer over that of the next one (BEiT), in (0, 1]")
-    warmup_share: float = key(0.1, "share of the steps with a linear warm-up")
-    weight_decay: float = key(0.05, "of AdamW; not on biases and norms")
-    betas: list[float] = key([0.9, 0.999], "of AdamW")
-    clip_grad_norm: float | None = key(1.0, "largest gradient norm; null does not clip")
+    epochs: float = key(50.0, "number of epochs")
+    min_steps: int = key(0, "minimum number of optimiser steps; adds epochs if there are few frames")
+    batch_size: int = key(16, "frames per process and forward pass")
+    gradient_accumulation_steps: int = key(1, "batches per optimiser step")
+    learning_rate: float = key(1e-3, "peak learning rate of the head; scaled by layer_decay in the encoder")
+    min_learning_rate_share: float = key(0.01, "final learning rate of the cosine, relative to the peak")
+    layer_decay: float = key(0.75, "learning rate of a layer relative to the next one (BEiT), in (0, 1]")
+    warmup_share: float = key(0.1, "fraction of the steps used for linear warm-up")
+    weight_decay: float = key(0.05, "weight decay of AdamW; not applied to biases and norms")
+    betas: list[float] = key([0.9, 0.999], "betas of AdamW")
+    clip_grad_norm: float | None = key(1.0, "maximum gradient norm; null disables clipping")
 
-    evaluations: int = key(20, "times that the validation frames are scored, evenly spread over training")
+    evaluations: int = key(20, "number of evaluations on the validation frames, evenly spaced")
     metric: str | None = key(
         None,
-        "validation metric that decides; null takes pooled_dice (of many classes pooled_mean_class_dice), ap50 or "
+        "validation metric for selection; null uses pooled_dice (for many classes pooled_mean_class_dice), ap50 or "
         "balanced_accuracy",
     )
-    keep: str = key(BEST, "weights at the end: best, by the metric, or last")
-    saves: int | None = key(
-        None, "checkpoints over training, where the last weights count; null makes one at each evaluation"
+    keep: str = key(BEST, "weights of the final model: best, by the metric, or last")
+    saves: int | None = key(None, "number of checkpoints with keep: last; null saves one at each evaluation")
+    patience: int | None = key(
+        None, "stop after this many evaluations without improvement; null disables early stopping"
     )
-    patience: int | None = key(None, "stop after this many evaluations without a gain; null trains to the end")
 
     mixed_precision: str = key("bf16", "no, bf16 or fp16")
     num_workers: int = key(0, "loader processes; 0 loads in the training process")
-    num_threads: int | None = key(None, "CPU threads; null leaves it to torch")
-    seed: int = key(0, "of weights, order, augmentation and train_fraction")
+    num_threads: int | None = key(None, "CPU threads; null uses torch's default")
+    seed: int = key(0, "random seed of weights, order, augmentation and train_fraction")
     resume: str = key("never", "never, auto (the newest complete checkpoint, if any) or a checkpoint folder")
-    log_every_steps: int = key(10, "optimiser steps between two lines of the log")
+    log_every_steps: int = key(10, "optimiser steps between log lines")
     tensorboard: bool = key(True, "also write a TensorBoard log to output_dir/tensorboard")
-    picture_every_epochs: int = key(1, "epochs between pictures, made at evaluations; 0 makes none")
+    picture_every_epochs: int = key(1, "epochs between pictures, made at evaluations; 0 disables them")
     num_pictures: int = key(4, "validation frames in a picture")
 
     @property
     def decisive_metric(self) -> str:
-        """The validation metric that chooses the best weights."""
+        """The validation metric used to select the best weights."""
         return self.metric or self.default_metric
 
     @property
     def metric_is_loss(self) -> bool:
-        """Whether smaller is better."""
+        """Whether lower values are better."""
         return self.decisive_metric == "loss"
 
     def augmentation_options(self) -> AugmentationOptions | None:
-        """How training frames are changed, or `None`; flips by the task unless the run says it."""
+        """Options of the augmentation, or `None`; flips depend on the task unless the run sets them."""
         if not self.augment:
             return None
         flip = FLIP_PROBABILITY.get(self.task, 0.0)
         return AugmentationOptions(**{"flip_probability": flip, **self.augmentation})
 
     def validate(self) -> None:
-        """Refuse what cannot be run.
+        """Raise an error for invalid settings.
 
         Raises:
-            RunConfigError: If a required key is missing, a number out of range or a choice unknown.
+            RunConfigError: If a required key is missing, a number is out of range or a choice is unknown.
         """
         for name in ("data", "output_dir"):
             if not getattr(self, name):
@@ -160,7 +164,8 @@ class FinetuneRun:
             raise RunConfigError("`saves` goes with keep: last. The best weights can only be those of an evaluation.")
         if self.validation_split is not None and self.validation_split in self.train_split.split("+"):
             raise RunConfigError(
-                f"`validation_split` {self.validation_split!r} is also learnt from. Write null to hold out a part of it."
+                f"`validation_split` {self.validation_split!r} is also learnt from. Write null to hold out a part of "
+                "it."
             )
 
     def _check_numbers(self) -> None:
@@ -205,7 +210,8 @@ class SegmentationRun(FinetuneRun):
     task: str = key("vessel", "vessel, segments or stenosis; for a table, any name")
     mask_column: str = key(
         "mask",
-        "column of the masks of a table: two classes as 0 and 255 or as 0 and 1, more as class ids where 255 is ignored",
+        "column of the masks of a table: two classes as 0 and 255 or as 0 and 1, more as class ids where 255 is "
+        "ignored",
     )
     ignore_white: bool = key(
         False, "whether 255 in masks of two classes marks pixels to ignore, instead of foreground"
@@ -213,7 +219,7 @@ class SegmentationRun(FinetuneRun):
 
     @property
     def decisive_metric(self) -> str:
-        """The validation metric that chooses the best weights: for many classes the mean of their Dice."""
+        """The validation metric used to select the best weights: for many classes their mean Dice."""
         return self.metric or ("pooled_mean_class_dice" if self.task == "segments" else self.default_metric)
 
 
@@ -242,14 +248,14 @@ class ClassificationRun(FinetuneRun):
     task: str = key("side", "side; for a table, any name")
     label_column: str = key("label", "column of the class ids of a table")
     linear_probe: bool = key(
-        False, "freeze the encoder, compute features once and fit logistic regression on them to the end"
+        False, "freeze the encoder, compute features once and fit logistic regression until convergence"
     )
     probe_weight_decays: list[float] = key(
-        [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], "of which a fifth of the training frames chooses one for the probe"
+        [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], "candidates, selected on a fifth of the training frames"
     )
 
     def validate(self) -> None:
-        """Refuse what cannot be run; see [`FinetuneRun.validate`]."""
+        """Raise an error for invalid settings; see [`FinetuneRun.validate`]."""
         super().validate()
         if not self.probe_weight_decays or not all(value >= 0 for value in self.probe_weight_decays):
             raise RunConfigError(f"`probe_weight_decays` must be numbers >= 0, got {self.probe_weight_decays}.")
@@ -263,10 +269,10 @@ RUNS: dict[str, type[FinetuneRun]] = {
 
 
 def make_finetune_run(kind: type[Kind], values: dict, where: str = "the run") -> Kind:
-    """Make a run of a dictionary, checked as a run file is.
+    """Create a run from a dictionary, validated like a run file.
 
     Args:
-        kind (`type`): Kind of run.
+        kind (`type`): Class of the run configuration.
         values (`dict`): Keys and values.
         where (`str`): Name of the source in messages.
 
@@ -276,24 +282,24 @@ def make_finetune_run(kind: type[Kind], values: dict, where: str = "the run") ->
     Raises:
         RunConfigError: If a key is unknown, a value has the wrong type or a number is out of range.
     """
-    # it asks for no more than a dataclass with `validate`
+    # `make_run` only needs a dataclass with `validate`
     return cast(Kind, make_run(cast(Any, kind), values, where))
 
 
 def save_finetune_run(run: FinetuneRun) -> None:
-    """Write a run to `run.yaml` in its `output_dir`, so that it can be given to the script again."""
+    """Write a run to `run.yaml` in its `output_dir`, in the format of run files."""
     save_run(cast(Any, run), run.output_dir)
 
 
 def check_stored_run(run: FinetuneRun, folder: str | Path) -> None:
-    """Refuse to go on with a run whose settings are not what they were: its first steps had others.
+    """Raise an error if a run is resumed with settings that change its result.
 
     Args:
-        run (`FinetuneRun`): As it is wanted now.
-        folder (`str` or `Path`): With the `run.yaml` of its beginning; without one there is nothing to compare.
+        run (`FinetuneRun`): Current run configuration.
+        folder (`str` or `Path`): Folder with the original `run.yaml`; without one nothing is compared.
 
     Raises:
-        RunConfigError: If a setting that changes the result is another one.
+        RunConfigError: If a setting that affects the result has changed.
     """
     path = Path(folder) / RUN_FILE_NAME
     if not path.is_file():
@@ -304,6 +310,6 @@ def check_stored_run(run: FinetuneRun, folder: str | Path) -> None:
     if changed:
         told = "; ".join(f"`{name}` {getattr(before, name)!r}, now {getattr(run, name)!r}" for name in changed)
         raise RunConfigError(
-            f"{path.parent} was begun with other settings: {told}. Use the same, remove the folder, or begin in another "
-            "output_dir."
+            f"{path.parent} was begun with other settings: {told}. Use the same, remove the folder, or begin in "
+            "another output_dir."
         )
