@@ -45,15 +45,11 @@ class FinetuneRun:
     metrics: ClassVar[tuple[str, ...]] = ()
 
     data: str = key("", "folder of the data set; of a table also hf://datasets/OWNER/NAME")
-    output_dir: str = key("", "where run.yaml, log, checkpoints and at the end the model itself go")
+    output_dir: str = key("", "folder for run.yaml, log, checkpoints and the final model")
     dataset: str = key(ARCADE, f"{', '.join(DATASETS)}; a table has the columns below")
     task: str = key("", "task of the data set; for a table, any name")
     train_split: str = key("train", "split to train on; several as train+val")
-    validation_split: str | None = key("val", "split to choose the best weights on; null holds out part of the other")
-    validation_share: float = key(0.1, "share of train_split held out where there is no validation_split, by patient")
-    train_fraction: float = key(
-        1.0, "share of the training frames to use, in (0, 1]; drawn by `seed`, smaller in larger"
-    )
+    validation_split: str | None = key("val", "split to select the best weights; null holds out part of train_split")
     validation_share: float = key(0.1, "fraction of train_split held out by patient if there is no validation_split")
     train_fraction: float = key(
         1.0, "fraction of the training frames to use, in (0, 1]; smaller ones are subsets of larger ones"
