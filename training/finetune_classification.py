@@ -1,11 +1,11 @@
 """Fine-tune VasoMIM for image classification, or fit a linear probe on its encoder.
 
-    python training/finetune_classification.py CONFIG.yaml [--key value ...] [--config.key value ...]
+    python training/finetune_classification.py CONFIG.yaml [--key value ...] [--model.key value ...]
 
 Initial weights: --init FOLDER (pre-trained), --init mae (MAE on ImageNet) or --init scratch.
 A stopped run exits with code 130. Resume it with the same command and --resume auto; the losses are the same as without
 the interruption.
-The result is OUTPUT_DIR itself, for `AutoModelForImageClassification.from_pretrained` and `vasomim evaluate`.
+The result is OUTPUT_DIR/final, for `AutoModelForImageClassification.from_pretrained` and `vasomim evaluate`.
 """
 
 import sys

@@ -113,7 +113,7 @@ def _pretrain(shared: dict[str, object], folder: Path, epochs: int, segmentor: P
         "preset": preset,
         "segmentor": str(segmentor),
         "epochs": epochs,
-        "warmup_epochs": epochs / 20,
+        "warmup_ratio": 0.05,
         "batch_size": 16,
         "base_learning_rate": 16e-3,  # absolute peak learning rate 1e-3
         "save_every_epochs": epochs,

@@ -45,7 +45,7 @@ def frames(tmp_path_factory):
 def write_run(folder, frames, **changes):
     values = {
         **{"data": str(frames), "output_dir": str(folder / "run"), "cache_dir": str(frames.parent / "cache")},
-        **{"preset": "tiny", "model": MODEL, "batch_size": 4, "epochs": 2, "warmup_epochs": 0, "num_workers": 0},
+        **{"preset": "tiny", "model": MODEL, "batch_size": 4, "epochs": 2, "warmup_ratio": 0, "num_workers": 0},
         **{"mixed_precision": "no", "log_every_steps": 1, "save_every_epochs": 1, "tensorboard": False},
         **{"base_learning_rate": 0.05, "picture_every_epochs": 0, "probe_frames": 0},
     }
@@ -92,7 +92,7 @@ def test_help_names_the_command_and_every_key(script, capsys):
     assert main_of(script)(["--help"]) == 0
     shown = capsys.readouterr().out
     assert f"training/{script.name} CONFIG.yaml" in shown
-    assert any(key in shown for key in ("base_learning_rate", "validation_share", "output_dir"))
+    assert any(key in shown for key in ("base_learning_rate", "validation_fraction", "output_dir"))
     assert main_of(script)([]) == 2
 
 
@@ -111,7 +111,7 @@ def test_a_mistake_is_answered_in_one_line(frames, tmp_path, capsys):
         (("--batch_size", "17"), "there are only 16. Lower batch_size"),
         (("--model.mask_ratio", "2"), "`mask_ratio` must be in (0, 1), got 2"),
         (("--model.hidden_size", "abc"), "expected int"),
-        (("--base_learning_rate", "1e30"), "Lower base_learning_rate"),
+        (("--base_learning_rate", "1e30"), "Lower the learning rate"),
     ],
 )
 def test_what_a_user_can_cause_is_answered_in_one_line(frames, tmp_path, capsys, arguments, message):

@@ -8,13 +8,8 @@ import numpy as np
 from PIL import Image
 
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
-from vasomim_hf.engine.finetuning.run import (
-    ClassificationRun,
-    DetectionRun,
-    FinetuneRun,
-    SegmentationRun,
-    make_finetune_run,
-)
+from vasomim_hf.engine.finetuning.run import ClassificationRun, DetectionRun, FinetuneRun, SegmentationRun
+from vasomim_hf.engine.run_config import make_run
 
 
 SIZE = 64
@@ -63,19 +58,20 @@ def run_of(kind: type[FinetuneRun], data: Path, output_dir: Path, **keys: Any) -
     values = {
         "data": str(data),
         "output_dir": str(output_dir),
+        "cache_dir": str(output_dir.parent / "cache"),
         "dataset": "table",
         "task": TASKS[kind],
         "image_size": SIZE,
         "epochs": 2,
         "batch_size": 2,
-        "evaluations": 2,
+        "num_evaluations": 2,
         "mixed_precision": "no",
         "log_every_steps": 1,
         "tensorboard": False,
         "picture_every_epochs": 0,
-        "config": {**ENCODER, "image_size": SIZE, **HEADS[kind]},
+        "model": {**ENCODER, "image_size": SIZE, **HEADS[kind]},
         **keys,
     }
     if kind is SegmentationRun:
         values.setdefault("labels", {0: "background", 1: "vessel"})
-    return make_finetune_run(kind, values)
+    return make_run(kind, values)

@@ -22,6 +22,7 @@ OPTIONAL = [
     "gradio",
     "matplotlib",
     "monai",
+    "omegaconf",
     "onnx",
     "onnxruntime",
     "pandas",

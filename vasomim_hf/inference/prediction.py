@@ -48,6 +48,22 @@ class InferenceOptions:
         return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def resolve_precision(name: str, device: torch.device | None = None) -> str:
+    """Precision that `auto` stands for on a device.
+
+    Args:
+        name (`str`): `"auto"`, `"no"`, `"bf16"` or `"fp16"`.
+        device (`torch.device`, *optional*): Defaults to the accelerator, or else the CPU.
+
+    Returns:
+        `str`: `name`, or for `"auto"` `"bf16"` where [`has_fast_bf16`], else `"no"`.
+    """
+    if name != AUTO:
+        return name
+    device = device or torch.accelerator.current_accelerator() or torch.device("cpu")
+    return "bf16" if has_fast_bf16(device) else "no"
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is fast: on any accelerator, and on CPUs with instructions for it.
 

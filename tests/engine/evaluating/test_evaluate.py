@@ -34,11 +34,13 @@ from vasomim_hf.engine.evaluating.scoring import FrameScorer
 from vasomim_hf.engine.finetuning import weights as finetune_model
 from vasomim_hf.engine.finetuning.decoded import Collator, DecodeOptions, FinetuneDataset, decode
 from vasomim_hf.engine.finetuning.rows import load_rows
-from vasomim_hf.engine.finetuning.run import ClassificationRun, make_finetune_run
+from vasomim_hf.engine.finetuning.run import ClassificationRun
+from vasomim_hf.engine.run_config import make_run
 from vasomim_hf.evaluation.calibration import predictive_entropy
 from vasomim_hf.evaluation.mask_metrics import dice
 from vasomim_hf.evaluation.results import ResultRow, read_results
 from vasomim_hf.image_processing_reading import read_frames
+from vasomim_hf.inference import prediction
 
 
 HEADS = {
@@ -134,7 +136,7 @@ def test_options_change_what_they_say(models, arcade):
 
 def test_the_file_says_which_precision_auto_took(models, arcade, monkeypatch):
     for is_fast, precision in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(model_evaluation, "has_fast_bf16", lambda _, is_fast=is_fast: is_fast)
+        monkeypatch.setattr(prediction, "has_fast_bf16", lambda _, is_fast=is_fast: is_fast)
         results = evaluate_model(request_of(models, arcade, "side", mixed_precision="auto"))
         assert results.settings["mixed_precision"] == precision
 
@@ -150,7 +152,7 @@ def test_training_and_evaluation_see_the_same_pixels_and_say_the_same_in_float32
     request = request_of(models, arcade, "side", split="train")
     results = evaluate_model(request)
     processor = VasoMIMImageProcessor.from_pretrained(models["side"])
-    run = make_finetune_run(ClassificationRun, {"data": str(arcade), "task": "side", "output_dir": str(tmp_path)})
+    run = make_run(ClassificationRun, {"data": str(arcade), "task": "side", "output_dir": str(tmp_path)})
     samples = decode(load_rows(run, "train"), DecodeOptions("classification", 2, SIZE), tmp_path / "kept")
     frames = FinetuneDataset(samples, SIZE)
     collate = Collator(tuple(processor.image_mean), tuple(processor.image_std))

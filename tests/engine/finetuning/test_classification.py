@@ -71,7 +71,7 @@ def test_a_linear_probe_learns_from_frames_as_the_image_processor_gives_them(tmp
     split = {"image": images, "label": [0, 1, 0, 1]}
     table = write_table(tmp_path / "data", {"train": split, "val": split}, {"label": datasets.ClassLabel(names=NAMES)})
     folder = finetune_classification(run_of(ClassificationRun, table, tmp_path / "run", linear_probe=True)).folder
-    features = load_file(folder / "features.safetensors")
+    features = load_file(folder.parent / "features.safetensors")
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_a_linear_probe_learns_from_frames_as_the_image_processor_gives_them(tmp
 
 def test_a_linear_probe_says_which_keys_it_does_not_use_and_others_may_read_its_files(table, tmp_path, caplog):
     caplog.set_level("INFO")
-    keys = {"epochs": 1, "learning_rate": 0.1, "evaluations": 20, "mixed_precision": "bf16"}
+    keys = {"epochs": 1, "learning_rate": 0.1, "num_evaluations": 20, "mixed_precision": "bf16"}
     keys |= {"tensorboard": True, "picture_every_epochs": 1}
     before = os.umask(0o027)
     try:
@@ -91,8 +91,14 @@ def test_a_linear_probe_says_which_keys_it_does_not_use_and_others_may_read_its_
         ).folder
     finally:
         os.umask(before)
-    assert "it ignores epochs, learning_rate" in [text.rpartition("; ")[2] for text in caplog.messages]
-    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir() if path.is_file()}
+    assert "it ignores epochs, learning_rate, mixed_precision" in [
+        text.rpartition("; ")[2] for text in caplog.messages
+    ]
+    modes = {
+        path.name: oct(path.stat().st_mode & 0o777)
+        for path in [*folder.iterdir(), *folder.parent.iterdir()]
+        if path.is_file()
+    }
     assert set(modes.values()) == {"0o640"} and {"model.safetensors", "features.safetensors"} <= set(modes), modes
     assert not list(folder.glob(".*"))
 
@@ -170,7 +176,7 @@ def test_labels_that_are_names_become_ids_in_the_order_of_the_run(tmp_path):
             load_task_data(dataclasses.replace(run, labels=labels))
         assert message in str(caught.value)
     finetune_classification(dataclasses.replace(run, epochs=1))
-    request = EvaluationRequest(run.output_dir, str(table), "side", "validation", dataset="table")
+    request = EvaluationRequest(str(run.result_folder), str(table), "side", "validation", dataset="table")
     assert len(evaluate_model(request).rows) == 4
 
 
@@ -217,5 +223,5 @@ def test_a_smaller_fraction_is_part_of_a_larger_one_and_follows_the_seed():
 def test_frames_are_seen_at_the_size_of_the_run(table, tmp_path):
     run = run_of(ClassificationRun, table, tmp_path / "run", linear_probe=True, image_size=48)
     finetune_classification(run)
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "run")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "final")
     assert dict(processor.size) == {"height": 48, "width": 48} and SIZE != 48

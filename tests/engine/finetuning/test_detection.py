@@ -57,7 +57,7 @@ def test_a_run_on_boxes_leaves_a_folder_that_loads_and_finds_boxes(table, tmp_pa
         table,
         tmp_path / "run",
         epochs=2,
-        evaluations=1,
+        num_evaluations=1,
         learning_rate=3e-3,
         layer_decay=1.0,
         augment=False,

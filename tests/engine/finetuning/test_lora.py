@@ -87,12 +87,12 @@ def test_a_run_trains_a_model_with_adapters_and_leaves_the_best_ones(tmp_path):
     data = load_task_data(run)
     model = adapted(build_finetune_model(run, data.id2label), SEGMENTATION)
     assert finetune_model(run, model, data).finished
-    weights = sum(path.stat().st_size for path in (tmp_path / "run").glob("*.safetensors"))
-    assert (tmp_path / "run/adapter_model.safetensors").is_file() and weights < 4 * sum(
+    weights = sum(path.stat().st_size for path in (tmp_path / "run/final").glob("*.safetensors"))
+    assert (tmp_path / "run/final/adapter_model.safetensors").is_file() and weights < 4 * sum(
         p.numel() for p in model.parameters() if p.requires_grad
     ) + 20_000
     fresh = build_finetune_model(run, data.id2label)
-    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "run").eval()
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "run" / "final").eval()
     pixels = batch_of(SEGMENTATION)["pixel_values"]
     with torch.no_grad():
         expected = model.eval().cpu()(pixel_values=pixels).logits

@@ -108,5 +108,5 @@ def test_no_logits_outlive_their_batch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetuning.Trainer, "prediction_step", watched)
     table = vessel_table(tmp_path / "table", train=2, val=8)
-    finetune(run_of(SegmentationRun, table, tmp_path / "run", epochs=1, evaluations=1, batch_size=1))
+    finetune(run_of(SegmentationRun, table, tmp_path / "run", epochs=1, num_evaluations=1, batch_size=1))
     assert most.batches >= 8 and most.value <= 1

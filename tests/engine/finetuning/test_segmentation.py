@@ -51,7 +51,7 @@ def test_a_run_changes_every_part_of_the_model_and_the_folder_loads(table, tmp_p
     )
     before = build_finetune_model(run, LABELS).state_dict()
     result = finetune(run)
-    assert result.finished and result.folder == tmp_path / "run"
+    assert result.finished and result.folder == tmp_path / "run" / "final"
     model = AutoModelForSemanticSegmentation.from_pretrained(result.folder)
     # a key's bias moves all weights of a query alike, so that softmax takes it out
     trained = [name for name, _ in model.named_parameters() if "k_proj.bias" not in name]
@@ -62,10 +62,10 @@ def test_a_run_changes_every_part_of_the_model_and_the_folder_loads(table, tmp_p
     assert model(**inputs).logits.shape == (1, 2, SIZE, SIZE)
     metrics = read_metrics(run)
     assert metrics["metrics"]["pooled_dice"] == pytest.approx(
-        max(line["pooled_dice"] for line in read_log(result.folder, "evaluation"))
+        max(line["pooled_dice"] for line in read_log(tmp_path / "run", "evaluation"))
     )
     assert metrics["frames_per_second"] > 0 and metrics["num_training_frames"] == 6
-    assert not list(result.folder.glob(".*")), "decoded frames of patients are left behind"
+    assert not list((tmp_path / "run").glob(".*")), "decoded frames of patients are left behind"
 
 
 def test_validation_scores_are_those_of_the_finished_model(table, tmp_path):
@@ -98,7 +98,7 @@ def stop_in_step(step: int, monkeypatch) -> None:
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(table, tmp_path, monkeypatch, num_workers):
     keys = {"epochs": 4, "num_workers": num_workers}
     whole = run_of(SegmentationRun, table, tmp_path / "whole", **keys)
-    whole.config["drop_path_rate"] = 0.5
+    whole.model["drop_path_rate"] = 0.5
     finetune(whole)
     stopped = dataclasses.replace(whole, output_dir=str(tmp_path / "stopped"))
     # in the middle of an epoch
@@ -107,8 +107,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(table, tmp_path, mo
     assert not result.finished and result.step == 5 and result.folder.name == "checkpoint-5"
     monkeypatch.undo()
     result = finetune(dataclasses.replace(stopped, resume="auto"))
-    assert result.finished and losses(result.folder) == losses(tmp_path / "whole")
-    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped")]
+    assert result.finished and losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    ends = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "stopped")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     # a finished run is left as it is
     assert finetune(dataclasses.replace(stopped, resume="auto")).step == 12
@@ -135,17 +135,17 @@ def test_a_run_is_not_begun_on_top_of_another_and_not_resumed_with_other_frames(
         finetune(run)
     stored = (tmp_path / "run" / "run.yaml").read_text()
     changed = dataclasses.replace(run, resume="auto", epochs=7, learning_rate=1e-4, num_threads=1)
-    with pytest.raises(RunConfigError, match="other settings: `epochs` 1.0, now 7; `learning_rate` 0.001, now 0.0001"):
+    with pytest.raises(RunConfigError, match="other settings: .*`epochs` 1.0, now 7"):
         finetune(changed)
     other = str(max((tmp_path / "run" / "checkpoints").glob("checkpoint-*")))
-    with pytest.raises(RunConfigError, match="other settings: `epochs`"):
+    with pytest.raises(RunConfigError, match="other settings: .*`epochs`"):
         finetune(dataclasses.replace(changed, resume=other, output_dir=str(tmp_path / "elsewhere")))
     assert (tmp_path / "run" / "run.yaml").read_text() == stored
     # one that was ended before its first checkpoint binds nobody
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / "run.yaml").write_text(stored)
     assert finetune(dataclasses.replace(changed, epochs=0.1, output_dir=str(tmp_path / "early"))).finished
-    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "final" / "metrics.json").unlink()
     fewer = vessel_table(tmp_path / "fewer", train=4)
     with pytest.raises(RunConfigError, match="created with other frames"):
         finetune(dataclasses.replace(run, resume="auto", data=str(fewer)))
@@ -212,7 +212,7 @@ def test_weights_that_are_no_numbers_are_told_from_a_batch_that_is_none(table, t
 
 @pytest.mark.parametrize("content", [None, '{"global_step": 5'])
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(table, tmp_path, monkeypatch, content):
-    whole = run_of(SegmentationRun, table, tmp_path / "whole", evaluations=4)
+    whole = run_of(SegmentationRun, table, tmp_path / "whole", num_evaluations=4)
     finetune(whole)
     killed = dataclasses.replace(whole, output_dir=str(tmp_path / "killed"))
     stop_in_step(5, monkeypatch)
@@ -224,20 +224,22 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(table, tmp_path, monkeyp
         finetune(dataclasses.replace(killed, resume=str(state.parent)))
     assert finetuning.newest_checkpoint(tmp_path / "killed").name in ("checkpoint-2", "checkpoint-4")
     finetune(dataclasses.replace(killed, resume="auto"))
-    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
+    ends = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
 def test_early_stopping_ends_a_run_that_gains_nothing(table, tmp_path):
-    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=10, evaluations=10, patience=2, learning_rate=0.0)
+    run = run_of(
+        SegmentationRun, table, tmp_path / "run", epochs=10, num_evaluations=10, patience=2, learning_rate=0.0
+    )
     result = finetune(run)
     assert result.finished and result.step == 9 and read_metrics(run)["best_step"] == 3
 
 
 @pytest.mark.parametrize("step", [6, 8, 9])
 def test_a_stop_changes_nothing_about_evaluations_and_early_stopping(table, tmp_path, monkeypatch, step):
-    keys = {"epochs": 10, "evaluations": 10, "patience": 2, "learning_rate": 0.0, "gradient_accumulation_steps": 1}
+    keys = {"epochs": 10, "num_evaluations": 10, "patience": 2, "learning_rate": 0.0, "gradient_accumulation_steps": 1}
     run = run_of(SegmentationRun, table, tmp_path / "run", **keys)
     stop_in_step(step, monkeypatch)
     result = finetune(run)
@@ -250,10 +252,10 @@ def test_a_stop_changes_nothing_about_evaluations_and_early_stopping(table, tmp_
 
 
 def test_the_last_weights_are_kept_where_the_run_says_so(table, tmp_path):
-    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=2, keep="last")
+    run = run_of(SegmentationRun, table, tmp_path / "run", epochs=2, final_weights="last")
     finetune(run)
     last = load_file(tmp_path / "run/checkpoints/checkpoint-6/model.safetensors")
-    kept = load_file(tmp_path / "run/model.safetensors")
+    kept = load_file(tmp_path / "run/final/model.safetensors")
     assert all(torch.equal(kept[name], last[name]) for name in kept) and read_metrics(run)["best_step"] == 6
 
 
@@ -271,7 +273,7 @@ def test_pre_trained_weights_of_vasomim_fill_the_encoder(tmp_path):
     )
     pretrained.save_pretrained(tmp_path / "pre")
     config = {**HEADS[SegmentationRun], "drop_path_rate": 0.1}
-    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "pre"), config=config)
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "pre"), model=config)
     model = build_finetune_model(run, LABELS)
     assert model.config.drop_path_rate == 0.1 and model.config.image_size == 32
     expected = pretrained.vasomim.state_dict()
@@ -281,7 +283,7 @@ def test_pre_trained_weights_of_vasomim_fill_the_encoder(tmp_path):
 def test_weights_of_other_shapes_are_told_one_by_one(tmp_path, caplog):
     model = build_finetune_model(run_of(SegmentationRun, tmp_path, tmp_path / "run"), LABELS)
     model.save_pretrained(tmp_path / "two")
-    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "two"), config={})
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "two"), model={})
     build_finetune_model(run, {**LABELS, 2: "catheter"})
     assert [text for text in caplog.messages if "classifier.bias" in text] == [
         f"decode_head.classifier.bias is newly initialised: its shape is (2,) in {tmp_path / 'two'} and (3,) here"
@@ -291,9 +293,7 @@ def test_weights_of_other_shapes_are_told_one_by_one(tmp_path, caplog):
 def test_pre_trained_weights_of_a_plain_mae_give_its_features(tmp_path, capfd):
     mae = ViTMAEForPreTraining(ViTMAEConfig(**ENCODER, image_size=SIZE, decoder_num_hidden_layers=1))
     mae.save_pretrained(tmp_path / "mae")
-    run = run_of(
-        SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "mae"), config=HEADS[SegmentationRun]
-    )
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "mae"), model=HEADS[SegmentationRun])
     model = build_finetune_model(run, LABELS).eval()
     pixels = torch.randn(1, 3, SIZE, SIZE)
     mae.vit.config.mask_ratio = mae.config.mask_ratio = 0.0
@@ -312,11 +312,11 @@ def test_the_weights_of_imagenet_are_asked_for_by_their_name(tmp_path, monkeypat
     )
     assert finetune_model.MAE_NAME == "facebook/vit-mae-base"
     monkeypatch.setattr(finetune_model, "MAE_NAME", str(tmp_path / "mae"))
-    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init="mae", config=HEADS[SegmentationRun])
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init="mae", model=HEADS[SegmentationRun])
     weights = load_file(tmp_path / "mae" / "model.safetensors")
     found = build_finetune_model(run, LABELS).vasomim.state_dict()
     assert torch.equal(found["embeddings.cls_token"], weights["vit.embeddings.cls_token"])
-    run.config["patch_size"] = 8
+    run.model["patch_size"] = 8
     with pytest.raises(RunConfigError, match="has patch_size 16, `config`"):
         build_finetune_model(run, LABELS)
 
@@ -337,7 +337,7 @@ def test_a_linear_probe_is_a_start_whose_encoder_learns(tmp_path, frozen):
     probe = VasoMIMForImageClassification(config)
     probe.freeze_encoder()
     probe.save_pretrained(tmp_path / "probe")
-    keys = {"init": str(tmp_path / "probe"), "config": {} if frozen is None else {"freeze_encoder": frozen}}
+    keys = {"init": str(tmp_path / "probe"), "model": {} if frozen is None else {"freeze_encoder": frozen}}
     model = build_finetune_model(run_of(ClassificationRun, tmp_path, tmp_path / "run", **keys), LABELS).train()
     assert torch.equal(model.classifier.weight, probe.classifier.weight)
     assert all(p.requires_grad != bool(frozen) for p in model.vasomim.parameters())
@@ -346,7 +346,7 @@ def test_a_linear_probe_is_a_start_whose_encoder_learns(tmp_path, frozen):
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     VasoMIMForPreTraining(VasoMIMConfig(**ENCODER, image_size=32)).save_pretrained(tmp_path / "pre")
-    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "pre"), config={"hidden_size": 64})
+    run = run_of(SegmentationRun, tmp_path, tmp_path / "run", init=str(tmp_path / "pre"), model={"hidden_size": 64})
     with pytest.raises(RunConfigError, match=".* encoder weights differ"):
         build_finetune_model(run, LABELS)
     with pytest.raises(FileNotFoundError, match="is not a model"):
@@ -419,10 +419,10 @@ def test_classes_that_a_split_lacks_are_told(tmp_path, caplog):
 def test_the_best_weights_are_not_chosen_by_frames_with_nothing_to_find(tmp_path):
     good, nothing = (one_frame(mask) for mask in (np.eye(SIZE, dtype=np.uint8), np.zeros((SIZE, SIZE), np.uint8)))
     table = write_table(tmp_path / "table", {"train": good, "val": nothing})
-    for keys in ({}, {"keep": "last", "patience": 1}):
+    for keys in ({}, {"final_weights": "last", "patience": 1}):
         with pytest.raises(RunConfigError, match="pooled_dice cannot select"):
             finetune(run_of(SegmentationRun, table, tmp_path / "run", **keys))
-    for name, keys in (("last", {"keep": "last"}), ("loss", {"metric": "loss"})):
+    for name, keys in (("last", {"final_weights": "last"}), ("loss", {"metric": "loss"})):
         assert finetune(run_of(SegmentationRun, table, tmp_path / name, epochs=1, **keys)).finished
 
 
@@ -450,7 +450,7 @@ def test_a_split_to_judge_by_has_several_names(tmp_path, is_parquet, caplog):
     caplog.set_level("INFO")
     data = load_task_data(run_of(SegmentationRun, folder, tmp_path / "run", validation_split="dev"))
     assert (len(data.training), data.validation.image_ids) == (6, ["val-0", "val-1", "val-2"])
-    assert "there is no split 'dev'; 'val" in caplog.text
+    assert "there is no split 'dev'; using 'val" in caplog.text
     run = run_of(SegmentationRun, folder, tmp_path / "run", validation_split="val", labels={1: "vessel"})
     data = load_task_data(run)
     assert len(data.validation) == 3 and data.id2label == LABELS
@@ -474,8 +474,8 @@ def test_the_script_writes_a_folder_that_loads_and_ends_with_one_line_on_bad_inp
         [sys.executable, script, path, "--batch_size", "3"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"The fine-tuned model is in {tmp_path / 'run'}"]
-    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert done.stdout.splitlines() == [f"The fine-tuned model is in {tmp_path / 'run' / 'final'}"]
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run" / "final")
     assert read_metrics(run)["step"] == 2
     again = subprocess.run([sys.executable, script, path], capture_output=True, text=True, cwd=tmp_path)
     assert (
@@ -514,7 +514,7 @@ def test_the_log_tells_a_new_head_in_a_line_and_which_weights_were_kept(table, t
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.WARNING)
     sizes = {"segmentation_hidden_size": 16, "detail_stem_channels": 8}
-    run = run_of(SegmentationRun, table, tmp_path / "run", init=str(tmp_path / "encoder"), config=sizes)
+    run = run_of(SegmentationRun, table, tmp_path / "run", init=str(tmp_path / "encoder"), model=sizes)
     finetune(run)
     assert "MISSING" not in caplog.text and "tensors of the head are new" in caplog.text
     about = read_metrics(run)

@@ -13,7 +13,7 @@ from vasomim_hf.engine.tracking import read_log
 from vasomim_hf.progress import LONGEST_LINE
 
 
-WATCHED = {"tensorboard": True, "picture_every_epochs": 1, "num_pictures": 2, "epochs": 4, "evaluations": 4}
+WATCHED = {"tensorboard": True, "picture_every_epochs": 1, "num_pictures": 2, "epochs": 4, "num_evaluations": 4}
 
 
 def events_of(folder):
@@ -40,7 +40,7 @@ def vessels(tmp_path_factory):
 
 def test_a_segmentation_shows_curves_and_the_same_frames_at_each_evaluation(vessels, tmp_path, caplog):
     caplog.set_level("INFO")
-    folder = finetune(run_of(SegmentationRun, vessels, tmp_path / "run", **WATCHED)).folder
+    folder = finetune(run_of(SegmentationRun, vessels, tmp_path / "run", **WATCHED)).folder.parent
     steps = [line["step"] for line in read_log(folder, "evaluation")]
     pictures = sorted((folder / "pictures").iterdir())
     assert [path.name for path in pictures] == ["final.png", *(f"step_{step:06d}.png" for step in steps)]
@@ -57,16 +57,16 @@ def test_a_segmentation_shows_curves_and_the_same_frames_at_each_evaluation(vess
 
 def test_pictures_keep_their_distance_in_epochs_and_can_be_left_out(vessels, tmp_path):
     seldom = run_of(SegmentationRun, vessels, tmp_path / "seldom", **{**WATCHED, "picture_every_epochs": 2})
-    names = sorted(path.name for path in (finetune(seldom).folder / "pictures").iterdir())
+    names = sorted(path.name for path in (finetune(seldom).folder.parent / "pictures").iterdir())
     assert names == ["final.png", "step_000003.png", "step_000009.png"]
     none = run_of(SegmentationRun, vessels, tmp_path / "none", **{**WATCHED, "picture_every_epochs": 0})
-    assert not (finetune(none).folder / "pictures").exists()
+    assert not (finetune(none).folder.parent / "pictures").exists()
 
 
 def test_pictures_change_nothing_about_the_training(vessels, tmp_path):
-    watched = finetune(run_of(SegmentationRun, vessels, tmp_path / "watched", **WATCHED)).folder
+    watched = finetune(run_of(SegmentationRun, vessels, tmp_path / "watched", **WATCHED)).folder.parent
     keys = {**WATCHED, "picture_every_epochs": 0, "tensorboard": False}
-    alone = finetune(run_of(SegmentationRun, vessels, tmp_path / "alone", **keys)).folder
+    alone = finetune(run_of(SegmentationRun, vessels, tmp_path / "alone", **keys)).folder.parent
     lines = [[line["loss"] for line in read_log(folder, "step")] for folder in (watched, alone)]
     assert lines[0] == lines[1]
 
@@ -77,11 +77,11 @@ def test_a_detector_shows_its_boxes(tmp_path):
     feature = {"bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4))}
     feature["category"] = datasets.List(datasets.ClassLabel(names=["stenosis"]))
     data = table_of(tmp_path / "data", "objects", values, feature)
-    folder = finetune(run_of(DetectionRun, data, tmp_path / "run", **WATCHED)).folder
+    folder = finetune(run_of(DetectionRun, data, tmp_path / "run", **WATCHED)).folder.parent
     assert is_not_blank(folder / "pictures/final.png")
 
 
 def test_a_classifier_shows_its_classes(tmp_path):
     data = table_of(tmp_path / "data", "label", [0, 1] * 3, datasets.ClassLabel(names=["left", "right"]))
-    folder = finetune_classification(run_of(ClassificationRun, data, tmp_path / "run", **WATCHED)).folder
+    folder = finetune_classification(run_of(ClassificationRun, data, tmp_path / "run", **WATCHED)).folder.parent
     assert is_not_blank(folder / "pictures/final.png")

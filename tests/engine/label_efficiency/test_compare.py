@@ -45,7 +45,7 @@ def comparison(base: Path, output_dir: Path, **keys) -> LabelEfficiencyRun:
         "finetune": str(base),
         "output_dir": str(output_dir),
         "initialisations": {"scratch": "scratch", "branch alone": "scratch"},
-        "settings_of": {"branch alone": {"config": {"segmentation_use_encoder": False}}},
+        "settings_of": {"branch alone": {"model": {"segmentation_use_encoder": False}}},
         "fractions": [0.5, 1.0],
         "seeds": [0, 1],
         "num_seeds": {1.0: 1},
@@ -83,8 +83,8 @@ def test_a_cell_is_scored_at_the_size_of_the_annotation(base, tmp_path):
     folder = tmp_path / "out/cells/scratch/100_percent/seed_0"
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "final")
+    processor = AutoImageProcessor.from_pretrained(folder / "final")
     expected = []
     for item in frames(3, first_seed=50):
         with torch.no_grad():
@@ -140,7 +140,7 @@ def test_a_cell_stopped_in_the_middle_of_its_training_ends_as_one_that_was_not(b
     monkeypatch.undo()
     assert compare_label_efficiency(run).finished
     cell = "cells/scratch/100_percent/seed_0"
-    ends = [load_file(tmp_path / name / cell / "model.safetensors") for name in ("whole", "out")]
+    ends = [load_file(tmp_path / name / cell / "final" / "model.safetensors") for name in ("whole", "out")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert [row.values for row in read_results(tmp_path / "whole" / cell / "results.json").rows] == [
         row.values for row in read_results(tmp_path / "out" / cell / "results.json").rows
@@ -164,29 +164,29 @@ def test_the_u_net_of_monai_is_trained_the_same_way(base, tmp_path):
     run.settings = {"mixed_precision": "bf16"}
     assert compare_label_efficiency(run).finished
     folder = tmp_path / "out/cells/unet/50_percent/seed_0"
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "monai_unet"
+    assert json.loads((folder / "final" / "config.json").read_text())["model_type"] == "monai_unet"
     assert read_results(folder / "results.json").model == "unet"
 
 
 def test_cells_with_few_labels_come_first_and_take_the_settings_in_order(base, tmp_path):
-    run = comparison(base, tmp_path / "out", settings={"epochs": 7, "config": {"drop_path_rate": 0.2}})
+    run = comparison(base, tmp_path / "out", settings={"epochs": 7, "model": {"drop_path_rate": 0.2}})
     cells = cells_of(run)
     assert cells[:2] == [Cell("scratch", 0.5, 0), Cell("branch alone", 0.5, 0)] and len(cells) == 6
     settings = cell_run(run, cells[1])
-    assert settings.epochs == 7 and settings.keep == "last" and settings.train_fraction == 0.5
-    assert settings.config["drop_path_rate"] == 0.2 and settings.config["segmentation_use_encoder"] is False
-    assert settings.config["hidden_size"] == 32
+    assert settings.epochs == 7 and settings.final_weights == "last" and settings.train_fraction == 0.5
+    assert settings.model["drop_path_rate"] == 0.2 and settings.model["segmentation_use_encoder"] is False
+    assert settings.model["hidden_size"] == 32
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"fractions": [0.1, 2]}, "`fractions` must be shares in"),
+        ({"fractions": [0.1, 2]}, "`fractions` must be in"),
         ({"seeds": [0, 0]}, "`seeds` must be different whole numbers"),
         ({"kind": "denoising"}, "`kind` must be one of segmentation, detection, classification"),
         ({"finetune": ""}, "`finetune` is missing"),
-        ({"settings": {"seed": 3}}, "`settings` must leave seed to the cells"),
-        ({"settings_of": {"branch alon": {"epochs": 1}}}, "none of `initialisations`. Did you mean 'branch alone'"),
+        ({"settings": {"seed": 3}}, "`settings` must not set seed"),
+        ({"settings_of": {"branch alon": {"epochs": 1}}}, "not in `initialisations`. Did you mean 'branch alone'"),
         (
             {"kind": "detection", "initialisations": {"u": "monai_unet"}, "settings_of": {}},
             "is a model for segmentation",

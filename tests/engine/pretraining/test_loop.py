@@ -94,12 +94,12 @@ def common(frames, folder):
 
 
 def segmentor_values(frames, folder, **changes):
-    return {**common(frames, folder), "model": SEGMENTOR, "image_size": SIDE, "validation_share": 0.1, **changes}
+    return {**common(frames, folder), "model": SEGMENTOR, "image_size": SIDE, "validation_fraction": 0.1, **changes}
 
 
 def pretrain_values(frames, folder, segmentor=None, **changes):
     model = {**SIZES, **({} if segmentor else NO_SEGMENTOR), **changes.pop("model", {})}
-    values = {"preset": "tiny", "warmup_epochs": 0.5, "base_learning_rate": 0.05}
+    values = {"preset": "tiny", "warmup_ratio": 0.25, "base_learning_rate": 0.05}
     values |= {"picture_every_epochs": 0, "probe_frames": 0}
     if segmentor:
         values["segmentor"] = str(segmentor)
@@ -247,7 +247,7 @@ def test_the_probe_has_the_same_masks_in_every_epoch(frames, segmentor, tmp_path
 
 
 def test_guidance_and_learning_rate_follow_their_schedules(frames, tmp_path):
-    run_pretraining(frames, tmp_path, epochs=4, warmup_epochs=1, base_learning_rate=0.64)
+    run_pretraining(frames, tmp_path, epochs=4, warmup_ratio=0.25, base_learning_rate=0.64)
     epochs = read_log(tmp_path / "run", "epoch")
     assert [line["guidance_ratio"] for line in epochs] == [0.125, 0.25, 0.375, 0.5]
     rates = [line["learning_rate"] for line in read_log(tmp_path / "run", "step")]
@@ -409,8 +409,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_its_batch_can_be_replayed
 
 
 def test_a_rate_that_is_much_too_high_is_answered_with_the_remedy(frames, tmp_path):
-    with pytest.raises(TrainingDivergedError, match="Lower base_learning_rate"):
-        run_pretraining(frames, tmp_path, base_learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(TrainingDivergedError, match="Lower the learning rate"):
+        run_pretraining(frames, tmp_path, base_learning_rate=1e30, warmup_ratio=0)
 
 
 def test_a_batch_larger_than_the_data_is_refused(frames, tmp_path):
@@ -659,7 +659,7 @@ def test_a_run_from_parquet_is_not_resumed_in_another_order(parquet, tmp_path, c
 
 def test_options_of_a_cache_do_not_go_with_streaming(parquet, tmp_path):
     for change in ({"vesselness": {"border": 3}}, {"masks": "somewhere"}, {"frame_list": "names.txt"}):
-        with pytest.raises(RunConfigError, match="go with a frame cache; `streaming` takes every row"):
+        with pytest.raises(RunConfigError, match="need a frame cache; `streaming` takes every row"):
             run_pretraining(parquet, tmp_path, streaming=True, **change)
     with pytest.raises(RunConfigError, match="unknown key `streaming`"):
         make_run(SegmentorRun, segmentor_values(parquet, tmp_path, streaming=True))

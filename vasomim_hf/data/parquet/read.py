@@ -123,7 +123,7 @@ class ParquetFrames:
         sizes = [self._shards[n].metadata.row_group(g).num_rows for n, g in self._groups]
         self._firsts = np.cumsum([0, *sizes])
         if self._firsts[-1] == 0:
-            raise ValueError(f"The Parquet files {sorted(shards)[:3]} hold no rows. Check the folder and data_split.")
+            raise ValueError(f"The Parquet files {sorted(shards)[:3]} hold no rows. Check the folder and train_split.")
         self._rows = np.arange(self._firsts[-1])
         self.key = self._key()
         self._forget()

@@ -19,7 +19,7 @@ from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
 from ...folders import check_writable
 from ...inference import VIEWS, SlidingWindow
-from ...inference.prediction import AUTO, InferenceOptions, has_fast_bf16
+from ...inference.prediction import AUTO, InferenceOptions, resolve_precision
 from ..finetuning.rows import (
     LabelledRows,
     class_names,
@@ -237,7 +237,9 @@ def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> Fr
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     window = request.window and SlidingWindow(request.window, request.overlap, request.batch_size)
-    inference = InferenceOptions(VIEWS[request.tta], window or None, _precision(request, model.device))
+    inference = InferenceOptions(
+        VIEWS[request.tta], window or None, resolve_precision(request.mixed_precision, model.device)
+    )
     options = ScoringOptions(inference, request.batch_size, request.frame_size)
     return FrameScorer(kind, model, image_processor, labels, options)
 
@@ -256,12 +258,6 @@ def _load_image_processor(kind: str, request: EvaluationRequest) -> Any:
             "be mapped back to the annotated frame. Save it with resizing only."
         )
     return image_processor
-
-
-def _precision(request: EvaluationRequest, device: torch.device) -> str:
-    if request.mixed_precision != AUTO:
-        return request.mixed_precision
-    return "bf16" if has_fast_bf16(device) else "no"
 
 
 def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:

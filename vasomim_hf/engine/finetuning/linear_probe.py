@@ -24,7 +24,7 @@ from .decoded import Collator, FinetuneDataset, private_folder
 from .logistic_regression import Features, fit_logistic_regression
 from .meters import ClassificationMeter
 from .rows import LabelledRows, hold_out, load_task_data
-from .run import ClassificationRun, save_finetune_run
+from .run import ClassificationRun
 from .trainer import (
     FinetuneParts,
     checkpoint_to_resume,
@@ -45,8 +45,18 @@ FEATURES_NAME = "features.safetensors"
 CHOOSING_SHARE = 0.2
 # keys of a run that only apply to iterative training
 _UNUSED = (
-    *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_share", "layer_decay"),
-    *("warmup_share", "weight_decay", "betas", "clip_grad_norm", "evaluations", "metric", "keep", "saves", "patience"),
+    *("epochs", "min_steps", "gradient_accumulation_steps", "learning_rate", "min_learning_rate_ratio", "layer_decay"),
+    *(
+        "warmup_ratio",
+        "weight_decay",
+        "betas",
+        "clip_grad_norm",
+        "num_evaluations",
+        "metric",
+        "final_weights",
+        "num_checkpoints",
+        "patience",
+    ),
     *("augmentation", "mixed_precision", "log_every_steps", "tensorboard", "picture_every_epochs"),
     *("num_pictures",),
 )
@@ -81,14 +91,14 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
     """
     checkpoint_to_resume(run)
     if is_finished(run):
-        return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
+        return TrainingResult(True, read_metrics(run)["step"], run.result_folder, True)
     prepare_process(run)
     _log_unused_keys(run)
     data = load_task_data(run)
     model: Any = build_finetune_model(run, data.id2label)
     model.freeze_encoder()
-    save_finetune_run(run)
-    with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
+    run.save()
+    with private_folder(Path(run.cache_dir)) as folder:
         # without a margin for augmentation, training frames are resized once, as by the image processor
         parts = make_parts(dataclasses.replace(run, augment=False), model, data, folder)
         training, validation = (_features(run, parts, dataset) for dataset in (parts.training, parts.validation))
@@ -109,7 +119,7 @@ def fit_linear_probe(run: ClassificationRun) -> TrainingResult:
         "num_training_frames": len(training.labels),
     }
     write_model(run, model.eval(), parts.image_processor, about)
-    return TrainingResult(True, 0, Path(run.output_dir), True)
+    return TrainingResult(True, 0, run.result_folder, True)
 
 
 def _log_unused_keys(run: ClassificationRun) -> None:

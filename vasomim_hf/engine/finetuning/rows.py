@@ -140,7 +140,7 @@ def load_task_data(run: FinetuneRun) -> TaskData:
     validation = _validation_rows(run)
     training = np.arange(len(rows))
     if validation is None:
-        training, held_out = hold_out(rows, run.validation_share, run.seed)
+        training, held_out = hold_out(rows, run.validation_fraction, run.seed)
         validation = rows.select(held_out.tolist())
     rows, validation = (number_labels(run, part, id2label) for part in (rows, validation))
     chosen = choose_fraction(training, run.train_fraction, run.seed)
@@ -157,7 +157,7 @@ def _validation_rows(run: FinetuneRun) -> LabelledRows | None:
         if error.available:
             raise
         logger.warning(
-            "%s has no splits: %g of its frames are held out for validation", run.data, run.validation_share
+            "%s has no splits: %g of its frames are held out for validation", run.data, run.validation_fraction
         )
         return None
 

@@ -4,9 +4,7 @@ import json
 import logging
 import math
 import os
-import shutil
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
-from ...folders import atomic_file
+from ...folders import atomic_file, new_folder
 from ...image_processing_vasomim import VasoMIMImageProcessor
 from ...import_utils import require
 from ..pretraining.loop import TrainingResult
@@ -25,7 +23,7 @@ from .decoded import Collator, DecodeOptions, FinetuneDataset, Samples, decode, 
 from .meters import make_meter
 from .optimizer import LayerWiseAdamW
 from .rows import TaskData, load_task_data
-from .run import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, check_stored_run, save_finetune_run
+from .run import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, check_stored_run
 from .weights import build_finetune_model
 
 
@@ -71,7 +69,7 @@ def finetune(run: FinetuneRun) -> TrainingResult:
     checkpoint = checkpoint_to_resume(run)
     if checkpoint is None and is_finished(run):
         logger.info("%s already contains the finished run", run.output_dir)
-        return TrainingResult(True, read_metrics(run)["step"], Path(run.output_dir), True)
+        return TrainingResult(True, read_metrics(run)["step"], run.result_folder, True)
     prepare_process(run)
     logger.info("reading %s", run.data)
     data = load_task_data(run)
@@ -93,8 +91,8 @@ def finetune_model(
     Returns:
         `TrainingResult`: As for [`finetune`].
     """
-    save_finetune_run(run)
-    with private_folder(Path(run.cache_dir or run.output_dir)) as folder:
+    run.save()
+    with private_folder(Path(run.cache_dir)) as folder:
         parts = make_parts(run, model, data, folder)
         _check_resumed(run, parts.training.samples, checkpoint)
         return _train(run, parts, checkpoint, ValidationPictures(run, model, parts.image_processor, data))
@@ -173,11 +171,11 @@ def _check_choice(run: FinetuneRun, validation: Samples) -> None:
     """If a metric is always 0, the first evaluated weights would be selected as best."""
     first = 1 if run.kind == SEGMENTATION else 0
     needed = 2 if run.decisive_metric == "auroc" else 1
-    chooses = run.keep == BEST or run.patience is not None
+    chooses = run.final_weights == BEST or run.patience is not None
     if chooses and not run.metric_is_loss and (validation.counts[first:] > 0).sum() < needed:
         raise RunConfigError(
             f"The {len(validation)} validation frames have fewer than {needed} of the classes, so "
-            f"{run.decisive_metric} cannot select the best weights. Use other frames, metric: loss, or keep: last "
+            f"{run.decisive_metric} cannot select the best weights. Use other frames, metric: loss, or final_weights: last "
             "without patience."
         )
 
@@ -213,14 +211,14 @@ def _finish(
     if is_main:
         about = {
             "step": step,
-            "best_step": trainer.state.best_global_step if run.keep == BEST else step,
-            "chosen_by": run.decisive_metric if run.keep == BEST else None,
+            "best_step": trainer.state.best_global_step if run.final_weights == BEST else step,
+            "chosen_by": run.decisive_metric if run.final_weights == BEST else None,
             "metrics": _plain(metrics),
             "frames_per_second": round(log.frames_per_second, 2),
             "num_training_frames": len(parts.training),
         }
         write_model(run, parts.model, parts.image_processor, about)
-    return TrainingResult(True, step, Path(run.output_dir), is_main)
+    return TrainingResult(True, step, run.result_folder, is_main)
 
 
 def _gave_up(trainer: Trainer) -> bool:
@@ -243,7 +241,7 @@ def make_trainer(run: FinetuneRun, parts: FinetuneParts, arguments: TrainingArgu
     """
     meter = make_meter(run.kind, parts.id2label, parts.image_processor, run.image_size)
     factors = {
-        "lr": run.learning_rate,
+        "lr": run.peak_learning_rate(_frames_per_step(run)),
         "layer_decay": run.layer_decay,
         "weight_decay": run.weight_decay,
         "betas": (run.betas[0], run.betas[1]),
@@ -275,21 +273,22 @@ def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
     """
     require("accelerate", "training")
     steps = num_steps(run, num_frames)
-    every = max(1, math.ceil(steps / run.evaluations))
+    every = max(1, math.ceil(steps / run.num_evaluations))
     has_accelerator = torch.accelerator.is_available()
+    precision = run.precision
     return TrainingArguments(
         output_dir=str(Path(run.output_dir) / CHECKPOINTS_NAME),
         max_steps=steps,
         per_device_train_batch_size=run.batch_size,
         per_device_eval_batch_size=run.batch_size,
         gradient_accumulation_steps=run.gradient_accumulation_steps,
-        learning_rate=run.learning_rate,
+        learning_rate=run.peak_learning_rate(_frames_per_step(run)),
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": run.min_learning_rate_share},
-        warmup_steps=min(int(run.warmup_share * steps), steps - 1),
+        lr_scheduler_kwargs={"min_lr_rate": run.min_learning_rate_ratio},
+        warmup_steps=min(int(run.warmup_ratio * steps), steps - 1),
         max_grad_norm=run.clip_grad_norm or 0.0,
-        bf16=run.mixed_precision == "bf16",
-        fp16=run.mixed_precision == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=not has_accelerator,
         dataloader_num_workers=run.num_workers,
         dataloader_pin_memory=has_accelerator,
@@ -298,10 +297,10 @@ def training_arguments(run: FinetuneRun, num_frames: int) -> TrainingArguments:
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every if run.saves is None else max(1, math.ceil(steps / run.saves)),
+        save_steps=every if run.num_checkpoints is None else max(1, math.ceil(steps / run.num_checkpoints)),
         save_total_limit=2,
         # early stopping needs the best metric too
-        load_best_model_at_end=run.keep == BEST,
+        load_best_model_at_end=run.final_weights == BEST,
         metric_for_best_model=run.decisive_metric,
         greater_is_better=not run.metric_is_loss,
         batch_eval_metrics=True,
@@ -343,7 +342,7 @@ def _frames_per_step(run: FinetuneRun) -> int:
 
 
 def write_model(run: FinetuneRun, model: Any, image_processor: VasoMIMImageProcessor, about: dict[str, Any]) -> None:
-    """Write the model, its image processor and its metrics to `output_dir`, `config.json` last.
+    """Write the model, its image processor and its metrics to the result folder.
 
     Args:
         run (`FinetuneRun`): Run configuration.
@@ -351,19 +350,12 @@ def write_model(run: FinetuneRun, model: Any, image_processor: VasoMIMImageProce
         image_processor (`VasoMIMImageProcessor`): Image processor with the image size of the run.
         about (`dict[str, Any]`): Contents of `metrics.json`.
     """
-    folder = Path(run.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".final-", dir=folder))
-    try:
+    with new_folder(run.result_folder, overwrite=True) as temporary:
         model.save_pretrained(temporary)
         image_processor.save_pretrained(temporary)
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+        (temporary / METRICS_NAME).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        for path in temporary.iterdir():
             open_to_others(path)
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    with atomic_file(folder / METRICS_NAME) as path:
-        path.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
 def open_to_others(path: Path) -> None:
@@ -376,12 +368,12 @@ def open_to_others(path: Path) -> None:
 
 def read_metrics(run: FinetuneRun) -> dict[str, Any]:
     """Contents of `metrics.json` of a finished run."""
-    return json.loads((Path(run.output_dir) / METRICS_NAME).read_text(encoding="utf-8"))
+    return json.loads((run.result_folder / METRICS_NAME).read_text(encoding="utf-8"))
 
 
 def is_finished(run: FinetuneRun) -> bool:
     """Whether `output_dir` contains a finished run."""
-    return (Path(run.output_dir) / METRICS_NAME).is_file()
+    return (run.result_folder / METRICS_NAME).is_file()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

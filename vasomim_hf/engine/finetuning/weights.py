@@ -52,7 +52,7 @@ def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMP
     """
     torch.manual_seed(run.seed)
     overrides = {
-        **run.config,
+        **run.model,
         "id2label": dict(id2label),
         "label2id": {name: number for number, name in id2label.items()},
     }

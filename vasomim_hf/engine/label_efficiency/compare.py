@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +29,6 @@ from ..finetuning.trainer import (
 )
 from ..finetuning.weights import build_finetune_model, load_config
 from ..pretraining.loop import TrainingResult
-from ..run_config import save_run
 from .report import draw_finished
 from .run import RESULTS_NAME, Cell, LabelEfficiencyRun, cell_run, cells_of
 
@@ -58,7 +56,7 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
     if run.unused_settings:
         logger.warning("not used, no curve has this name: settings_of %s", ", ".join(run.unused_settings))
     _check_initialisations(run, cells)
-    save_run(cast(Any, run), run.output_dir)
+    run.save()
     todo = [cell for cell in cells if not (cell.folder(run.output_dir) / RESULTS_NAME).is_file()]
     stopped = _train_cells(run, todo, len(cells))
     if stopped is not None:
@@ -119,7 +117,7 @@ def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data:
     folder = cell.folder(run.output_dir)
     shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
     if not run.keep_models:
-        (folder / "model.safetensors").unlink(missing_ok=True)
+        (settings.result_folder / "model.safetensors").unlink(missing_ok=True)
     about = {"fraction": cell.fraction, "seed": cell.seed, "num_training_frames": len(part.training)}
     named = dataclasses.replace(results, model=cell.name, settings={**results.settings, **about})
     write_results(named, folder / RESULTS_NAME)
@@ -130,7 +128,7 @@ def _score(settings: FinetuneRun, model: torch.nn.Module, rows: LabelledRows, la
     scores = FrameScorer(settings.kind, model, make_image_processor(settings), labels).score(rows)
     description = Description(
         task=settings.task,
-        model=settings.output_dir,
+        model=str(settings.result_folder),
         data=settings.dataset,
         split=str(settings.validation_split),
         settings={"image_size": settings.image_size},

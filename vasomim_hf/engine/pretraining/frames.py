@@ -14,7 +14,7 @@ from ...data.parquet.read import ParquetFrames, find_shards
 from ...data.sources import SourceOptions, open_source
 from ...folders import new_folder
 from ...image_processing_vasomim import VasoMIMImageProcessor
-from ..run_config import PretrainRun, TrainingRun
+from ..run_config import FINAL_NAME, CachedFramesRun, PretrainRun
 from ..tracking import PICTURES_NAME
 from .loop import TrainingResult
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FINAL_NAME = "final"
 
 # called with the final folder before it is renamed, to add files such as a model card
 FinishHook = Callable[[Path], None]
 
 
-def open_run_cache(run: TrainingRun, accelerator: "Accelerator") -> FrameCache:
+def open_run_cache(run: CachedFramesRun, accelerator: "Accelerator") -> FrameCache:
     """Build or open the frame cache of a run; one process builds it, the others wait."""
     with accelerator.main_process_first():
         source = open_source(run.data, _source_options(run))
@@ -60,7 +59,7 @@ def open_run_stream(run: PretrainRun, accelerator: "Accelerator") -> ParquetFram
     Returns:
         `ParquetFrames`: All frames, or the first `max_frames`.
     """
-    shards = find_shards(run.data, run.data_split)
+    shards = find_shards(run.data, run.train_split)
     frames = ParquetFrames(shards, run.image_column, run.vesselness_column, run.bits_stored)
     if accelerator.is_main_process:
         logger.info("%d frames from %s, streamed from %d Parquet files", len(frames), run.data, len(shards))
@@ -69,9 +68,9 @@ def open_run_stream(run: PretrainRun, accelerator: "Accelerator") -> ParquetFram
     return frames
 
 
-def _source_options(run: TrainingRun) -> SourceOptions:
+def _source_options(run: CachedFramesRun) -> SourceOptions:
     return SourceOptions(
-        split=run.data_split,
+        split=run.train_split,
         image_column=run.image_column,
         vesselness_column=run.vesselness_column,
         frame_list=run.frame_list,

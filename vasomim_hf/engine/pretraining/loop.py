@@ -29,7 +29,7 @@ from ...import_utils import require
 from ...inference.prediction import has_fast_bf16
 from ...optimization import learning_rate_scheduler, training_progress
 from ...progress import TrainingProgress, shorten_values
-from ..run_config import RunConfigError, TrainingRun
+from ..run_config import CachedFramesRun, RunConfigError, TrainingRun
 from ..stopping import StopSignal
 from ..tracking import RunLog, RunningMeans
 from .checkpoints import load_checkpoint, newest_checkpoint, read_state, remove_old_checkpoints, save_checkpoint
@@ -147,7 +147,7 @@ def make_accelerator(run: TrainingRun) -> "Accelerator":
     # without cpu=True, processes started by torchrun on a machine without accelerator would train independently
     accelerator = accelerate.Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=run.mixed_precision,
+        mixed_precision=run.precision,
         gradient_accumulation_plugin=plugin,
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[patience],
@@ -206,7 +206,7 @@ class TrainingLoop:
         task (`Task`): Task-specific parts.
     """
 
-    def __init__(self, run: TrainingRun, accelerator: "Accelerator", parts: Parts, task: Task):
+    def __init__(self, run: CachedFramesRun, accelerator: "Accelerator", parts: Parts, task: Task):
         self.run = run
         self.accelerator = accelerator
         self.parts = parts
@@ -353,7 +353,7 @@ class TrainingLoop:
             "epochs": self.plan.num_epochs,
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
-            "mixed_precision": self.run.mixed_precision,
+            "mixed_precision": self.accelerator.mixed_precision,
             "trainable_parameters": sum(p.numel() for p in self.parts.model.parameters() if p.requires_grad),
             "peak_learning_rate": max(group["initial_lr"] for group in self.parts.optimizer.param_groups),
         }
@@ -494,7 +494,7 @@ class TrainingLoop:
         checkpoint = newest_checkpoint(self.output_dir)
         raise TrainingDivergedError(
             f"The loss of step {step} (epoch {step // self.plan.steps_per_epoch + 1}) is not a finite number. Its "
-            f"batch is in {folder}, the newest checkpoint before it is {checkpoint}. Lower base_learning_rate, set "
+            f"batch is in {folder}, the newest checkpoint before it is {checkpoint}. Lower the learning rate, set "
             "clip_grad_norm: 1.0, or train with mixed_precision: bf16 or no instead of fp16."
         )
 

@@ -9,7 +9,7 @@ from ...configuration_unext import UNeXtConfig
 from ...configuration_vasomim import VasoMIMConfig
 from ...modeling_vasomim_pretraining import VasoMIMForPreTraining
 from ...presets import load_config_file, load_preset
-from ..run_config import PretrainRun, RunConfigError
+from ..run_config import SCRATCH, PretrainRun, RunConfigError
 
 
 def build_config(run: PretrainRun) -> VasoMIMConfig:
@@ -31,10 +31,12 @@ def build_model(run: PretrainRun) -> VasoMIMForPreTraining:
     """
     config = build_config(run)
     torch.manual_seed(run.seed)
-    model = VasoMIMForPreTraining(config) if run.init is None else _load_initial(_existing(run.init, "init"), config)
+    model = (
+        VasoMIMForPreTraining(config) if run.init == SCRATCH else _load_initial(_existing(run.init, "init"), config)
+    )
     if run.segmentor is not None:
         model.load_segmentor(run.segmentor)
-    elif config.has_segmentor and not (run.init is not None and _holds_segmentor(Path(run.init))):
+    elif config.has_segmentor and not (run.init != SCRATCH and _holds_segmentor(Path(run.init))):
         raise RunConfigError(
             "This model needs a trained vessel segmentor, but the run has none. Train one with "
             "training/train_segmentor.py and pass its folder as --segmentor, or disable it: "

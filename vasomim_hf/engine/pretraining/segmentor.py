@@ -14,7 +14,7 @@ from ...image_processing_vasomim import VasoMIMImageProcessor
 from ...modeling_unext import UNeXtForVesselSegmentation
 from ...optimization import polynomial_learning_rate
 from ..drawing import picture_grid, to_grey
-from ..run_config import SegmentorRun, save_run
+from ..run_config import SegmentorRun
 from .frames import FinishHook, finish, open_run_cache
 from .loop import (
     ForwardContext,
@@ -54,11 +54,11 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
         model = UNeXtForVesselSegmentation(UNeXtConfig(**run.model))
         size = (run.image_size, run.image_size)
         image_processor = VasoMIMImageProcessor(size={"height": run.image_size, "width": run.image_size})
-        training, validation = split_frames(open_run_cache(run, accelerator), run.validation_share, run.seed)
+        training, validation = split_frames(open_run_cache(run, accelerator), run.validation_fraction, run.seed)
         dataset = FrameCacheDataset(training, size, run.seed, tuple(run.crop_scale), run.flip_probability)
         if accelerator.is_main_process:
-            save_run(run, run.output_dir)
-        optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate, fused=True)
+            run.save()
+        optimizer = torch.optim.Adam(model.parameters(), lr=run.peak_learning_rate(run.batch_size), fused=True)
         task = SegmentorTask(run, image_processor, FrameCacheDataset(validation, size, augment=False))
         result = TrainingLoop(
             run, accelerator, Parts(model, optimizer, _relative_rate, dataset, run.epochs), task
@@ -66,7 +66,7 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
         return finish(result, accelerator, model, image_processor, on_finished)
 
 
-def split_frames(cache: FrameCache, validation_share: float, seed: int) -> tuple[FrameCache, FrameCache]:
+def split_frames(cache: FrameCache, validation_fraction: float, seed: int) -> tuple[FrameCache, FrameCache]:
     """Hold out random frames, at most 512.
 
     Neighbouring frames of a cine look alike, so Dice on held-out frames measures how well the filter is imitated, not
@@ -74,15 +74,15 @@ def split_frames(cache: FrameCache, validation_share: float, seed: int) -> tuple
 
     Args:
         cache (`FrameCache`): All frames.
-        validation_share (`float`): Fraction to hold out, in [0, 1); at least one frame unless it is 0.
+        validation_fraction (`float`): Fraction to hold out, in [0, 1); at least one frame unless it is 0.
         seed (`int`): Random seed.
 
     Returns:
         `tuple[FrameCache, FrameCache]`: Training frames and held-out frames.
     """
     order = np.random.default_rng([seed, 0, 0, VALIDATION_STREAM]).permutation(len(cache)).tolist()
-    count = min(max(1, round(validation_share * len(cache))), MAX_VALIDATION_FRAMES, len(cache) - 1)
-    count = count if validation_share > 0 else 0
+    count = min(max(1, round(validation_fraction * len(cache))), MAX_VALIDATION_FRAMES, len(cache) - 1)
+    count = count if validation_fraction > 0 else 0
     return cache.select(sorted(order[count:])), cache.select(sorted(order[:count]))
 
 

@@ -11,9 +11,9 @@ from ...data.frame_cache import FrameCacheDataset
 from ...image_processing_vasomim import VasoMIMImageProcessor
 from ...masking_vasomim import patch_scores
 from ...modeling_vasomim_pretraining import VasoMIMForPreTraining, VasoMIMForPreTrainingOutput
-from ...optimization import absolute_learning_rate, cosine_learning_rate, parameter_groups
+from ...optimization import cosine_learning_rate, parameter_groups
 from ..drawing import COLUMNS, hide_patches, picture_grid, to_grey
-from ..run_config import PretrainRun, save_run
+from ..run_config import PretrainRun
 from .frames import FinishHook, finish, open_run_cache, open_run_stream
 from .loop import (
     ForwardContext,
@@ -54,7 +54,7 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
         image_processor = VasoMIMImageProcessor(size={"height": height, "width": width})
         dataset = FrameCacheDataset(cache, (height, width), run.seed, tuple(run.crop_scale), run.flip_probability)
         if accelerator.is_main_process:
-            save_run(run, run.output_dir)
+            run.save()
         frames_per_step = run.batch_size * run.gradient_accumulation_steps * accelerator.num_processes
         parts = Parts(model, _optimizer(run, model, frames_per_step), _relative_rate(run), dataset, run.epochs)
         task = PretrainTask(run, model.config, image_processor, dataset)
@@ -65,7 +65,7 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
 def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: int) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         parameter_groups(model, run.weight_decay),
-        lr=absolute_learning_rate(run.base_learning_rate, frames_per_step),
+        lr=run.peak_learning_rate(frames_per_step),
         betas=(run.betas[0], run.betas[1]),
         fused=True,
     )
@@ -73,14 +73,13 @@ def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: 
 
 def _relative_rate(run: PretrainRun) -> Any:
     def rate(step: int, plan: StepPlan) -> float:
-        peak = absolute_learning_rate(run.base_learning_rate, plan.frames_per_step)
         return cosine_learning_rate(
             step,
             steps_per_epoch=plan.steps_per_epoch,
             num_epochs=plan.num_epochs,
-            warmup_epochs=run.warmup_epochs,
+            warmup_epochs=run.warmup_ratio * run.epochs,
             peak=1.0,
-            minimum=run.min_learning_rate / peak if peak else 0.0,
+            minimum=run.min_learning_rate_ratio,
         )
 
     return rate
