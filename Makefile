@@ -52,7 +52,7 @@ demo: $(VENV)/.demo  ## Pre-train on synthetic angiograms, end to end, in demo_o
 	$(BIN)/vasomim demo --output $(DEMO_OUTPUT)
 
 .PHONY: test
-test: lint unit  ## Lint, unit tests and docstring examples
+test: lint docs unit  ## Run lint, build the documentation, run unit tests and docstring examples
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## Check style, format and types
@@ -68,6 +68,10 @@ unit: $(VENV)/.dev  ## Run the unit tests and docstring examples; plain pytest d
 test-matrix: $(VENV)/.dev  ## Run the unit tests under other thread counts, instruction sets and seeds
 	@set -e; for setting in $(MATRIX); do echo "== $$setting"; \
 	    env "$$setting" $(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS); done
+
+.PHONY: docs
+docs: $(VENV)/.dev  ## Build the documentation site into site/, strictly
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 .PHONY: test-upstream
 test-upstream: $(VENV)/.dev  ## Run the common tests of transformers on our classes

@@ -15,8 +15,6 @@ FOLDERS = ("vasomim_hf", "training", "benchmarks", "docs", "model_cards")
 SUFFIXES = (".py", ".md", ".yaml", ".yml")
 # Files still to be rewritten.
 PENDING = (
-    "README.md",
-    "mkdocs.yml",
     "model_cards/data/arcade.md",
     "vasomim_hf/data/published/arcade.py",
     "vasomim_hf/data/reading",
@@ -39,7 +37,7 @@ WORDS = {
     r"films?": "video (AVI, MP4), cine (frames over time)",
     r"cine runs?|runs? of (frames|a patient|coronary|angiogra\w+|the same)|frames? of (a|one|the) run": "cine",
     r"runs? of training": "training run",
-    r"twins?|near[- ]cop(y|ies)|parts no group": "near duplicates; keeps groups together",
+    r"twins?(?!\.json)|near[- ]cop(y|ies)|parts no group": "near duplicates; keeps groups together",
     r"by heart": "overfit",
     r"(a|the|its|their|small(er|est)?|larg(er|est)|least) shares?|shares? of|as shares": "fraction, relative to",
     r"(by|of) the rule of Xavier|Xavier'?s rule": "Xavier-initialised",
