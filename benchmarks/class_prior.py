@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vasomim_hf.data.augmentation import Size
 from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
-from vasomim_hf.engine.finetuning.decoded import label_map
+from vasomim_hf.data.reading.masks import MaskRule, to_label_map
 from vasomim_hf.evaluation.comparison import Description, build_results
 from vasomim_hf.evaluation.results import EvaluationResults, format_results, write_results
 from vasomim_hf.evaluation.segmentation_scores import SegmentationScores
@@ -27,7 +26,10 @@ def masks_of(root: str, task: str, split: str) -> Iterator[tuple[str, np.ndarray
     rows = load_arcade(root, task, split)
     for row in rows:
         width, height = row["mask"].size
-        yield row["image_id"], label_map(row["mask"], len(arcade_labels(task)), Size(width, height), row["image_id"])
+        yield (
+            row["image_id"],
+            to_label_map(row["mask"], row["image_id"], (height, width), MaskRule(len(arcade_labels(task)))),
+        )
 
 
 def fit_prior(root: str, task: str) -> np.ndarray:

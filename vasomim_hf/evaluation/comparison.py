@@ -1,7 +1,7 @@
 """Comparison of two models on the same images: differences with intervals and p-values, over one or more seeds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,11 +135,14 @@ def measures_of(results: EvaluationResults) -> dict[str, Measure]:
     Returns:
         `dict[str, Measure]`: By name.
     """
-    if results.kind == "detection":
-        return detection_measures(results.labels)
-    if results.kind == "classification":
-        return classification_measures(results.labels)
-    return segmentation_measures(results.labels, results.rows)
+    return _MEASURES[results.kind](results)
+
+
+_MEASURES: dict[str, Callable[[EvaluationResults], dict[str, Measure]]] = {
+    "segmentation": lambda results: segmentation_measures(results.labels, results.rows),
+    "detection": lambda results: detection_measures(results.labels),
+    "classification": lambda results: classification_measures(results.labels),
+}
 
 
 def compare_results(

@@ -27,7 +27,6 @@ from vasomim_hf.data.published import registry
 from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
 from vasomim_hf.engine.evaluating import evaluate as model_evaluation
-from vasomim_hf.engine.evaluating import pictures as evaluation_pictures
 from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.evaluating.pictures import choose_cases
 from vasomim_hf.engine.evaluating.scoring import FrameScorer
@@ -36,6 +35,7 @@ from vasomim_hf.engine.finetuning.decoded import Collator, DecodeOptions, Finetu
 from vasomim_hf.engine.finetuning.rows import load_rows
 from vasomim_hf.engine.finetuning.run import ClassificationRun
 from vasomim_hf.engine.run_config import make_run
+from vasomim_hf.engine.tasks.segmentation import Segmentation
 from vasomim_hf.evaluation.calibration import predictive_entropy
 from vasomim_hf.evaluation.mask_metrics import dice
 from vasomim_hf.evaluation.results import ResultRow, read_results
@@ -254,8 +254,9 @@ def vessel_columns(count=3, sizes=(SIZE,), **more):
 def test_frames_without_ids_keep_their_numbers_in_pictures(models, tmp_path, monkeypatch):
     table = write_table(tmp_path / "table", {"val": vessel_columns(6)})
     drawn = []
+    real = Segmentation.panels
     monkeypatch.setattr(
-        evaluation_pictures, "_paint", lambda frame: drawn.append(frame) or Image.fromarray(frame.frame)
+        Segmentation, "panels", lambda task, frame, labels: drawn.append(frame) or real(task, frame, labels)
     )
     request = request_of(models, table, "vessel", dataset="table", task="mine", pictures=str(tmp_path / "pictures"))
     results = evaluate_model(request)

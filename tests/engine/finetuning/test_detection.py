@@ -13,11 +13,13 @@ from vasomim_hf.data.augmentation import AugmentationOptions, Size
 from vasomim_hf.data.faults import FaultReport
 from vasomim_hf.engine.finetuning import trainer as finetuning
 from vasomim_hf.engine.finetuning.callbacks import load_diverged_batch
-from vasomim_hf.engine.finetuning.decoded import Collator, DecodeOptions, FinetuneDataset, corner_boxes, decode
+from vasomim_hf.engine.finetuning.decoded import Collator, DecodeOptions, FinetuneDataset, decode
 from vasomim_hf.engine.finetuning.rows import LabelledRows
 from vasomim_hf.engine.finetuning.run import DETECTION, DetectionRun
 from vasomim_hf.engine.finetuning.trainer import finetune, read_metrics
 from vasomim_hf.engine.pretraining.loop import TrainingDivergedError
+from vasomim_hf.engine.tasks.detection import corner_boxes
+from vasomim_hf.engine.tasks.task import LabelContext
 
 
 FEATURES = {
@@ -82,7 +84,16 @@ def decoded(table: Path, folder: Path, working_scale: float | None = None):
 
 def test_frames_without_boxes_are_frames_without_a_finding(table, tmp_path):
     samples = decoded(table, tmp_path / "planes")
-    assert [len(boxes) for boxes in samples.boxes] == [0, 1, 1, 1, 0, 1, 1, 1] and samples.counts.tolist() == [6]
+    assert [len(boxes.corners) for boxes in samples.labels] == [
+        0,
+        1,
+        1,
+        1,
+        0,
+        1,
+        1,
+        1,
+    ] and samples.counts.tolist() == [6]
     batch = Collator((0.5,), (0.5,))([FinetuneDataset(samples, 32)[index] for index in (0, 1)])
     assert batch["pixel_values"].shape == (2, 1, 32, 32) and batch["frame_indices"].tolist() == [0, 1]
     assert batch["labels"][0]["boxes"].shape == (0, 4) and batch["labels"][0]["class_labels"].shape == (0,)
@@ -110,7 +121,7 @@ def test_boxes_that_are_none_are_left_out_and_told():
     faults = FaultReport()
     none = [[5, 5, 0, 3], [70, 5, 9, 9], [5, 5, -3, 3], [5, float("nan"), 3, 3], [5, 5, float("inf"), 3]]
     objects = {"bbox": [[10, 10, 20, 20], *none, [-4, 0, 10, 10]], "category": [0] * 7}
-    boxes, labels = corner_boxes(objects, 1, Size(64, 64), "a", faults)
+    boxes, labels = corner_boxes(objects, LabelContext("a", Size(64, 64), 1, faults))
     assert boxes * 64 == pytest.approx(np.array([[10, 10, 30, 30], [0, 0, 6, 10]])) and labels.tolist() == [0, 0]
     assert [fault.name for fault in faults] == ["a"] * 5 and "no area inside the frame" in next(iter(faults)).reason
 
@@ -125,7 +136,7 @@ def test_boxes_that_are_none_are_left_out_and_told():
 )
 def test_boxes_that_do_not_fit_are_refused(objects, message):
     with pytest.raises(ValueError) as caught:
-        corner_boxes(objects, 1, Size(64, 64), "a", FaultReport())
+        corner_boxes(objects, LabelContext("a", Size(64, 64), 1, FaultReport()))
     assert message in str(caught.value)
 
 

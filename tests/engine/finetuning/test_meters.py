@@ -11,7 +11,6 @@ from miniatures.finetuning import SIZE, run_of, vessel_table
 from transformers import EvalPrediction, Trainer
 
 from vasomim_hf.engine.finetuning import trainer as finetuning
-from vasomim_hf.engine.finetuning.meters import make_meter
 from vasomim_hf.engine.finetuning.run import (
     CLASSIFICATION,
     DETECTION,
@@ -21,6 +20,7 @@ from vasomim_hf.engine.finetuning.run import (
     SegmentationRun,
 )
 from vasomim_hf.engine.finetuning.trainer import finetune
+from vasomim_hf.engine.tasks.registry import find_task
 from vasomim_hf.evaluation.mask_metrics import dice
 from vasomim_hf.image_processing_vasomim import VasoMIMImageProcessor
 
@@ -31,7 +31,7 @@ BATCH = 4
 
 
 def meter_of(kind: str):
-    return make_meter(kind, LABELS, VasoMIMImageProcessor(), SIZE)
+    return find_task(kind).make_meter(list(LABELS.values()), VasoMIMImageProcessor(), SIZE)
 
 
 def batch_of(kind: str, seed: int) -> EvalPrediction:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import transformers
 
-from ...data.augmentation import FLIP_PROBABILITY
 from ...data.locations import HUB_PREFIX
-from ...data.published.registry import ARCADE, find_dataset
+from ...data.published.registry import ARCADE, FLIP_PROBABILITY, find_dataset
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
 from ...folders import check_writable
@@ -27,26 +26,15 @@ from ..finetuning.rows import (
     named_by_columns,
     number_labels,
 )
-from ..finetuning.run import CLASSIFICATION, DETECTION, RUNS, SEGMENTATION
+from ..finetuning.run import RUNS
 from ..finetuning.weights import load_config
+from ..tasks import TASKS, Task, task_of_model
 from .pictures import MapWriter, draw_cases
 from .scoring import FrameScorer, ScoringOptions
 
 
 logger = logging.getLogger(__name__)
 
-# suffixes of model class names, as in transformers
-_KINDS = {
-    "ForSemanticSegmentation": SEGMENTATION,
-    "ForVesselSegmentation": SEGMENTATION,
-    "ForObjectDetection": DETECTION,
-    "ForImageClassification": CLASSIFICATION,
-}
-_AUTO_CLASSES: dict[str, Any] = {
-    SEGMENTATION: transformers.AutoModelForSemanticSegmentation,
-    DETECTION: transformers.AutoModelForObjectDetection,
-    CLASSIFICATION: transformers.AutoModelForImageClassification,
-}
 FLIPS = "flips"
 
 
@@ -113,13 +101,13 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
         ValueError: If model, task, data and options are inconsistent.
     """
     config = load_config(request.model, "the model")
-    kind = _kind_of(config, request)
-    _check_options(kind, request)
+    task = _task_of(config, request)
+    _check_options(task, request)
     if request.num_threads is not None:
         torch.set_num_threads(request.num_threads)
-    rows, labels = _load_rows(kind, config, request)
-    _check_labels(kind, config, labels, request)
-    scorer = _make_scorer(kind, request, labels)
+    rows, labels = _load_rows(task, config, request)
+    _check_labels(task, config, labels, request)
+    scorer = _make_scorer(task, request, labels)
     logger.info("%s: %s on %s, %d frames", request.model, request.task, request.split, len(rows))
     scores = scorer.score(rows, None if request.maps is None else MapWriter(request.maps))
     results = build_results(scores, _describe(request, scorer))
@@ -130,25 +118,23 @@ def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
     return results
 
 
-def _kind_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) -> str:
+def _task_of(config: transformers.PreTrainedConfig, request: EvaluationRequest) -> Task:
     name = (config.architectures or ["a model without a name"])[0]
-    kind = next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), None)
-    if kind is None:
+    task = task_of_model(name)
+    if task is None:
         raise ValueError(
             f"{request.model} is a {name}, which has no head for a task. Fine-tune it first with "
             "training/finetune_*.py."
         )
     entry = find_dataset(request.dataset)
-    if entry.is_table:
-        return kind
-    column = entry.find_task(request.task).column
-    if column != RUNS[kind].column:
-        other = next(name for name, run in RUNS.items() if run.column == column)
-        raise ValueError(f"{request.model} is a model for {kind}, and {request.task} is a task of {other}.")
-    return kind
+    column = task.column if entry.is_table else entry.find_task(request.task).column
+    if column != task.column:
+        other = next(one.kind for one in TASKS.values() if one.column == column)
+        raise ValueError(f"{request.model} is a model for {task.kind}, and {request.task} is a task of {other}.")
+    return task
 
 
-def _check_options(kind: str, request: EvaluationRequest) -> None:
+def _check_options(task: Task, request: EvaluationRequest) -> None:
     if request.tta not in VIEWS:
         raise ValueError(f"`tta` must be one of {', '.join(VIEWS)}, got {request.tta!r}.")
     if request.tta == FLIPS and FLIP_PROBABILITY.get(request.task) == 0:
@@ -156,21 +142,21 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
             f"`tta` {FLIPS!r} does not fit the task {request.task!r}, whose labels depend on left and right. Use "
             "'scales'."
         )
-    if request.window is not None and kind != SEGMENTATION:
-        raise ValueError(f"Sliding windows are for segmentation, and {request.model} is a model for {kind}.")
+    if request.window is not None and not task.is_dense:
+        raise ValueError(f"Sliding windows are for segmentation, and {request.model} is a model for {task.kind}.")
     if request.window is not None and request.image_size is not None:
         raise ValueError(
             "`image_size` resizes whole frames. With `window`, give the size of the frames as `frame_size`."
         )
     if request.window is None and request.frame_size is not None:
         raise ValueError("`frame_size` goes with `window`. Without windows give `image_size`.")
-    if request.maps is not None and kind != SEGMENTATION:
-        raise ValueError(f"`maps` are for segmentation, and {request.model} is a model for {kind}.")
+    if request.maps is not None and not task.is_dense:
+        raise ValueError(f"`maps` are for segmentation, and {request.model} is a model for {task.kind}.")
     for name in ("batch_size", "image_size", "window", "frame_size", "max_frames", "num_threads"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    _check_columns(kind, request)
+    _check_columns(task, request)
     if request.output is not None:
         check_writable(Path(request.output))
     for folder in (request.maps, request.pictures):
@@ -178,38 +164,34 @@ def _check_options(kind: str, request: EvaluationRequest) -> None:
             check_writable(Path(folder) / "worst.png")
 
 
-def _check_columns(kind: str, request: EvaluationRequest) -> None:
-    known = [entry.name for entry in fields(RUNS[kind])] if find_dataset(request.dataset).is_table else []
+def _check_columns(task: Task, request: EvaluationRequest) -> None:
+    known = [entry.name for entry in fields(RUNS[task.kind])] if find_dataset(request.dataset).is_table else []
     strange = [name for name in request.columns if name not in known]
     if strange:
         raise ValueError(
-            f"`{strange[0]}` does not fit: {request.model} is a model for {kind}, the data set is {request.dataset}, "
+            f"`{strange[0]}` does not fit: {request.model} is a model for {task.kind}, the data set is {request.dataset}, "
             "and columns are named for tables."
         )
 
 
 def _load_rows(
-    kind: str, config: transformers.PreTrainedConfig, request: EvaluationRequest
+    task: Task, config: transformers.PreTrainedConfig, request: EvaluationRequest
 ) -> tuple[LabelledRows, list[str]]:
     where: dict[str, Any] = {"data": request.data, "task": request.task, "dataset": request.dataset, **request.columns}
-    run = RUNS[kind](max_frames=request.max_frames, **where)
+    run = RUNS[task.kind](max_frames=request.max_frames, **where)
     rows = load_rows(run, request.split)
     names = named_by_columns(run, rows) if find_dataset(request.dataset).is_table else class_names(run, rows)
     # masks of a table carry no names: there the model's hold
-    names = names or config.id2label
-    if kind == SEGMENTATION and len(names) == 1:
-        names = {0: "background", 1: names[0]}
+    names = task.names_of_model(names or config.id2label)
     rows = number_labels(run, rows, names)
     return rows, [names[number] for number in sorted(names)]
 
 
 def _check_labels(
-    kind: str, config: transformers.PreTrainedConfig, labels: list[str], request: EvaluationRequest
+    task: Task, config: transformers.PreTrainedConfig, labels: list[str], request: EvaluationRequest
 ) -> None:
     own = [config.id2label[number] for number in sorted(config.id2label)]
-    # a single logit is foreground against background
-    is_one_logit = kind == SEGMENTATION and len(own) == 1 and len(labels) == 2
-    if len(own) != len(labels) and not is_one_logit:
+    if not task.fits_model(len(own), len(labels)):
         raise ValueError(
             f"{request.model} knows {len(own)} classes ({', '.join(own[:5])}), the data have {len(labels)} "
             f"({', '.join(labels[:5])}). Evaluate a model that was trained for this task."
@@ -223,9 +205,9 @@ def _check_labels(
         logger.warning("the model calls its classes %s, the data %s", ", ".join(own), ", ".join(labels))
 
 
-def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> FrameScorer:
+def _make_scorer(task: Task, request: EvaluationRequest, labels: list[str]) -> FrameScorer:
     # only for files with classes of this package: no remote code is run
-    model, info = _AUTO_CLASSES[kind].from_pretrained(
+    model, info = task.auto_class.from_pretrained(
         request.model, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
     if info["missing_keys"]:
@@ -233,7 +215,7 @@ def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> Fr
         raise ValueError(
             f"{request.model} lacks {len(missing)} weights, such as {missing[0]}. Train or copy it again."
         )
-    image_processor = _load_image_processor(kind, request)
+    image_processor = _load_image_processor(task, request)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     window = request.window and SlidingWindow(request.window, request.overlap, request.batch_size)
@@ -241,10 +223,10 @@ def _make_scorer(kind: str, request: EvaluationRequest, labels: list[str]) -> Fr
         VIEWS[request.tta], window or None, resolve_precision(request.mixed_precision, model.device)
     )
     options = ScoringOptions(inference, request.batch_size, request.frame_size)
-    return FrameScorer(kind, model, image_processor, labels, options)
+    return FrameScorer(task.kind, model, image_processor, labels, options)
 
 
-def _load_image_processor(kind: str, request: EvaluationRequest) -> Any:
+def _load_image_processor(task: Task, request: EvaluationRequest) -> Any:
     side, changes = request.image_size, {}
     if side is not None:
         changes = {"size": {"height": side, "width": side}, "do_resize": True}
@@ -252,7 +234,7 @@ def _load_image_processor(kind: str, request: EvaluationRequest) -> Any:
         request.model, trust_remote_code=False, **changes
     )
     moved = [name for name in ("do_center_crop", "pad_size") if getattr(image_processor, name, None)]
-    if kind != CLASSIFICATION and moved:
+    if task.has_positions and moved:
         raise ValueError(
             f"The image processor of {request.model} crops or pads frames ({moved[0]}), so its predictions cannot "
             "be mapped back to the annotated frame. Save it with resizing only."

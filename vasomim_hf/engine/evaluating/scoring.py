@@ -12,35 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data.augmentation import Size
 from ...data.faults import FaultReport
-from ...data.reading.masks import MaskRule, to_label_map
-from ...evaluation.classification_metrics import ClassificationScores
-from ...evaluation.detection_metrics import Boxes, DetectionScores
-from ...evaluation.segmentation_scores import SegmentationScores
-from ...inference.prediction import InferenceOptions, predict_boxes, predict_classes, predict_masks
+from ...inference.prediction import InferenceOptions
 from ...progress import Progress
-from ..finetuning.decoded import class_id, corner_boxes, read_named_frame
+from ..finetuning.decoded import read_named_frame, size_of
 from ..finetuning.rows import LabelledRows
-from ..finetuning.run import CLASSIFICATION, DETECTION, SEGMENTATION
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredFrame:
-    """A frame with its label and the prediction of the model.
-
-    Args:
-        image_id (`str`): Id of the frame.
-        frame (`np.ndarray` of shape `(height, width)`): 8-bit grey levels.
-        target: Class ids of shape `(height, width)`, `Boxes`, or a class id.
-        prediction: Probabilities of shape `(num_labels, height, width)`, `Boxes` with scores, or probabilities of shape
-            `(num_labels,)`.
-    """
-
-    image_id: str
-    frame: np.ndarray
-    target: Any
-    prediction: Any
+from ..tasks.registry import find_task
+from ..tasks.task import LabelContext, ScoredFrame, Task
 
 
 @dataclass(frozen=True)
@@ -92,10 +70,10 @@ class FrameScorer:
             NaN.
         """
         _check_ids(rows.image_ids)
-        scores = make_scores(self.kind, self.labels)
+        scores = self.task.make_scores(self.labels)
         patients = dict(zip(rows.image_ids, rows.patient_ids, strict=True))
         for frame in Progress(self.frames(rows), what="evaluating", total=len(rows)):
-            _add(scores, frame, patients[frame.image_id])
+            self.task.add(scores, frame, patients[frame.image_id])
             if watch is not None:
                 watch(frame)
         return scores
@@ -119,12 +97,22 @@ class FrameScorer:
             numbered = list(enumerate(names, start))
             frames = [read_named_frame(rows, number, name) for number, name in numbered]
             targets = [
-                self._target(rows.label(number), frame, name, rows.ignore_white, faults)
+                self._target(
+                    rows, number, LabelContext(name, size_of(frame), len(self.labels), faults, rows.ignore_white)
+                )
                 for (number, name), frame in zip(numbered, frames, strict=True)
             ]
             for item in zip(names, frames, targets, self._predict(frames), strict=True):
                 yield ScoredFrame(*item)
         faults.log("frames with boxes", len(rows))
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return find_task(self.kind)
+
+    def _target(self, rows: LabelledRows, number: int, context: LabelContext) -> Any:
+        return self.task.target(self.task.read(rows.label(number), context), context.size)
 
     @property
     def seen_size(self) -> tuple[int, int] | None:
@@ -135,26 +123,10 @@ class FrameScorer:
             return None
         return (int(height), int(width)) if self.options.inference.window is None else None
 
-    def _target(self, label: Any, frame: np.ndarray, name: str, ignore_white: bool, faults: FaultReport) -> Any:
-        size = Size(frame.shape[1], frame.shape[0])
-        if self.kind == SEGMENTATION:
-            return to_label_map(label, f"of {name}", frame.shape, MaskRule(len(self.labels), ignore_white))
-        if self.kind == DETECTION:
-            corners, labels = corner_boxes(label, len(self.labels), size, name, faults)
-            return Boxes(corners.astype(np.float64) * [*size, *size], labels)
-        return class_id(label, len(self.labels), name)
-
     def _predict(self, frames: list[np.ndarray]) -> list[Any]:
         sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
         pixel_values = self._pixel_values(frames).to(next(self.model.parameters()).device)
-        options = self.options.inference
-        if self.kind == SEGMENTATION:
-            return [found.numpy(force=True) for found in predict_masks(self.model, pixel_values, sizes, options)]
-        if self.kind == CLASSIFICATION:
-            return list(predict_classes(self.model, pixel_values, options).numpy(force=True))
-        output = predict_boxes(self.model, pixel_values, options)
-        found = self.image_processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
-        return [found_boxes(item) for item in found]
+        return self.task.predict(self.model, self.image_processor, pixel_values, sizes, self.options.inference)
 
     def _pixel_values(self, frames: list[np.ndarray]) -> torch.Tensor:
         """Input of the model: resized by its image processor or, for windows, at the original size."""
@@ -180,35 +152,3 @@ def _check_ids(image_ids: Sequence[str]) -> None:
             f"{len(twice)} ids of frames come more than once, such as {', '.join(twice[:5])}. Make `image_id` "
             "unique, or leave the column out."
         )
-
-
-def make_scores(kind: str, labels: Sequence[str]) -> SegmentationScores | DetectionScores | ClassificationScores:
-    """Create the accumulator of scores for a kind of task.
-
-    Args:
-        kind (`str`): Segmentation, detection or classification.
-        labels (sequence of `str`): Class names in the order of their ids.
-
-    Returns:
-        One of the three.
-    """
-    if kind == DETECTION:
-        return DetectionScores(labels)
-    return SegmentationScores(labels) if kind == SEGMENTATION else ClassificationScores(labels)
-
-
-def found_boxes(item: dict[str, torch.Tensor]) -> Boxes:
-    """Boxes of one frame from the result of `post_process_object_detection`."""
-    corners, labels, scores = (item[name].numpy(force=True) for name in ("boxes", "labels", "scores"))
-    return Boxes(corners.astype(np.float64), labels, scores.astype(np.float64))
-
-
-def _add(scores: Any, frame: ScoredFrame, patient_id: str | None) -> None:
-    ids, patients = [frame.image_id], [patient_id]
-    if isinstance(scores, SegmentationScores):
-        found = frame.prediction.argmax(axis=0)
-        scores.update(found[None], frame.target[None], ids, patients, frame.prediction[None])
-    elif isinstance(scores, DetectionScores):
-        scores.update([frame.prediction], [frame.target], ids, patients)
-    else:
-        scores.update(frame.prediction[None], np.array([frame.target]), ids, patients)

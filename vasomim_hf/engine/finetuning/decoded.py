@@ -21,26 +21,20 @@ from PIL import Image
 from ...data.augmentation import (
     AugmentationOptions,
     Size,
-    augment_boxes,
     augment_frame,
-    augment_label_map,
-    augment_soft_mask,
     draw_augmentation,
 )
 from ...data.crops import normalize_frames
 from ...data.faults import FaultReport
 from ...data.reading.files import UNREADABLE
-from ...data.reading.masks import MaskRule, to_label_map
-from ...modeling_vasomim_segmentation import IGNORED_LABEL
 from ...progress import Progress
+from ..tasks.registry import find_task
+from ..tasks.task import KeptLabel, LabelContext, Task, View, resize_plane
 from .rows import LabelledRows
-from .run import CLASSIFICATION, DETECTION, SEGMENTATION
 
 
 logger = logging.getLogger(__name__)
 
-# minimum side of a box, in pixels of the result
-SHORTEST_SIDE = 1.0
 _PLANES_NAME = "planes.bin"
 
 
@@ -79,10 +73,8 @@ class Samples:
     Args:
         kind (`str`): Segmentation, detection or classification.
         frames (`PlaneStore`): Grey frames.
-        masks (`PlaneStore`, *optional*): For segmentation: class ids, or 0 to 255 where `is_soft`.
-        is_soft (`np.ndarray` of shape `(num_samples,)`): `bool`, whether a mask stores the fraction of foreground.
-        boxes (`list` of `np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom relative to the frame.
-        labels (`list`): Class ids: `np.ndarray` of shape `(num_boxes,)` for boxes, or an `int` for the frame.
+        masks (`PlaneStore`, *optional*): Planes of the labels, if the task has them, see [`Task.keep`].
+        labels (`list`): What else the task keeps of each label.
         counts (`np.ndarray` of shape `(num_labels,)`): Number of frames with each class.
         image_ids (`list[str]`): Ids of the frames.
     """
@@ -90,14 +82,21 @@ class Samples:
     kind: str
     frames: PlaneStore
     masks: PlaneStore | None
-    is_soft: np.ndarray
-    boxes: list[np.ndarray]
     labels: list[Any]
     counts: np.ndarray
     image_ids: list[str]
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return find_task(self.kind)
+
+    def label(self, index: int) -> KeptLabel:
+        """The label of a frame as it was kept."""
+        return KeptLabel(None if self.masks is None else self.masks[index], self.labels[index])
 
 
 @contextmanager
@@ -130,6 +129,11 @@ class DecodeOptions:
     num_labels: int
     size: int
     working_scale: float | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return find_task(self.kind)
 
     def kept_size(self, frame: Size) -> Size:
         """Width and height at which a frame is stored."""
@@ -174,59 +178,40 @@ class _RowReader:
         self.image_ids = rows.image_ids
         self.faults = FaultReport()
         self.shapes: list[tuple[int, int]] = []
-        self.is_soft: list[bool] = []
-        self.boxes: list[np.ndarray] = []
+        self.has_planes = False
         self.labels: list[Any] = []
         self.counts = np.zeros(options.num_labels, dtype=np.int64)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         name = self.image_ids[number]
         frame = read_named_frame(self.rows, number, name)
-        size = Size(frame.shape[1], frame.shape[0])
-        kept, target = self.options.kept_size(size), self.rows.label(number)
-        self.shapes.append((kept.height, kept.width))
-        mask = None
-        if self.options.kind == SEGMENTATION:
-            mask = self._mask(target, size, kept, name)
-        elif self.options.kind == DETECTION:
-            self._boxes(target, size, name)
-        else:
-            self.labels.append(class_id(target, self.options.num_labels, name))
-            self.counts[self.labels[-1]] += 1
-        return _resize(frame, kept, Image.Resampling.BICUBIC), mask
+        task, options, size = self.options.task, self.options, size_of(frame)
+        kept_size = options.kept_size(size)
+        context = LabelContext(name, size, options.num_labels, self.faults, self.rows.ignore_white)
+        label = task.read(self.rows.label(number), context)
+        kept = task.keep(label, kept_size, options.num_labels, options.working_scale is not None)
+        self.shapes.append((kept_size.height, kept_size.width))
+        self.counts[task.classes_in(label)] += 1
+        self.labels.append(kept.value)
+        self.has_planes = kept.plane is not None
+        return resize_plane(frame, kept_size, Image.Resampling.BICUBIC), kept.plane
 
     def samples(self, folder: Path) -> Samples:
         frames = PlaneStore(folder / _PLANES_NAME, self.shapes)
-        is_segmentation = self.options.kind == SEGMENTATION
-        masks = PlaneStore(folder / f"masks_{_PLANES_NAME}", self.shapes) if is_segmentation else None
+        masks = PlaneStore(folder / f"masks_{_PLANES_NAME}", self.shapes) if self.has_planes else None
         return Samples(
             kind=self.options.kind,
             frames=frames,
             masks=masks,
-            is_soft=np.array(self.is_soft, dtype=bool),
-            boxes=self.boxes,
             labels=self.labels,
             counts=self.counts,
             image_ids=self.image_ids,
         )
 
-    def _mask(self, value: Any, size: Size, kept: Size, name: str) -> np.ndarray:
-        rule = MaskRule(self.options.num_labels, self.rows.ignore_white)
-        ids = to_label_map(value, f"of {name}", (size.height, size.width), rule)
-        self.counts[np.unique(ids[ids != IGNORED_LABEL])] += 1
-        # no interpolation between several class ids, nor between an id and pixels to ignore
-        is_soft = self.options.working_scale is not None and self.options.num_labels == 2
-        is_soft = is_soft and int(ids.max()) <= 1
-        self.is_soft.append(is_soft)
-        if is_soft:
-            return _resize(ids * np.uint8(255), kept, Image.Resampling.BOX)
-        return _resize(ids, kept, Image.Resampling.NEAREST)
 
-    def _boxes(self, value: Any, size: Size, name: str) -> None:
-        boxes, labels = corner_boxes(value, self.options.num_labels, size, name, self.faults)
-        self.boxes.append(boxes)
-        self.labels.append(labels)
-        self.counts[np.unique(labels)] += 1
+def size_of(frame: np.ndarray) -> Size:
+    """Size of a frame of shape `(height, width)`."""
+    return Size(frame.shape[1], frame.shape[0])
 
 
 def read_named_frame(rows: LabelledRows, number: int, name: str) -> np.ndarray:
@@ -247,72 +232,6 @@ def read_named_frame(rows: LabelledRows, number: int, name: str) -> np.ndarray:
         return rows.frame(number)
     except UNREADABLE as error:
         raise ValueError(f"{name}: {error}. Repair the frame or leave the row out.") from error
-
-
-def class_id(value: Any, num_labels: int, name: str) -> int:
-    """Validate the class id of a frame.
-
-    Args:
-        value (`int`): Value in the data set.
-        num_labels (`int`): Number of classes.
-        name (`str`): For messages.
-
-    Returns:
-        `int`: From 0 to `num_labels - 1`.
-
-    Raises:
-        ValueError: If it is not a class id.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < num_labels:
-        raise ValueError(
-            f"{name}: the label must be a class id from 0 to {num_labels - 1}, got {value!r}. Correct it or leave "
-            "the row out."
-        )
-    return value
-
-
-def corner_boxes(
-    objects: Any, num_labels: int, size: Size, name: str, faults: FaultReport
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as corners relative to the frame. A frame without boxes has no findings.
-
-    Args:
-        objects (`dict`): `bbox`, left, top, width and height in pixels of each, and `category`.
-        num_labels (`int`): Number of classes.
-        size (`Size`): Size of the frame.
-        name (`str`): For messages.
-        faults (`FaultReport`): Collects boxes with zero area inside the frame, which are skipped.
-
-    Returns:
-        `tuple`: Corners of shape `(num_boxes, 4)`, float32, and class ids of shape `(num_boxes,)`, int64.
-
-    Raises:
-        ValueError: If the numbers of categories and boxes differ, or a category is invalid.
-    """
-    given, categories = (objects or {}).get("bbox") or [], (objects or {}).get("category") or []
-    if len(given) != len(categories) or any(len(box) != 4 for box in given):
-        raise ValueError(f"{name}: {len(given)} boxes of four numbers need as many categories, got {len(categories)}.")
-    boxes = np.array(given, dtype=np.float64).reshape(-1, 4)
-    labels = np.array(categories, dtype=np.int64)
-    if len(labels) and not (labels.min() >= 0 and labels.max() < num_labels):
-        raise ValueError(
-            f"{name}: categories must be ids from 0 to {num_labels - 1}, got {sorted(set(labels.tolist()))[:5]}. "
-            "Correct them, or name all classes in `labels`."
-        )
-    sides = np.array([size.width, size.height] * 2, dtype=np.float64)
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    cut = (corners / sides).clip(0, 1)
-    has_area = (boxes[:, 2:] > 0).all(axis=1) & ((cut[:, 2:] - cut[:, :2]) * sides[:2] > 1e-3).all(axis=1)
-    is_box = np.isfinite(boxes).all(axis=1) & has_area
-    for box in boxes[~is_box]:
-        faults.add(name, f"box {np.round(box, 2).tolist()} has no area inside the frame; left out")
-    return cut[is_box].astype(np.float32), labels[is_box]
-
-
-def _resize(plane: np.ndarray, size: Size, resample: int) -> np.ndarray:
-    if plane.shape == (size.height, size.width):
-        return np.ascontiguousarray(plane)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((size.width, size.height), resample))
 
 
 # Loading ------------------------------------------------------------------------------------------------------------
@@ -356,42 +275,14 @@ class FinetuneDataset(torch.utils.data.Dataset):
             pixel = np.array(frame)
         else:
             pixel = augment_frame(frame, drawn, self.size)
-        labels = self._labels(index, drawn, options.kept_box_share)
+        view = View(drawn, size_of(frame), self.size, options.kept_box_share)
+        labels = self.samples.task.training_label(self.samples.label(index), view)
         return {"pixel": torch.from_numpy(pixel)[None], "labels": labels, "frame_index": index}
-
-    def _labels(self, index: int, drawn: Any, kept_share: float) -> Any:
-        samples = self.samples
-        if samples.kind == CLASSIFICATION:
-            return torch.tensor(samples.labels[index])
-        if samples.kind == DETECTION:
-            height, width = samples.frames.shapes[index]
-            boxes, kept = augment_boxes(samples.boxes[index], drawn, Size(width, height), kept_share)
-            is_box = ((boxes[:, 2:] - boxes[:, :2]) * self.size >= SHORTEST_SIDE).all(axis=1)
-            return box_labels(boxes[is_box], samples.labels[index][kept][is_box])
-        mask = samples.masks[index] if samples.masks is not None else np.zeros((1, 1), np.uint8)
-        move = augment_soft_mask if samples.is_soft[index] else augment_label_map
-        return torch.from_numpy(move(mask, drawn, self.size).astype(np.int64))
 
 
 _NOTHING = AugmentationOptions(
     rotation=0, scale=0, translation=0, brightness=0, contrast=0, gamma=0, noise=0, blur=0, degrade_probability=0
 )
-
-
-def box_labels(corners: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
-    """Detection labels of one frame.
-
-    Args:
-        corners (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom relative to the frame.
-        labels (`np.ndarray` of shape `(num_boxes,)`): Class ids.
-
-    Returns:
-        `dict`: `class_labels` of shape `(num_boxes,)`, int64, and `boxes` of shape `(num_boxes, 4)`, float32: centre x,
-        centre y, width and height.
-    """
-    centres, sizes = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
-    boxes = np.concatenate([centres, sizes], axis=1).astype(np.float32)
-    return {"class_labels": torch.from_numpy(labels.astype(np.int64)), "boxes": torch.from_numpy(boxes)}
 
 
 @dataclass(frozen=True)

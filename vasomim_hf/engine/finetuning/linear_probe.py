@@ -20,9 +20,9 @@ from transformers import EvalPrediction
 from ...folders import atomic_file
 from ...progress import Progress
 from ..pretraining.loop import TrainingResult
+from ..tasks.classification import ClassificationMeter
 from .decoded import Collator, FinetuneDataset, private_folder
 from .logistic_regression import Features, fit_logistic_regression
-from .meters import ClassificationMeter
 from .rows import LabelledRows, hold_out, load_task_data
 from .run import ClassificationRun
 from .trainer import (

@@ -14,12 +14,8 @@ from ...data.published.registry import find_dataset
 from ...data.sources import DatasetSource
 from ...data.splits import GROUP_COLUMNS, split_by_group
 from ..run_config import RunConfigError
-from .run import (
-    CLASSIFICATION,
-    DETECTION,
-    SEGMENTATION,
-    FinetuneRun,
-)
+from ..tasks.registry import find_task
+from .run import FinetuneRun
 
 
 if TYPE_CHECKING:
@@ -28,12 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# examples of class names in a run file
-_EXAMPLES = {
-    SEGMENTATION: "{0: background, 1: vessel}",
-    DETECTION: "{0: stenosis}",
-    CLASSIFICATION: "{0: left, 1: right}",
-}
 # second word of the seed for `train_fraction`
 _FRACTION_STREAM = 11
 
@@ -208,8 +198,7 @@ def class_names(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
         return dict(entry.tasks[run.task].labels)
     if run.labels:
         names = {_whole(number): str(name) for number, name in run.labels.items()}
-        if run.kind == SEGMENTATION:
-            names.setdefault(0, "background")
+        names = find_task(run.kind).complete_names(names)
     else:
         names = named_by_columns(run, rows)
     if sorted(names) != list(range(len(names))) or not names:
@@ -230,8 +219,7 @@ def named_by_columns(run: FinetuneRun, rows: LabelledRows) -> dict[int, str]:
     Returns:
         `dict[int, str]`: Empty if the column has none, as for masks.
     """
-    feature = rows.dataset.features[rows.label_column]
-    feature = feature["category"] if run.kind == DETECTION else feature
+    feature = find_task(run.kind).class_feature(rows.dataset.features[rows.label_column])
     return dict(enumerate(getattr(getattr(feature, "feature", feature), "names", None) or ()))
 
 
@@ -249,7 +237,7 @@ def number_labels(run: FinetuneRun, rows: LabelledRows, id2label: dict[int, str]
     Raises:
         RunConfigError: If a label is not a class name.
     """
-    if run.kind != CLASSIFICATION or not _are_names(rows):
+    if not (find_task(run.kind).allows_names and _are_names(rows)):
         return rows
     ids = {name: number for number, name in id2label.items()}
     given = rows.dataset[rows.label_column]
@@ -270,8 +258,9 @@ def _are_names(rows: LabelledRows) -> bool:
 
 def _example(run: FinetuneRun, rows: LabelledRows) -> str:
     """Example of class names for a run file, with those of the data if known."""
-    if run.kind != CLASSIFICATION or not _are_names(rows):
-        return _EXAMPLES[run.kind]
+    task = find_task(run.kind)
+    if not (task.allows_names and _are_names(rows)):
+        return task.labels_example
     found = sorted({str(label) for label in rows.dataset[rows.label_column] if label})
     return "{" + ", ".join(f"{number}: {name}" for number, name in enumerate(found[:10])) + "}"
 

@@ -12,9 +12,9 @@ from ...configuration_vasomim import VasoMIMConfig
 from ...data.augmentation import FLIP_PROBABILITY, AugmentationOptions
 from ...data.published.registry import ARCADE, DATASETS, LABEL, MASK, OBJECTS, find_dataset
 from ..run_config import RUN_FILE_NAME, SCRATCH, RunConfigError, TrainingRun, key, load_run
+from ..tasks.task import CLASSIFICATION, DETECTION, SEGMENTATION
 
 
-SEGMENTATION, DETECTION, CLASSIFICATION = "segmentation", "detection", "classification"
 MAE = "mae"
 BEST, LAST = "best", "last"
 # Keys that change nothing about the model, or say where things lie

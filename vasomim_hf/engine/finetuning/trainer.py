@@ -18,12 +18,12 @@ from ...image_processing_vasomim import VasoMIMImageProcessor
 from ...import_utils import require
 from ..pretraining.loop import TrainingResult
 from ..run_config import RunConfigError
+from ..tasks.registry import find_task
 from .callbacks import EpochCallback, LogCallback, LossGuard, StopCallback, ValidationPictures
 from .decoded import Collator, DecodeOptions, FinetuneDataset, Samples, decode, private_folder
-from .meters import make_meter
 from .optimizer import LayerWiseAdamW
 from .rows import TaskData, load_task_data
-from .run import BEST, CLASSIFICATION, SEGMENTATION, FinetuneRun, check_stored_run
+from .run import BEST, FinetuneRun, check_stored_run
 from .weights import build_finetune_model
 
 
@@ -147,7 +147,8 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
     Raises:
         RunConfigError: If nothing is annotated, or a class is missing in the training frames of a classifier.
     """
-    first = 1 if training.kind == SEGMENTATION else 0
+    task = training.task
+    first = task.first_class
     missing = {
         what: [id2label[number] for number in range(first, len(id2label)) if samples.counts[number] == 0]
         for what, samples in (("training", training), ("validation", validation))
@@ -157,7 +158,7 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
             f"None of the {len(training)} training frames has {', '.join(missing['training'])}: there is nothing to "
             "learn. Use more frames, or other columns."
         )
-    if training.kind == CLASSIFICATION and missing["training"]:
+    if task.needs_every_class and missing["training"]:
         raise RunConfigError(
             f"None of the {len(training)} training frames is {', '.join(missing['training'])}. Raise train_fraction "
             "or max_frames, or change the seed."
@@ -169,7 +170,7 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
 
 def _check_choice(run: FinetuneRun, validation: Samples) -> None:
     """If a metric is always 0, the first evaluated weights would be selected as best."""
-    first = 1 if run.kind == SEGMENTATION else 0
+    first = validation.task.first_class
     needed = 2 if run.decisive_metric == "auroc" else 1
     chooses = run.final_weights == BEST or run.patience is not None
     if chooses and not run.metric_is_loss and (validation.counts[first:] > 0).sum() < needed:
@@ -239,7 +240,8 @@ def make_trainer(run: FinetuneRun, parts: FinetuneParts, arguments: TrainingArgu
     Returns:
         `Trainer`: Ready to train.
     """
-    meter = make_meter(run.kind, parts.id2label, parts.image_processor, run.image_size)
+    labels = [parts.id2label[number] for number in sorted(parts.id2label)]
+    meter = find_task(run.kind).make_meter(labels, parts.image_processor, run.image_size)
     factors = {
         "lr": run.peak_learning_rate(_frames_per_step(run)),
         "layer_decay": run.layer_decay,

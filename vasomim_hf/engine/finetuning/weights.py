@@ -12,23 +12,16 @@ from transformers import AutoConfig, PreTrainedConfig, ViTMAEModel
 
 from ...configuration_vasomim import VasoMIMConfig
 from ...modeling_vasomim import VasoMIMPreTrainedModel
-from ...modeling_vasomim_classification import VasoMIMForImageClassification
-from ...modeling_vasomim_detection import VasoMIMForObjectDetection
-from ...modeling_vasomim_segmentation import VasoMIMForSemanticSegmentation
 from ...presets import load_preset
 from ..run_config import RunConfigError
-from .run import CLASSIFICATION, DETECTION, MAE, SCRATCH, SEGMENTATION, FinetuneRun
+from ..tasks.registry import find_task
+from .run import MAE, SCRATCH, FinetuneRun
 
 
 logger = logging.getLogger(__name__)
 
 # pre-trained on ImageNet by the authors of MAE; only downloaded for `init: mae`
 MAE_NAME = "facebook/vit-mae-base"
-HEADS: dict[str, type[VasoMIMPreTrainedModel]] = {
-    SEGMENTATION: VasoMIMForSemanticSegmentation,
-    DETECTION: VasoMIMForObjectDetection,
-    CLASSIFICATION: VasoMIMForImageClassification,
-}
 # sizes with the same names in both configurations
 _MAE_KEYS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
@@ -57,7 +50,7 @@ def build_finetune_model(run: FinetuneRun, id2label: dict[int, str]) -> VasoMIMP
         "label2id": {name: number for number, name in id2label.items()},
     }
     if run.init == SCRATCH:
-        return HEADS[run.kind](load_preset(run.preset, **overrides))
+        return find_task(run.kind).model_class(load_preset(run.preset, **overrides))
     source = MAE_NAME if run.init == MAE else run.init
     model_type = load_config(source, "`init`").model_type
     if model_type == "vit_mae":
@@ -100,7 +93,7 @@ def _from_vasomim(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> V
     # a linear probe is a valid starting point, but its encoder must be trainable
     config = VasoMIMConfig.from_pretrained(source, **{"freeze_encoder": False, **overrides})
     with _without_loading_report():
-        model, info = HEADS[run.kind].from_pretrained(
+        model, info = find_task(run.kind).model_class.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     fresh = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -158,7 +151,7 @@ def _from_mae(run: FinetuneRun, source: str, overrides: dict[str, Any]) -> VasoM
             f"`init`: {source} has {changed[0]} {sizes[changed[0]]}, `config` has {overrides[changed[0]]}. Remove "
             "sizes of the encoder from `config`; to change the input size, use `image_size` of the run."
         )
-    model = HEADS[run.kind](VasoMIMConfig(**{**sizes, **overrides}))
+    model = find_task(run.kind).model_class(VasoMIMConfig(**{**sizes, **overrides}))
     base = getattr(model, "vasomim", None)
     if isinstance(base, nn.Module):
         # both use the layers of transformers' ViT, so names and shapes match, including position embeddings

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ..evaluating.reference_models import MONAI_UNET
-from ..finetuning.run import CLASSIFICATION, DETECTION, LAST, RUNS, SEGMENTATION, FinetuneRun
+from ..finetuning.run import LAST, RUNS, FinetuneRun
 from ..run_config import SCRATCH, RunConfigError, RunFile, key, make_run, read_run_file
+from ..tasks.registry import find_task
+from ..tasks.task import SEGMENTATION
 
 
 RESULTS_NAME = "results.json"
-DEFAULT_MEASURES = {SEGMENTATION: "dice,cl_dice", DETECTION: "ap50", CLASSIFICATION: "accuracy,auroc"}
 # Keys of fine-tuning that are set for each cell
 DECIDED = (
     *("train_fraction", "seed", "init", "output_dir", "resume", "final_weights", "patience"),
@@ -47,7 +48,7 @@ class LabelEfficiencyRun(RunFile):
         if any(seed != int(seed) or seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise RunConfigError(f"`seeds` must be different whole numbers >= 0, got {self.seeds}.")
         self._check_settings()
-        if self.kind != SEGMENTATION and MONAI_UNET in self.initialisations.values():
+        if not find_task(self.kind).is_dense and MONAI_UNET in self.initialisations.values():
             raise RunConfigError(f"{MONAI_UNET} is a model for segmentation, not for {self.kind}.")
 
     def _check_settings(self) -> None:
@@ -70,7 +71,7 @@ class LabelEfficiencyRun(RunFile):
     @property
     def measure_names(self) -> list[str]:
         """Names of what is drawn."""
-        return [name.strip() for name in (self.measures or DEFAULT_MEASURES[self.kind]).split(",")]
+        return [name.strip() for name in (self.measures or find_task(self.kind).measures).split(",")]
 
 
 class Cell(NamedTuple):
