@@ -12,7 +12,8 @@ from vasomim_hf import VasoMIMConfig
 from vasomim_hf.engine.finetuning.rows import load_task_data
 from vasomim_hf.engine.finetuning.run import CLASSIFICATION, DETECTION, SEGMENTATION, SegmentationRun
 from vasomim_hf.engine.finetuning.trainer import finetune_model, read_metrics
-from vasomim_hf.engine.finetuning.weights import HEADS, build_finetune_model
+from vasomim_hf.engine.finetuning.weights import build_finetune_model
+from vasomim_hf.engine.tasks.registry import find_task
 
 
 peft = pytest.importorskip("peft", reason="needs the extra dev")
@@ -31,7 +32,7 @@ def plain_model(kind: str) -> Any:
     torch.manual_seed(0)
     sizes = {name: value for one in SIZES.values() for name, value in one.items()}
     names = {"id2label": LABELS, "label2id": {name: number for number, name in LABELS.items()}}
-    return HEADS[kind](VasoMIMConfig(**ENCODER, **sizes, **names, image_size=SIZE))
+    return find_task(kind).model_class(VasoMIMConfig(**ENCODER, **sizes, **names, image_size=SIZE))
 
 
 def batch_of(kind: str) -> dict[str, Any]:
@@ -75,10 +76,10 @@ def test_lora_learns_with_few_weights_and_comes_back(kind, tmp_path):
         loaded = peft.PeftModel.from_pretrained(plain_model(kind), tmp_path / "adapter").eval()
         assert loaded(pixel_values=pixels).logits == pytest.approx(expected, abs=1e-5)
         merged = loaded.merge_and_unload()
-        assert type(merged) is HEADS[kind] and isinstance(merged.config, VasoMIMConfig)
+        assert type(merged) is find_task(kind).model_class and isinstance(merged.config, VasoMIMConfig)
         assert merged(pixel_values=pixels).logits == pytest.approx(expected, abs=1e-4)
         merged.save_pretrained(tmp_path / "merged")
-        assert HEADS[kind].from_pretrained(tmp_path / "merged")(pixels).logits == pytest.approx(expected, abs=1e-4)
+        assert find_task(kind).model_class.from_pretrained(tmp_path / "merged")(pixels).logits == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_run_trains_a_model_with_adapters_and_leaves_the_best_ones(tmp_path):
