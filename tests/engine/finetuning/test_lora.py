@@ -79,7 +79,9 @@ def test_lora_learns_with_few_weights_and_comes_back(kind, tmp_path):
         assert type(merged) is find_task(kind).model_class and isinstance(merged.config, VasoMIMConfig)
         assert merged(pixel_values=pixels).logits == pytest.approx(expected, abs=1e-4)
         merged.save_pretrained(tmp_path / "merged")
-        assert find_task(kind).model_class.from_pretrained(tmp_path / "merged")(pixels).logits == pytest.approx(expected, abs=1e-4)
+        assert find_task(kind).model_class.from_pretrained(tmp_path / "merged")(pixels).logits == pytest.approx(
+            expected, abs=1e-4
+        )
 
 
 def test_a_run_trains_a_model_with_adapters_and_leaves_the_best_ones(tmp_path):
