@@ -91,7 +91,7 @@ def test_ignored_pixels_count_for_nothing():
 )
 def test_every_metric_that_a_run_may_name_is_given(run, kind):
     given = meter_of(kind)(batch_of(kind, 0), compute_result=True)
-    assert {"loss", *given} == set(run.metrics) and run.default_metric in given
+    assert {"loss", *given} == set(find_task(run.kind).metrics) and find_task(run.kind).default_metric in given
 
 
 def test_no_logits_outlive_their_batch(tmp_path, monkeypatch):

@@ -105,7 +105,8 @@ class TaskData:
 
 def label_column(run: FinetuneRun) -> str:
     """Column of the labels of a run's rows."""
-    return getattr(run, f"{run.column}_column") if find_dataset(run.dataset).is_table else run.column
+    column = find_task(run.kind).column
+    return getattr(run, f"{column}_column") if find_dataset(run.dataset).is_table else column
 
 
 def load_task_data(run: FinetuneRun) -> TaskData:

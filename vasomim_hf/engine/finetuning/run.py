@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from ...configuration_vasomim import VasoMIMConfig
 from ...data.augmentation import FLIP_PROBABILITY, AugmentationOptions
-from ...data.published.registry import ARCADE, DATASETS, LABEL, MASK, OBJECTS, find_dataset
+from ...data.published.registry import ARCADE, DATASETS, find_dataset
 from ..run_config import RUN_FILE_NAME, SCRATCH, RunConfigError, TrainingRun, key, load_run
+from ..tasks.registry import find_task
 from ..tasks.task import CLASSIFICATION, DETECTION, SEGMENTATION
 
 
@@ -29,10 +30,6 @@ class FinetuneRun(TrainingRun):
     """Keys of every fine-tuning run."""
 
     kind: ClassVar[str] = ""
-    # column of the annotations that such a run learns from
-    column: ClassVar[str] = ""
-    default_metric: ClassVar[str] = ""
-    metrics: ClassVar[tuple[str, ...]] = ()
     nested: ClassVar[dict[str, type]] = {"model": VasoMIMConfig, "augmentation": AugmentationOptions}
 
     dataset: str = key(ARCADE, f"{', '.join(DATASETS)}; a table has the columns below")
@@ -81,7 +78,7 @@ class FinetuneRun(TrainingRun):
     @property
     def decisive_metric(self) -> str:
         """The validation metric that chooses the best weights."""
-        return self.metric or self.default_metric
+        return self.metric or find_task(self.kind).default_metric
 
     @property
     def metric_is_loss(self) -> bool:
@@ -113,12 +110,12 @@ class FinetuneRun(TrainingRun):
         try:
             entry = find_dataset(self.dataset)
             if not entry.is_table:
-                entry.find_task(self.task, (self.column,))
+                entry.find_task(self.task, (find_task(self.kind).column,))
         except ValueError as error:
             raise RunConfigError(f"{error} The run is for {self.kind}.") from error
         self.require_choice("final_weights", (BEST, LAST))
         if self.metric is not None:
-            self.require_choice("metric", self.metrics)
+            self.require_choice("metric", find_task(self.kind).metrics)
         if self.num_checkpoints is not None and self.final_weights == BEST:
             raise RunConfigError(
                 "`num_checkpoints` needs final_weights: last. The best weights are those of an evaluation."
@@ -146,9 +143,6 @@ class SegmentationRun(FinetuneRun):
     """Fine-tuning of [`VasoMIMForSemanticSegmentation`]."""
 
     kind: ClassVar[str] = SEGMENTATION
-    column: ClassVar[str] = MASK
-    default_metric: ClassVar[str] = "pooled_dice"
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "dice", "pooled_dice", "pooled_mean_class_dice")
 
     task: str = key("vessel", "vessel, segments or stenosis; for a table, any name")
     mask_column: str = key(
@@ -163,7 +157,9 @@ class SegmentationRun(FinetuneRun):
     @property
     def decisive_metric(self) -> str:
         """The validation metric used to select the best weights: for many classes their mean Dice."""
-        return self.metric or ("pooled_mean_class_dice" if self.task == "segments" else self.default_metric)
+        return self.metric or (
+            "pooled_mean_class_dice" if self.task == "segments" else find_task(self.kind).default_metric
+        )
 
 
 @dataclass
@@ -171,9 +167,6 @@ class DetectionRun(FinetuneRun):
     """Fine-tuning of [`VasoMIMForObjectDetection`]."""
 
     kind: ClassVar[str] = DETECTION
-    column: ClassVar[str] = OBJECTS
-    default_metric: ClassVar[str] = "ap50"
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "ap50", "ap75", "ap", "recall50", "sensitivity_at_1_fp")
 
     task: str = key("stenosis_boxes", "stenosis_boxes or stenosis_severity_boxes; for a table, any name")
     objects_column: str = key("objects", "column of the boxes of a table: bbox (left, top, width, height), category")
@@ -184,9 +177,6 @@ class ClassificationRun(FinetuneRun):
     """Fine-tuning of [`VasoMIMForImageClassification`], or a linear probe of its frozen encoder."""
 
     kind: ClassVar[str] = CLASSIFICATION
-    column: ClassVar[str] = LABEL
-    default_metric: ClassVar[str] = "balanced_accuracy"
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
     task: str = key("side", "side; for a table, any name")
     label_column: str = key("label", "column of the class ids of a table")

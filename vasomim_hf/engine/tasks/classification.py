@@ -37,6 +37,8 @@ class Classification(Task):
     model_class = VasoMIMForImageClassification
     auto_class = AutoModelForImageClassification
     model_endings = ("ForImageClassification",)
+    metrics = ("loss", "accuracy", "balanced_accuracy", "auroc")
+    default_metric = "balanced_accuracy"
     measures = "accuracy,auroc"
     labels_example = "{0: left, 1: right}"
     needs_every_class = True

@@ -44,6 +44,8 @@ class Detection(Task):
     model_class = VasoMIMForObjectDetection
     auto_class = AutoModelForObjectDetection
     model_endings = ("ForObjectDetection",)
+    metrics = ("loss", "ap50", "ap75", "ap", "recall50", "sensitivity_at_1_fp")
+    default_metric = "ap50"
     measures = "ap50"
     labels_example = "{0: stenosis}"
 

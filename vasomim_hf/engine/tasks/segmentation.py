@@ -29,6 +29,8 @@ class Segmentation(Task):
     model_class = VasoMIMForSemanticSegmentation
     auto_class = AutoModelForSemanticSegmentation
     model_endings = ("ForSemanticSegmentation", "ForVesselSegmentation")
+    metrics = ("loss", "dice", "pooled_dice", "pooled_mean_class_dice")
+    default_metric = "pooled_dice"
     measures = "dice,cl_dice"
     labels_example = "{0: background, 1: vessel}"
     first_class = 1

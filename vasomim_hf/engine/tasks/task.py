@@ -112,6 +112,8 @@ class Task(ABC):
         model_class (`type`): Model with the head of the task.
         auto_class: Auto class of transformers that loads such models.
         model_endings (`tuple[str, ...]`): Ends of the names of such model classes.
+        metrics (`tuple[str, ...]`): Validation metrics of its meter, and `loss`.
+        default_metric (`str`): The one of them that chooses the best weights.
         measures (`str`): Metrics drawn by default in a label-efficiency comparison, with commas.
         labels_example (`str`): `labels` of a run file.
         first_class (`int`): Id of the first class to learn; 1 if 0 is the background.
@@ -126,6 +128,8 @@ class Task(ABC):
     model_class: ClassVar[type[VasoMIMPreTrainedModel]]
     auto_class: ClassVar[Any]
     model_endings: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[str, ...]]
+    default_metric: ClassVar[str]
     measures: ClassVar[str]
     labels_example: ClassVar[str]
     first_class: ClassVar[int] = 0
