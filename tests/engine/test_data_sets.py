@@ -1,9 +1,11 @@
 """Each of the seven data sets, in the layout in which it is published, is trained on and evaluated by its name."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from miniatures.arcade import write_arcade
 from miniatures.downstream import frame, write_cadica, write_dca1, write_image, write_pair, write_stenosis, write_text
 from miniatures.downstream import write_xcad as write_small_xcad
@@ -15,6 +17,9 @@ from vasomim_hf.data.published.registry import DATASETS
 from vasomim_hf.engine.finetuning.linear_probe import finetune_classification
 from vasomim_hf.engine.finetuning.run import ClassificationRun, DetectionRun, SegmentationRun
 from vasomim_hf.engine.finetuning.trainer import finetune
+from vasomim_hf.engine.label_efficiency.compare import compare_label_efficiency
+from vasomim_hf.engine.label_efficiency.run import LabelEfficiencyRun
+from vasomim_hf.engine.run_config import make_run
 from vasomim_hf.evaluation.results import read_results
 
 
@@ -88,3 +93,14 @@ def test_a_model_is_trained_and_evaluated_by_the_name_of_the_data_set(name, task
     assert results.data == (root.name if name == "table" else name)
     entry = DATASETS[name]
     assert results.labels == (list(entry.tasks[task].labels.values()) if entry.tasks else ["background", "vessel"])
+
+
+def test_label_efficiency_takes_the_name_too(tmp_path):
+    pytest.importorskip("skimage", reason="needs the extra eval")
+    root = WRITERS["xcad"](tmp_path / "data")
+    run = run_of(SegmentationRun, root, tmp_path / "unused", dataset="xcad", labels={}, epochs=1)
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump(dataclasses.asdict(run)))
+    keys = {"finetune": str(tmp_path / "finetune.yaml"), "output_dir": str(tmp_path / "out"), "fractions": [1.0]}
+    assert compare_label_efficiency(make_run(LabelEfficiencyRun, {**keys, "seeds": [0]})).finished
+    results = read_results(next((tmp_path / "out").rglob("results.json")))
+    assert (results.data, results.task, results.split) == ("xcad", "vessel", "val") and results.rows

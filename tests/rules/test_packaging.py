@@ -22,7 +22,7 @@ from vasomim_hf.presets import preset_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vasomim_hf"
-EXTRAS = {"data", "training", "eval", "dicom", "export", "demo", "dev"}
+EXTRAS = {"data", "training", "eval", "dicom", "export", "demo", "docs", "dev"}
 BUILD_FILES = ["setup.cfg", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"]
 needs_source = pytest.mark.skipif(not (ROOT / "setup.cfg").is_file(), reason="the package's source is not here")
 needs_makefile = pytest.mark.skipif(
