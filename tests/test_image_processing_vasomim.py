@@ -22,7 +22,6 @@ from transformers.utils import logging as transformers_logging
 
 from vasomim_hf import (
     configuration_unext,
-    configuration_vasomim,
     image_processing_boxes,
     image_processing_reading,
     image_processing_vasomim,
@@ -813,7 +812,7 @@ def test_a_published_folder_loads_by_its_auto_map_where_the_package_cannot_be_im
     }
     processor.save_pretrained(tmp_path / "published")
     modules = (image_processing_vasomim, image_processing_boxes, image_processing_reading)
-    for module in (*modules, configuration_vasomim, configuration_unext):
+    for module in (*modules, configuration_unext):
         source = Path(module.__file__)
         (tmp_path / "published" / source.name).write_text(source.read_text())
     result = subprocess.run(

@@ -6,6 +6,10 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 
+# Here, in the file that every published folder has. In label maps, pixels that count neither in losses nor in metrics (transformers' `semantic_loss_ignore_index`)
+IGNORED_LABEL = 255
+
+
 @strict
 class UNeXtConfig(PreTrainedConfig):
     r"""Architecture of UNeXt (Valanarasu and Patel, arXiv:2203.04967). Defaults: the UNeXt-S that VasoMIM uses.

@@ -12,10 +12,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from .configuration_unext import UNeXtConfig
 
 
-# In label maps, pixels that count neither in losses nor in metrics (transformers' `semantic_loss_ignore_index`)
-IGNORED_LABEL = 255
-
-
 @strict
 class VasoMIMConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Architecture and training objective of VasoMIM (arXiv:2602.11536). Defaults: VasoMIM-B/16 as in the paper.

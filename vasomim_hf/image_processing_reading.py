@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
-from .configuration_vasomim import IGNORED_LABEL
+from .configuration_unext import IGNORED_LABEL
 
 
 logger = logging.get_logger(__name__)

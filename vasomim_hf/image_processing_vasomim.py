@@ -26,7 +26,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available, logging
 
-from .configuration_vasomim import IGNORED_LABEL
+from .configuration_unext import IGNORED_LABEL
 from .image_processing_boxes import (
     Annotation,
     BoxSelection,

@@ -15,7 +15,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_vasomim import IGNORED_LABEL, VasoMIMConfig
+from .configuration_unext import IGNORED_LABEL
+from .configuration_vasomim import VasoMIMConfig
 from .modeling_unext import reject_unknown_arguments
 from .modeling_vasomim import VasoMIMModel, VasoMIMPreTrainedModel, grid_of
 
