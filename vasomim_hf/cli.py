@@ -389,6 +389,9 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}-column", metavar="NAME", help=argparse.SUPPRESS if name != "image" else _COLUMNS
         )
+    parser.add_argument(
+        "--ignore-white", action="store_true", help="for a table: 255 in two-class masks marks pixels to ignore"
+    )
     parser.add_argument("--max-frames", type=int, metavar="N", help="evaluate the first frames only")
     _add_inference_options(parser)
     parser.add_argument(
@@ -445,7 +448,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     columns = {name: given[name] for name in given if name.endswith("_column") and given[name] is not None}
     same = [
-        *("model", "data", "task", "split", "dataset", "max_frames", "image_size", "mixed_precision", "batch_size"),
+        *(
+            "model",
+            "data",
+            "task",
+            "split",
+            "dataset",
+            "ignore_white",
+            "max_frames",
+            "image_size",
+            "mixed_precision",
+            "batch_size",
+        ),
         *("tta", "window", "overlap", "frame_size", "name", "output", "maps", "pictures"),
     ]
     request = EvaluationRequest(columns=columns, num_threads=arguments.threads, **{name: given[name] for name in same})

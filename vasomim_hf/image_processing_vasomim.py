@@ -66,7 +66,7 @@ SUSPICIONS = {
     "coloured": "with channels that differ, while angiograms are grey and the model expects one channel repeated. If the "
     "axis of 3 or 4 is time, pass the cine as (T, H, W, 1) or as a list of frames.",
     "saturated": "with more than a tenth of the pixels at the top of the range. Check how it was read or windowed; "
-    "pipelines and conversion to RGB clip images deeper than 8 bits: bring these to 8 bits with `scale_to_8_bit` "
+    "pipelines and conversion to RGB clip images deeper than 8 bits: convert these to 8 bits with `scale_to_8_bit` "
     "first.",
     "constant": "with nothing to see. Check how it was read or windowed.",
     "nearly black": "with no pixel brighter than a sixteenth of the range. Check how it was read; for images deeper than "
@@ -190,8 +190,7 @@ def _to_ids(frames: np.ndarray) -> np.ndarray:
     whole = ids.dtype.kind in "bui" or (ids.dtype.kind == "f" and bool(np.all(np.mod(ids, 1) == 0)))
     if not whole or int(ids.max()) >= 2**31 or int(ids.min()) < -(2**31):
         raise ValueError(
-            f"A segmentation map must hold whole numbers that fit in 32 bits, got {ids.dtype}. Round or renumber it "
-            "first."
+            f"A segmentation map must hold integers that fit in 32 bits, got {ids.dtype}. Round or renumber it first."
         )
     return ids.astype(np.int32)
 

@@ -1,6 +1,7 @@
 """Run files: known keys, types, remedies, overrides, and the way back to YAML."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vasomim_hf.engine.run_config import (
 )
 
 
+ENGINE = Path(__file__).parents[2] / "vasomim_hf" / "engine"
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
@@ -120,6 +122,49 @@ def test_a_key_means_the_same_in_every_run():
     types = {name: {kind.replace(" | None", "") for kind, _ in values} for name, values in shared.items()}
     # epochs of fine-tuning may be fractions, where there are few frames
     assert {name for name, kinds in types.items() if len(kinds) > 1} == {"epochs"}
+
+
+READERS = {
+    PretrainRun: ["pretraining"],
+    SegmentorRun: ["pretraining/segmentor.py", "pretraining/loop.py", "pretraining/frames.py"],
+    SegmentationRun: ["finetuning"],
+    DetectionRun: ["finetuning"],
+    ClassificationRun: ["finetuning"],
+    LabelEfficiencyRun: ["label_efficiency"],
+}
+# Read by a name that is put together: the column of the task, and what a task may or may not have
+BY_NAME = {"mask_column", "objects_column", "label_column", "ignore_white"}
+# Read through a method of the run
+BY_METHOD = {
+    "mixed_precision": "precision",
+    "learning_rate": "peak_learning_rate",
+    "base_learning_rate": "peak_learning_rate",
+}
+
+
+def unread_keys(kind: type) -> list[str]:
+    """Keys of a run that the code of its training never reads."""
+    places = [ENGINE / place for place in READERS[kind]]
+    files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+    read = set(
+        re.findall(r"(?<![\w.])(?:self\.run|run|settings|self)\.(\w+)", "".join(file.read_text() for file in files))
+    )
+    read |= BY_NAME | {name for name, method in BY_METHOD.items() if method in read}
+    return [item.name for item in dataclasses.fields(kind) if item.name not in read]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_has_no_key_that_nothing_reads(kind):
+    assert unread_keys(kind) == []
+
+
+def test_a_key_that_nothing_reads_would_be_found(monkeypatch):
+    @dataclasses.dataclass
+    class Extended(SegmentorRun):
+        never_read: int = 0
+
+    monkeypatch.setitem(READERS, Extended, READERS[SegmentorRun])
+    assert unread_keys(Extended) == ["never_read"]
 
 
 def test_one_of_two_alternatives_replaces_the_default_of_the_other(tmp_path):

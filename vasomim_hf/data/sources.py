@@ -1,4 +1,4 @@
-"""Sources of the frames of a run: a folder of files, a list of them, or a `datasets` data set."""
+"""Sources of frames for training: a folder of files, a list of them, or a `datasets` data set."""
 
 import hashlib
 import json

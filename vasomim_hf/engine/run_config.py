@@ -112,12 +112,10 @@ class TrainingRun(RunFile):
 
     required: ClassVar[tuple[str, ...]] = ("data", "output_dir")
     nested: ClassVar[dict[str, type]] = {"model": VasoMIMConfig}
-    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("learning_rate", "base_learning_rate"),)
 
     data: str = key("", "folder of frames, of a data set or of Parquet files, or hf://datasets/OWNER/NAME")
     train_split: str = key("train", "split to train on")
     image_column: str = key("image", "column of the frames of a data set")
-    bits_stored: int | None = key(None, "bit depth of frames above 8 bits, e.g. 10 for 10 bits in 16; null infers it")
     max_frames: int | None = key(None, "use only the first frames of each split, for a trial")
     cache_dir: str = key("runs/cache", "where decoded frames are kept")
 
@@ -125,14 +123,6 @@ class TrainingRun(RunFile):
 
     batch_size: int = key(256, "frames in a batch of one process")
     gradient_accumulation_steps: int = key(1, "batches in one optimiser step")
-    learning_rate: float | None = key(None, "peak learning rate; null takes base_learning_rate")
-    base_learning_rate: float | None = key(
-        None, "peak learning rate for 256 frames a step, scaled linearly to the frames of a step (MAE)"
-    )
-    weight_decay: float = key(0.05, "weight decay of AdamW; not on biases and norms")
-    warmup_ratio: float = key(0.05, "fraction of training with a linear warm-up")
-    min_learning_rate_ratio: float = key(0.0, "fraction of the peak learning rate that the cosine ends at")
-    betas: list[float] = key([0.9, 0.95], "betas of AdamW")
     clip_grad_norm: float | None = key(None, "largest gradient norm; null does not clip")
 
     mixed_precision: str = key(AUTO, "auto (bf16 where the device is fast at it), no, bf16 or fp16")
@@ -152,20 +142,39 @@ class TrainingRun(RunFile):
         self.require_choice("mixed_precision", (AUTO, *PRECISIONS))
         self.require_range(1, None, "batch_size", "gradient_accumulation_steps", "log_every_steps", "num_pictures")
         self.require_range(1, None, "num_threads", "max_frames")
-        self.require_range(0, None, "num_workers", "picture_every_epochs", "weight_decay")
-        self.require_range(0, None, "learning_rate", "base_learning_rate")
-        self.require_range(0, 1, "warmup_ratio", "min_learning_rate_ratio")
+        self.require_range(0, None, "num_workers", "picture_every_epochs")
         self.require_range(0, 2**32 - 1, "seed")
-        self.require_range(8, 16, "bits_stored")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise RunConfigError(f"`clip_grad_norm` must be > 0, got {self.clip_grad_norm}. Write null to not clip.")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise RunConfigError(f"`betas` must be two numbers in [0, 1), got {self.betas}.")
 
     @property
     def precision(self) -> str:
         """What `mixed_precision` is on this machine: no, bf16 or fp16."""
         return resolve_precision(self.mixed_precision)
+
+
+@dataclass
+class AdamWRun(TrainingRun):
+    """Keys of the runs that train with AdamW and a cosine schedule: pre-training and fine-tuning."""
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("learning_rate", "base_learning_rate"),)
+
+    learning_rate: float | None = key(None, "peak learning rate; null takes base_learning_rate")
+    base_learning_rate: float | None = key(
+        None, "peak learning rate for 256 frames a step, scaled linearly to the frames of a step (MAE)"
+    )
+    weight_decay: float = key(0.05, "weight decay of AdamW; not on biases and norms")
+    warmup_ratio: float = key(0.05, "fraction of training with a linear warm-up")
+    min_learning_rate_ratio: float = key(0.0, "fraction of the peak learning rate that the cosine ends at")
+    betas: list[float] = key([0.9, 0.95], "betas of AdamW")
+
+    def validate(self) -> None:
+        """Check the values; see [`RunFile.validate`]."""
+        super().validate()
+        self.require_range(0, None, "learning_rate", "base_learning_rate", "weight_decay")
+        self.require_range(0, 1, "warmup_ratio", "min_learning_rate_ratio")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RunConfigError(f"`betas` must be two numbers in [0, 1), got {self.betas}.")
 
     def peak_learning_rate(self, frames_per_step: int) -> float:
         """Peak learning rate of a run.
@@ -187,6 +196,7 @@ class CachedFramesRun(TrainingRun):
 
     nested: ClassVar[dict[str, type]] = {"model": VasoMIMConfig, "vesselness": VesselnessOptions}
 
+    bits_stored: int | None = key(None, "bit depth of frames above 8 bits, e.g. 10 for 10 bits in 16; null infers it")
     vesselness_column: str = key("vesselness", "column of vessel masks in a data set; computed where it is missing")
     frame_list: str | None = key(None, "text or JSON file with the paths of the frames to use, below the data folder")
     frame_list_key: str | None = key(None, "key of the list, if the JSON file is an object")
@@ -203,6 +213,7 @@ class CachedFramesRun(TrainingRun):
         self.require_range(1, None, "save_every_epochs")
         self.require_range(0, None, "keep_checkpoints")
         self.require_range(0, 1, "flip_probability")
+        self.require_range(8, 16, "bits_stored")
         if not (len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
             raise RunConfigError(
                 f"`crop_scale` must be two fractions, 0 < first <= second <= 1, got {self.crop_scale}."
@@ -214,13 +225,10 @@ class CachedFramesRun(TrainingRun):
 
 
 @dataclass
-class PretrainRun(CachedFramesRun):
+class PretrainRun(AdamWRun, CachedFramesRun):
     """A pre-training run; the defaults are the paper's recipe."""
 
-    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (
-        *TrainingRun.alternatives,
-        ("preset", "model_config"),
-    )
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (*AdamWRun.alternatives, ("preset", "model_config"))
 
     streaming: bool = key(
         False,
@@ -260,9 +268,7 @@ class SegmentorRun(CachedFramesRun):
 
     image_size: int = key(224, "side of the crops in pixels")
     epochs: int = key(200, "passes over the training frames")
-    learning_rate: float | None = key(
-        1e-3, "learning rate of Adam in the first epoch; then × (1 - epoch / epochs) ** 0.9"
-    )
+    learning_rate: float = key(1e-3, "learning rate of Adam in the first epoch; then × (1 - epoch / epochs) ** 0.9")
     validation_fraction: float = key(0.05, "fraction of the frames held out to measure Dice against their vesselness")
     num_workers: int = key(4, "loader processes of each training process; 0 loads in the training process")
     mixed_precision: str = key("no", "auto (bf16 where the device is fast at it), no, bf16 or fp16")
@@ -272,6 +278,7 @@ class SegmentorRun(CachedFramesRun):
         """Check the values; see [`RunFile.validate`]."""
         super().validate()
         self.require_range(1, None, "epochs", "image_size")
+        self.require_range(0, None, "learning_rate")
         if not 0 <= self.validation_fraction < 1:
             raise RunConfigError(f"`validation_fraction` must be in [0, 1), got {self.validation_fraction}.")
 
@@ -456,7 +463,7 @@ def _as_list(value: object) -> list:
 
 
 def _plain(name: str, value: object, kind: type) -> object:
-    """What OmegaConf takes otherwise: an empty dictionary, `no` in YAML 1.1, and whole numbers written as 20.0."""
+    """Convert what OmegaConf rejects or misreads: null for a dictionary, `no` in YAML 1.1, integers written as 20.0."""
     default = getattr(kind(), name)
     if isinstance(default, dict) and value is None:
         return {}

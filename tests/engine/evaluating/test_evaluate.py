@@ -25,6 +25,7 @@ from vasomim_hf import (
 from vasomim_hf.cli import main
 from vasomim_hf.data.published import registry
 from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
+from vasomim_hf.data.reading import MaskError
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
 from vasomim_hf.engine.evaluating import evaluate as model_evaluation
 from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
@@ -249,6 +250,19 @@ def vessel_columns(count=3, sizes=(SIZE,), **more):
     found = [synthetic_angiogram(seed, size=sizes[seed % len(sizes)]) for seed in range(count)]
     masks = [(item.segment_mask > 0).astype(np.uint8) for item in found]
     return {"image": [item.image for item in found], "mask": masks, **more}
+
+
+def test_white_in_masks_of_two_classes_is_ignored_where_the_request_says_so(models, tmp_path):
+    columns = vessel_columns(1, image_id=["only"])
+    columns["mask"][0][:8] = 255
+    table = write_table(tmp_path / "table", {"val": columns})
+    request = request_of(models, table, "vessel", dataset="table", task="mine")
+    with pytest.raises(MaskError, match="only holds both 1 and 255"):
+        evaluate_model(request)
+    ignoring = evaluate_model(dataclasses.replace(request, ignore_white=True, maps=str(tmp_path / "maps")))
+    ids = np.asarray(Image.open(tmp_path / "maps" / "only_mask.png"))[8:]
+    expected = dice(ids > 0, columns["mask"][0][8:] > 0)
+    assert ignoring.rows[0].values["dice"] == pytest.approx(expected)
 
 
 def test_frames_without_ids_keep_their_numbers_in_pictures(models, tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_cells_with_few_labels_come_first_and_take_the_settings_in_order(base, t
     ("keys", "message"),
     [
         ({"fractions": [0.1, 2]}, "`fractions` must be in"),
-        ({"seeds": [0, 0]}, "`seeds` must be different whole numbers"),
+        ({"seeds": [0, 0]}, "`seeds` must be different integers"),
         ({"kind": "denoising"}, "`kind` must be one of segmentation, detection, classification"),
         ({"finetune": ""}, "`finetune` is missing"),
         ({"settings": {"seed": 3}}, "`settings` must not set seed"),
@@ -260,3 +260,5 @@ def test_curves_are_drawn_where_their_values_are(tmp_path):
 def test_a_single_point_can_be_drawn(tmp_path):
     point = Point(0.1, 0.5, 0.5, 0.5, (0.5,))
     draw_curves({"a": [Curve("one", [point])]}, "title").savefig(tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 1

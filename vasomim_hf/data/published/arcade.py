@@ -362,7 +362,7 @@ def _known(frame: CocoFrame, name: str, faults: FaultReport) -> CocoFrame:
     strange = sorted({item.category for item in frame.objects if item.category not in SEGMENT_IDS})
     if not strange:
         return frame
-    faults.add(name, f"holds categories that ARCADE does not have: {', '.join(strange)}; their objects are left out")
+    faults.add(name, f"holds categories that ARCADE does not have: {', '.join(strange)}; their objects are skipped")
     objects = tuple(item for item in frame.objects if item.category in SEGMENT_IDS)
     return CocoFrame(frame.file_name, frame.width, frame.height, objects)
 

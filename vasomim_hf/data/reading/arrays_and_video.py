@@ -142,7 +142,7 @@ def _conversion(path: Path, member: _Member, bits_stored: int | None) -> tuple[A
         is_whole = is_whole and (member.dtype.kind != "f" or bool((pixels == np.rint(pixels)).all()))
     if lowest < 0 or (not is_whole and highest > 1):
         raise FrameReadError(
-            f"`{path}`: levels are {lowest:g} to {highest:g}; expected whole numbers from 0, or floats in [0, 1]. "
+            f"`{path}`: levels are {lowest:g} to {highest:g}; expected integers from 0, or floats in [0, 1]. "
             "Save grey levels before they are normalised."
         )
     if not is_whole:
@@ -188,7 +188,7 @@ def _scalar(file: Any, key: str, kinds: str) -> Any:
     return value.item() if value.dtype.kind in kinds and value.size == 1 else None
 
 
-# Films
+# Videos
 
 
 def read_video_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:

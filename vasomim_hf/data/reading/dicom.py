@@ -204,7 +204,7 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tupl
     except Exception as error:  # a damaged header can raise anything; its text may quote the file
         raise _header_error(path, error) from None
     if counts is None:
-        raise FrameReadError(f"`{path}` is a DICOM file without pixels. Leave it out.")
+        raise FrameReadError(f"`{path}` is a DICOM file without pixels. Remove it.")
     return header, syntax, counts
 
 

@@ -127,11 +127,11 @@ class LevelTable:
 
 
 def level_table(layout: PixelLayout, transformation: Transformation) -> LevelTable:
-    """Work out the grey level of each stored value.
+    """Compute the grey level of each stored value.
 
-    Values after the modality transformation are moved up if the lowest possible one is below zero, so that black is 0.
-    They stay as they are where they are whole numbers below 65,536; else their possible range is spread over 16 bits. The
-    bit depth is the smallest that holds them, and not below Bits Stored.
+    Values after the modality transformation are shifted so that the lowest possible one is not negative and black is 0.
+    Integers below 65,536 are kept; otherwise the possible range is scaled to 16 bits. The bit depth is the smallest that
+    holds them, but at least Bits Stored.
 
     Args:
         layout (`PixelLayout`): How pixels are stored.

@@ -184,7 +184,7 @@ def frame_from_image(image: Image.Image, name: str, bits_stored: int | None = No
     image.load()
     number = getattr(image, "n_frames", 1)
     if number != 1:
-        raise FrameReadError(f"`{name}` holds {number} frames, expected one. Save each frame as a file of its own.")
+        raise FrameReadError(f"`{name}` holds {number} frames, expected one. Save each frame in a separate file.")
     upright = ImageOps.exif_transpose(image)
     try:
         check_levels(image, is_deep_colour, bits_stored)
@@ -339,7 +339,7 @@ def _whole_levels(levels: np.ndarray, path: Path) -> np.ndarray:
         return levels.astype(np.int64)
     if not (levels.min() >= 0 and levels.max() <= 1):
         raise FrameReadError(
-            f"`{path}`: levels are {levels.min():g} to {levels.max():g}; expected whole numbers, or floats in [0, 1]. "
+            f"`{path}`: levels are {levels.min():g} to {levels.max():g}; expected integers, or floats in [0, 1]. "
             "Save grey levels before they are normalised."
         )
     return np.rint(levels.astype(np.float64) * 65535).astype(np.uint16)

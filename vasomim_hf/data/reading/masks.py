@@ -112,7 +112,7 @@ def to_label_map(
 def _levels(mask: Any, name: str) -> np.ndarray:
     """Integers of shape (H, W)."""
     if mask is None:
-        raise UnreadableMaskError(f"The mask {name} is missing. Leave the frame out, or draw an empty mask.")
+        raise UnreadableMaskError(f"The mask {name} is missing. Remove the frame, or draw an empty mask.")
     if isinstance(mask, np.ndarray):
         return _whole_levels(mask, name)
     try:
@@ -132,7 +132,7 @@ def _levels(mask: Any, name: str) -> np.ndarray:
 def _levels_of_image(image: Image.Image, name: str) -> np.ndarray:
     num_pages = getattr(image, "n_frames", 1)
     if num_pages != 1:
-        raise MaskError(f"The mask {name} has {num_pages} pages, expected one. Save each mask as a file of its own.")
+        raise MaskError(f"The mask {name} has {num_pages} pages, expected one. Save each mask in a separate file.")
     upright = ImageOps.exif_transpose(image)
     # palette indices are ids, so they are read before any conversion to colour
     array = np.asarray(upright.getchannel(0) if upright.mode in ("P", "PA", "LA", "La") else upright)
@@ -148,5 +148,5 @@ def _whole_levels(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 2:
         raise MaskError(f"The mask {name} has the shape {array.shape}, expected (height, width).")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
-        raise MaskError(f"The mask {name} holds fractions, expected whole numbers. Threshold it first.")
+        raise MaskError(f"The mask {name} holds fractions, expected integers. Threshold it first.")
     return array.astype(np.int64)

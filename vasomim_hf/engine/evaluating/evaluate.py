@@ -4,6 +4,7 @@ The input size is that of the model's image processor; predictions are scored at
 Metrics are defined in docs/metrics.md.
 """
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -49,6 +50,7 @@ class EvaluationRequest:
         split (`str`): Split of the data set; several as `train+val`.
         dataset (`str`): Name of the data set, see [`~data.published.registry.DATASETS`].
         columns (`dict[str, str]`): Of a table: `image_column` and `mask_column`, `objects_column` or `label_column`.
+        ignore_white (`bool`): Of a table with two-class masks: whether 255 marks pixels to ignore, as in its training run.
         max_frames (`int`, *optional*): Only the first frames, for a trial.
         image_size (`int`, *optional*): Side in pixels that the model sees; that of its image processor by default.
         mixed_precision (`str`): `"no"`, `"bf16"`, `"fp16"`, or `"auto"`: bf16 where the machine is fast at it. The results
@@ -71,6 +73,7 @@ class EvaluationRequest:
     split: str
     dataset: str = ARCADE
     columns: dict[str, str] = field(default_factory=dict)
+    ignore_white: bool = False
     max_frames: int | None = None
     image_size: int | None = None
     mixed_precision: str = AUTO
@@ -179,7 +182,7 @@ def _load_rows(
 ) -> tuple[LabelledRows, list[str]]:
     where: dict[str, Any] = {"data": request.data, "task": request.task, "dataset": request.dataset, **request.columns}
     run = RUNS[task.kind](max_frames=request.max_frames, **where)
-    rows = load_rows(run, request.split)
+    rows = dataclasses.replace(load_rows(run, request.split), ignore_white=request.ignore_white)
     names = named_by_columns(run, rows) if find_dataset(request.dataset).is_table else class_names(run, rows)
     # masks of a table carry no names: there the model's hold
     names = task.names_of_model(names or config.id2label)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from ...configuration_vasomim import VasoMIMConfig
 from ...data.augmentation import FLIP_PROBABILITY, AugmentationOptions
 from ...data.published.registry import ARCADE, DATASETS, find_dataset
-from ..run_config import RUN_FILE_NAME, SCRATCH, RunConfigError, TrainingRun, key, load_run
+from ..run_config import RUN_FILE_NAME, SCRATCH, AdamWRun, RunConfigError, key, load_run
 from ..tasks.registry import find_task
 from ..tasks.task import CLASSIFICATION, DETECTION, SEGMENTATION
 
@@ -26,7 +26,7 @@ _FREE = (
 
 
 @dataclass
-class FinetuneRun(TrainingRun):
+class FinetuneRun(AdamWRun):
     """Keys of every fine-tuning run."""
 
     kind: ClassVar[str] = ""

@@ -1,8 +1,8 @@
-"""How well models do with few labels: every share of the labels x seed x initialisation is trained, scored and drawn.
+"""Label efficiency: trains, scores and draws each combination (cell) of label fraction, seed and initialisation.
 
-A cell is one of them, with a folder of its own; it is done when its result file is there, and an interrupted one goes on
-from its newest checkpoint. No cell chooses anything on the frames it is scored on: the length of training is fixed and the
-last weights count.
+Each cell has a separate folder. It is finished if its result file exists; an interrupted cell resumes from its newest
+checkpoint. Nothing is selected on the frames a cell is scored on: the length of training is fixed and the last weights
+are used.
 """
 
 import dataclasses
@@ -37,21 +37,21 @@ logger = logging.getLogger(__name__)
 
 
 def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
-    """Train and score all cells that are not done, and draw the curves after each.
+    """Train and score all unfinished cells, and draw the curves after each.
 
     Args:
         run (`LabelEfficiencyRun`): The comparison.
 
     Returns:
-        `TrainingResult`: Whether all cells are done; `folder` is `output_dir`, or the checkpoint that training stopped at.
+        `TrainingResult`: Whether all cells are finished; `folder` is `output_dir`, or the checkpoint at which training stopped.
 
     Raises:
-        ValueError: If the comparison does not fit its data or the cells that are there.
+        ValueError: If the comparison does not match its data or existing cells.
     """
     cells = cells_of(run)
     for cell in cells:
         if (cell.folder(run.output_dir) / RESULTS_NAME).is_file() or newest_checkpoint(cell.folder(run.output_dir)):
-            # a curve of two kinds of models would mean nothing
+            # a curve over different kinds of models would be meaningless
             check_stored_run(cell_run(run, cell), cell.folder(run.output_dir))
     if run.unused_settings:
         logger.warning("not used, no curve has this name: settings_of %s", ", ".join(run.unused_settings))
@@ -66,13 +66,13 @@ def compare_label_efficiency(run: LabelEfficiencyRun) -> TrainingResult:
 
 
 def _train_cells(run: LabelEfficiencyRun, todo: list[Cell], total: int) -> TrainingResult | None:
-    """Train, score and draw one cell after the other; the result of one that was stopped, or `None`."""
+    """Train, score and draw the cells in turn; returns the result of a stopped one, or `None`."""
     data: TaskData | None = None
     with Progress(todo, what="cells", total=total, initial=total - len(todo), unit="cells", leave=True) as bar:
         for cell in bar:
             settings = cell_run(run, cell)
             prepare_process(settings)
-            # read once for all cells, each of which takes its fraction
+            # read once for all cells; each takes a fraction
             data = data or load_task_data(dataclasses.replace(settings, train_fraction=1.0))
             logger.info("cell %d of %d: %s", bar.n + 1, total, cell)
             result = train_cell(run, cell, settings, data)
@@ -83,7 +83,7 @@ def _train_cells(run: LabelEfficiencyRun, todo: list[Cell], total: int) -> Train
 
 
 def _check_initialisations(run: LabelEfficiencyRun, cells: list[Cell]) -> None:
-    """Fail before the first cell is trained, and not hours later at the first that needs what is missing."""
+    """Check all initialisations before the first cell is trained, not hours later."""
     needed = {cell.name for cell in cells if not (cell.folder(run.output_dir) / RESULTS_NAME).is_file()}
     for name, init in run.initialisations.items():
         if name not in needed:
@@ -99,9 +99,9 @@ def train_cell(run: LabelEfficiencyRun, cell: Cell, settings: FinetuneRun, data:
 
     Args:
         run (`LabelEfficiencyRun`): The comparison.
-        cell (`Cell`): Which one.
-        settings (`FinetuneRun`): Its run.
-        data (`TaskData`): With all labels.
+        cell (`Cell`): The cell.
+        settings (`FinetuneRun`): Run configuration of the cell.
+        data (`TaskData`): Rows with all labels.
 
     Returns:
         `TrainingResult`: Of its training.

@@ -46,7 +46,7 @@ class LabelEfficiencyRun(RunFile):
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             raise RunConfigError(f"`fractions` must be in (0, 1], got {self.fractions}.")
         if any(seed != int(seed) or seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
-            raise RunConfigError(f"`seeds` must be different whole numbers >= 0, got {self.seeds}.")
+            raise RunConfigError(f"`seeds` must be different integers >= 0, got {self.seeds}.")
         self._check_settings()
         if not find_task(self.kind).is_dense and MONAI_UNET in self.initialisations.values():
             raise RunConfigError(f"{MONAI_UNET} is a model for segmentation, not for {self.kind}.")
@@ -65,17 +65,17 @@ class LabelEfficiencyRun(RunFile):
 
     @property
     def unused_settings(self) -> list[str]:
-        """Names in `settings_of` of curves that are not drawn, as where a command replaces `initialisations`."""
+        """Names in `settings_of` without a curve, such as after a command replaced `initialisations`."""
         return sorted(map(str, set(self.settings_of) - set(self.initialisations)))
 
     @property
     def measure_names(self) -> list[str]:
-        """Names of what is drawn."""
+        """Names of the metrics to draw."""
         return [name.strip() for name in (self.measures or find_task(self.kind).measures).split(",")]
 
 
 class Cell(NamedTuple):
-    """One training: name of the curve, share of the labels, seed."""
+    """One training run: name of the curve, fraction of the labels, seed."""
 
     name: str
     fraction: float
@@ -85,18 +85,18 @@ class Cell(NamedTuple):
         return f"{self.name}, {100 * self.fraction:g} % of the labels, seed {self.seed}"
 
     def folder(self, output_dir: str | Path) -> Path:
-        """Where it lies."""
+        """Folder of the cell."""
         return Path(output_dir) / "cells" / self.name / f"{100 * self.fraction:g}_percent" / f"seed_{self.seed}"
 
 
 def cells_of(run: LabelEfficiencyRun) -> list[Cell]:
-    """All cells of a comparison; those with few labels come first, seed by seed, so that early pictures are whole.
+    """All cells of a comparison, those with few labels first and seed by seed, so that early curves are complete.
 
     Args:
         run (`LabelEfficiencyRun`): The comparison.
 
     Returns:
-        `list[Cell]`: In the order of training.
+        `list[Cell]`: In training order.
     """
     fewer = {float(fraction): int(number) for fraction, number in run.num_seeds.items()}
     return [

@@ -58,7 +58,7 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
         dataset = FrameCacheDataset(training, size, run.seed, tuple(run.crop_scale), run.flip_probability)
         if accelerator.is_main_process:
             run.save()
-        optimizer = torch.optim.Adam(model.parameters(), lr=run.peak_learning_rate(run.batch_size), fused=True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate, fused=True)
         task = SegmentorTask(run, image_processor, FrameCacheDataset(validation, size, augment=False))
         result = TrainingLoop(
             run, accelerator, Parts(model, optimizer, _relative_rate, dataset, run.epochs), task
