@@ -471,7 +471,7 @@ def test_annotations_that_belong_nowhere_are_named(own):
         "syntax/train: image 1.png: duplicate image name; skipped with its annotations",
         "syntax/train: annotation a: its image_id 77 is not in the file; skipped",
         "syntax/train: annotation b: its category_id 40 is not in the file; skipped",
-        "syntax/train/1: holds categories that ARCADE does not have: catheter; their objects are left out",
+        "syntax/train/1: holds categories that ARCADE does not have: catheter; their objects are skipped",
     ]
     assert all(np.array_equal(a, labels_of(b)) for a, b in zip(before, data, strict=True))
 
