@@ -50,7 +50,7 @@ def test_vesselness_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.Mon
         return vesselness.VesselnessReport()
 
     monkeypatch.setattr(vesselness, "vesselness_files", record)
-    arguments = "vesselness a b --output c --border 0 --region largest --bits-stored 10 --workers 2 --overwrite"
+    arguments = "vesselness a b --output c --border 0 --region largest --bits-stored 10 --num-workers 2 --overwrite"
     assert main([*arguments.split(), *["--sigmas", "1.5", "3", "--percentile", "90", "--no-floor", "--response"]]) == 0
     assert seen == {
         "inputs": ["a", "b"],
@@ -62,7 +62,7 @@ def test_vesselness_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.Mon
         "percentile": 90.0,
         "floor": False,
         "bits_stored": 10,
-        "workers": 2,
+        "num_workers": 2,
         "overwrite": True,
     }
     seen.clear()
@@ -306,9 +306,7 @@ def test_data_frames_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(own_frames, "export_frames", lambda *args, **options: seen.append((args, options)) or [])
     (tmp_path / "salt").write_text("a secret of sixteen\n")
     assert main(["data", "frames", "a", "b"]) == 0
-    flags = (
-        f"--salt-file {tmp_path / 'salt'} --modalities XA RF --window --allow-burned-in --bits-stored 12 --workers 3"
-    )
+    flags = f"--salt-file {tmp_path / 'salt'} --modalities XA RF --dicom-window --allow-burned-in --bits-stored 12 --num-workers 3"
     assert main(["data", "frames", "a", "b", *flags.split(), "--region", "all"]) == 0
     assert main(["data", "frames", "a", "b", "--modalities", "all"]) == 0
     plain = {"options": ReadOptions(), "vesselness": VesselnessOptions(), "keep_names": False, "num_workers": None}
@@ -328,7 +326,7 @@ def test_data_arcade_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(
         arcade, "export_arcade", lambda *args, **options: seen.append((args, options)) or [Fault("1.png", "is gone")]
     )
-    assert main(["data", "arcade", "a", "b", "--tasks", "vessel", "side", "--workers", "2"]) == 1
+    assert main(["data", "arcade", "a", "b", "--tasks", "vessel", "side", "--num-workers", "2"]) == 1
     assert seen == [(("a", "b"), {"tasks": ["vessel", "side"], "num_workers": 2})]
     assert "1.png: is gone" in capsys.readouterr().err
 
@@ -345,7 +343,7 @@ def test_data_xa170k_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, capsy
 
     monkeypatch.setattr(xa170k, "build_xa170k", record)
     assert main(["data", "xa170k", "a", "b"]) == 0
-    flags = "--collections cadica xcad --all-cadica-frames --no-ready-masks --stream --percentile 90 --workers 2"
+    flags = "--collections cadica xcad --all-cadica-frames --no-ready-masks --stream --percentile 90 --num-workers 2"
     assert main(["data", "xa170k", "a", "b", *flags.split()]) == 0
     source = xa170k.XA170KOptions(sources=("cadica", "xcad"), all_cadica_frames=True, use_masks=False, stream=True)
     full = xa170k.XA170KBuildOptions(source, VesselnessOptions(percentile=90), num_workers=2)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vasomim_hf import VasoMIMForPreTraining, VasoMIMForSemanticSegmentation, VasoMIMImageProcessorPil
 from vasomim_hf.cli import _parser
-from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
+from vasomim_hf.engine.evaluating import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.finetuning.run import ClassificationRun, DetectionRun, SegmentationRun
 from vasomim_hf.engine.label_efficiency.run import LabelEfficiencyRun
 from vasomim_hf.engine.run_config import PretrainRun, SegmentorRun, load_run

@@ -4,10 +4,11 @@ Each command imports its dependencies when it runs, so `vasomim --help` is fast.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 
 # errors caused by input or installation; any other error keeps its traceback
@@ -86,7 +87,7 @@ def _add_vesselness(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--bits-stored", type=int, metavar="BITS", help="bit depth of 16-bit frames (default: inferred)"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="number of processes (default: by the number of frames)"
+        "--num-workers", type=int, metavar="N", help="number of processes (default: by the number of frames)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.set_defaults(run=_vesselness)
@@ -119,7 +120,7 @@ def _vesselness(arguments: argparse.Namespace) -> int:
         arguments.output,
         kind=arguments.kind,
         bits_stored=arguments.bits_stored,
-        workers=arguments.workers,
+        num_workers=arguments.num_workers,
         overwrite=arguments.overwrite,
         **_filter_options(arguments),
     )
@@ -140,7 +141,7 @@ def _add_data(commands: Any, shared: argparse.ArgumentParser) -> None:
     both = argparse.ArgumentParser(add_help=False, parents=[shared])
     both.add_argument("source", metavar="SOURCE", help="location of the data")
     both.add_argument("output", metavar="OUTPUT", help="output folder")
-    both.add_argument("--workers", type=int, metavar="N", help="number of processes (default: number of cores)")
+    both.add_argument("--num-workers", type=int, metavar="N", help="number of processes (default: number of cores)")
     for add in (_add_data_xa170k, _add_data_arcade, _add_data_frames):
         add(kinds, both)
 
@@ -181,7 +182,7 @@ def _data_xa170k(arguments: argparse.Namespace) -> int:
         stream=arguments.stream,
     )
     options = XA170KBuildOptions(
-        source, VesselnessOptions(**_filter_options(arguments)), num_workers=arguments.workers
+        source, VesselnessOptions(**_filter_options(arguments)), num_workers=arguments.num_workers
     )
     report = build_xa170k(arguments.source, arguments.output, options)
     print(f"{report.num_rows} frames of XA-170K: {arguments.output}")
@@ -208,7 +209,9 @@ def _data_arcade(arguments: argparse.Namespace) -> int:
     from .data.published.arcade import export_arcade
 
     _log_to_terminal()
-    report = export_arcade(arguments.source, arguments.output, tasks=arguments.tasks, num_workers=arguments.workers)
+    report = export_arcade(
+        arguments.source, arguments.output, tasks=arguments.tasks, num_workers=arguments.num_workers
+    )
     print(f"ARCADE: {arguments.output}")
     return _print_faults(report)
 
@@ -230,7 +233,7 @@ def _add_data_frames(kinds: Any, both: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modalities", nargs="+", metavar="NAME", help="DICOM modalities to read, or `all` (default: XA)"
     )
-    parser.add_argument("--window", action="store_true", help="apply the window or lookup table of DICOM files")
+    parser.add_argument("--dicom-window", action="store_true", help="apply the window or lookup table of DICOM files")
     parser.add_argument(
         "--allow-burned-in",
         action="store_true",
@@ -255,7 +258,7 @@ def _data_frames(arguments: argparse.Namespace) -> int:
     options = ReadOptions(
         bits_stored=arguments.bits_stored,
         salt=None if arguments.salt_file is None else _read_salt(arguments.salt_file),
-        apply_window=arguments.window,
+        apply_window=arguments.dicom_window,
         allow_burned_in=arguments.allow_burned_in,
         **known,
     )
@@ -265,7 +268,7 @@ def _data_frames(arguments: argparse.Namespace) -> int:
         options=options,
         vesselness=VesselnessOptions(**_filter_options(arguments)),
         keep_names=arguments.keep_names,
-        num_workers=arguments.workers,
+        num_workers=arguments.num_workers,
     )
     print(f"frames: {arguments.output}")
     return _print_faults(report)
@@ -358,6 +361,8 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
+    from .engine.evaluating.request import EvaluationRequest
+
     parser = commands.add_parser(
         "evaluate",
         parents=[shared],
@@ -367,102 +372,42 @@ def _add_evaluate(commands: Any, shared: argparse.ArgumentParser) -> None:
         "frames.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of the model, or its Hub id")
-    parser.add_argument(
-        "--data", required=True, metavar="ROOT", help="folder of the data set, or hf://datasets/OWNER/NAME for a table"
-    )
-    parser.add_argument(
-        "--dataset",
-        default="arcade",
-        metavar="NAME",
-        help="arcade, cadica, xcad, xcav, dca1, danilov, or table for frames and labels as Parquet or saved by `datasets` "
-        "(default: arcade)",
-    )
-    parser.add_argument(
-        "--task", required=True, help="task of the data set, such as vessel or stenosis_boxes; any name for a table"
-    )
-    parser.add_argument(
-        "--split", required=True, help="train, val or test; all where the data set has no published splits"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSON file to write")
-    parser.add_argument("--name", metavar="NAME", help="name of the model in the results (default: its folder name)")
-    for name in ("image", "mask", "objects", "label"):
-        parser.add_argument(
-            f"--{name}-column", metavar="NAME", help=argparse.SUPPRESS if name != "image" else _COLUMNS
-        )
-    parser.add_argument(
-        "--ignore-white", action="store_true", help="for a table: 255 in two-class masks marks pixels to ignore"
-    )
-    parser.add_argument("--max-frames", type=int, metavar="N", help="evaluate the first frames only")
-    _add_inference_options(parser)
-    parser.add_argument(
-        "--maps",
-        metavar="DIR",
-        help="write predicted masks (class ids, shown in colours) and uncertainty maps (0 certain, 255 uniform over the "
-        "classes) here, named by frame id, for a table by its column image_id",
-    )
-    parser.add_argument("--pictures", metavar="DIR", help="write pictures of the best, median and worst frames here")
+    _add_keys(parser, EvaluationRequest, besides=("model",), required=("output",))
     parser.set_defaults(run=_evaluate)
 
 
-_COLUMNS = "for a table: column of the frames; also --mask-column, --objects-column, --label-column"
-
-
-def _add_inference_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="input size of the model (default: that of its image processor)",
-    )
-    parser.add_argument(
-        "--mixed-precision",
-        default="auto",
-        choices=("auto", "no", "bf16", "fp16"),
-        help="auto is bf16 where it is fast (default: auto)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=4, metavar="N", help="frames or windows per batch (default: 4)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: chosen by torch)")
-    parser.add_argument(
-        "--tta",
-        default="none",
-        choices=("none", "flips", "scales"),
-        help="test-time augmentation: average over the frame and its flips (not if labels depend on left and right), or over "
-        "three scales",
-    )
-    parser.add_argument("--window", type=int, metavar="PIXELS", help="use sliding windows of this size, with blending")
-    parser.add_argument(
-        "--overlap", type=float, default=0.5, metavar="FRACTION", help="overlap of the windows (default: 0.5)"
-    )
-    parser.add_argument(
-        "--frame-size", type=int, metavar="PIXELS", help="with windows: first resize the longer side of frames to this"
-    )
+def _add_keys(
+    parser: argparse.ArgumentParser, kind: type, besides: Sequence[str] = (), required: Sequence[str] = ()
+) -> None:
+    """A flag for each field of a dataclass of keys, with its type, default and help text."""
+    types = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        if item.name in besides:
+            continue
+        flag, text, default = f"--{item.name.replace('_', '-')}", item.metadata["help"], item.default
+        if types[item.name] is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+        is_required = default is dataclasses.MISSING or item.name in required
+        parser.add_argument(
+            flag,
+            type=next(part for part in get_args(types[item.name]) or (types[item.name],)),
+            required=is_required,
+            default=None if is_required else default,
+            metavar=item.name.rpartition("_")[2].upper(),
+            help=text if is_required or default is None else f"{text} (default: {default})",
+        )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from .engine.evaluating.evaluate import EvaluationRequest, evaluate_model
+    from .engine.evaluating.evaluate import evaluate_model
+    from .engine.evaluating.request import EvaluationRequest
     from .evaluation.results import format_results
 
     _log_to_terminal()
-    given = vars(arguments)
-    columns = {name: given[name] for name in given if name.endswith("_column") and given[name] is not None}
-    same = [
-        *(
-            "model",
-            "data",
-            "task",
-            "split",
-            "dataset",
-            "ignore_white",
-            "max_frames",
-            "image_size",
-            "mixed_precision",
-            "batch_size",
-        ),
-        *("tta", "window", "overlap", "frame_size", "name", "output", "maps", "pictures"),
-    ]
-    request = EvaluationRequest(columns=columns, num_threads=arguments.threads, **{name: given[name] for name in same})
+    request = EvaluationRequest(
+        **{item.name: getattr(arguments, item.name) for item in dataclasses.fields(EvaluationRequest)}
+    )
     results = evaluate_model(request)
     print(f"{format_results(results)}{arguments.output}")
     return 0

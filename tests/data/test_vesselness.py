@@ -353,8 +353,8 @@ def test_several_processes_write_what_one_writes(tmp_path: Path, monkeypatch: py
     for number in range(4):
         save(tmp_path / f"frames/{number}.png", vessels(seed=number))
     (tmp_path / "frames/bad.png").write_bytes(b"nothing")
-    one = vesselness_files(tmp_path / "frames", tmp_path / "one", workers=1)
-    two = vesselness_files(tmp_path / "frames", tmp_path / "two", workers=2)
+    one = vesselness_files(tmp_path / "frames", tmp_path / "one", num_workers=1)
+    two = vesselness_files(tmp_path / "frames", tmp_path / "two", num_workers=2)
     assert len(one.written) == len(two.written) == 4
     assert one.failed == two.failed and len(one.failed) == 1
     for name in names(tmp_path / "one"):
@@ -450,5 +450,5 @@ def test_inputs_that_hold_nothing_are_errors(tmp_path: Path) -> None:
         vesselness_files(tmp_path, tmp_path / "masks")
     with pytest.raises(ValueError, match="no frames found"):
         vesselness_files([], tmp_path / "masks")
-    with pytest.raises(ValueError, match="`workers` must be at least 1, got 0"):
-        vesselness_files(tmp_path, tmp_path / "masks", workers=0)
+    with pytest.raises(ValueError, match="`num_workers` must be at least 1, got 0"):
+        vesselness_files(tmp_path, tmp_path / "masks", num_workers=0)

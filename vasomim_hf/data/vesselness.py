@@ -455,7 +455,7 @@ def vesselness_files(
     *,
     kind: Kind = "mask",
     bits_stored: int | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> VesselnessReport:
@@ -472,7 +472,7 @@ def vesselness_files(
         output (`str` or `os.PathLike`): Output folder; created if missing.
         kind (`str`, *optional*, defaults to `"mask"`): What to write for each frame, `"mask"` or `"response"`.
         bits_stored (`int`, *optional*): Bit depth of frames with more than 8 bits, see [`~data.frames.read_frame`].
-        workers (`int`, *optional*): Number of processes; defaults to one per 300 frames, at most one per core.
+        num_workers (`int`, *optional*): Number of processes; defaults to one per 300 frames, at most one per core.
         overwrite (`bool`, *optional*, defaults to `False`): Whether existing files are replaced.
         options:
             Fields of [`VesselnessOptions`], such as `border=3`. A response only has `border` and `sigmas`.
@@ -481,12 +481,12 @@ def vesselness_files(
         [`VesselnessReport`]: Paths written, skipped and failed, in the order of the inputs.
 
     Raises:
-        ValueError: If there are no frames, a file would replace a frame, `workers` is below 1, or an option is out of range
+        ValueError: If there are no frames, a file would replace a frame, `num_workers` is below 1, or an option is out of range
             or does not apply to `kind`.
         OSError: If an input does not exist or a file cannot be written.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"`workers` must be at least 1, got {workers}.")
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
     checked = _options_of(kind, options)
     require("cv2", extra="data")
     output = Path(output)
@@ -499,7 +499,7 @@ def vesselness_files(
     for folder in {target.parent for _, target in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
     work = partial(_write_file, options=checked, kind=kind, bits_stored=bits_stored)
-    results = Progress(_run(work, jobs, workers), what="vesselness", total=len(jobs))
+    results = Progress(_run(work, jobs, num_workers), what="vesselness", total=len(jobs))
     for (source, target), reason in zip(jobs, results, strict=True):
         if reason is None:
             report.written.append(target)
@@ -566,15 +566,15 @@ def _pairs_of_folder(folder: Path, output: Path, own: Path) -> Iterator[Job]:
             yield frame, (output / relative).with_suffix(".png")
 
 
-def _run(work: partial, jobs: list[Job], workers: int | None) -> Iterator[str | None]:
-    workers = min(workers or 1 + len(jobs) // _FRAMES_PER_WORKER, len(jobs), os.cpu_count() or 1)
-    if workers <= 1:
+def _run(work: partial, jobs: list[Job], num_workers: int | None) -> Iterator[str | None]:
+    num_workers = min(num_workers or 1 + len(jobs) // _FRAMES_PER_WORKER, len(jobs), os.cpu_count() or 1)
+    if num_workers <= 1:
         yield from map(work, jobs)
         return
     # spawned, because forked copies of OpenCV's or torch's threads can hang
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_use_one_thread) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_use_one_thread) as pool:
         try:
-            yield from pool.map(work, jobs, chunksize=min(16, -(-len(jobs) // workers)))
+            yield from pool.map(work, jobs, chunksize=min(16, -(-len(jobs) // num_workers)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

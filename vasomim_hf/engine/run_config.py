@@ -7,7 +7,7 @@ configuration, set under `model`. What all runs share stands in [`TrainingRun`],
 import dataclasses
 import difflib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -18,6 +18,7 @@ from ..folders import atomic_file
 from ..import_utils import require
 from ..inference.prediction import AUTO, PRECISIONS, resolve_precision
 from ..optimization import absolute_learning_rate
+from .keys import key
 
 
 RUN_FILE_NAME = "run.yaml"
@@ -31,13 +32,6 @@ Run = TypeVar("Run", bound="RunFile")
 
 class RunConfigError(ValueError):
     """A run file or an argument is wrong; the message says how to correct it."""
-
-
-def key(default: object, text: str) -> Any:
-    """A key of a run file with its default and its help text."""
-    if isinstance(default, dict | list):
-        return field(default_factory=lambda: default.copy(), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

@@ -27,8 +27,8 @@ from vasomim_hf.data.published import registry
 from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.reading import MaskError
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
+from vasomim_hf.engine.evaluating import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.evaluating import evaluate as model_evaluation
-from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.evaluating.pictures import choose_cases
 from vasomim_hf.engine.evaluating.scoring import FrameScorer
 from vasomim_hf.engine.finetuning import weights as finetune_model
@@ -123,8 +123,8 @@ def test_options_change_what_they_say(models, arcade):
     for keys in (
         {"tta": "flips"},
         {"tta": "scales"},
-        {"window": 32},
-        {"window": 48, "frame_size": 64},
+        {"sliding_window": 32},
+        {"sliding_window": 48, "frame_size": 64},
         {"image_size": 48},
     ):
         other = evaluate_model(request_of(models, arcade, "vessel", **keys))
@@ -144,7 +144,7 @@ def test_the_file_says_which_precision_auto_took(models, arcade, monkeypatch):
 
 def test_a_window_over_the_frame_as_the_model_sees_it_changes_nothing(models, arcade):
     plain = evaluate_model(request_of(models, arcade, "vessel"))
-    windowed = evaluate_model(request_of(models, arcade, "vessel", window=SIZE, frame_size=SIZE))
+    windowed = evaluate_model(request_of(models, arcade, "vessel", sliding_window=SIZE, frame_size=SIZE))
     for one, other in zip(plain.rows, windowed.rows, strict=True):
         assert one.values == pytest.approx(other.values, rel=1e-4)
 
@@ -215,10 +215,10 @@ def test_cases_are_chosen_by_what_went_well():
 
 def test_a_table_is_evaluated(models, tmp_path):
     table = vessel_table(tmp_path / "table")
-    request = request_of(models, table, "vessel", dataset="table", task="mine", columns={"mask_column": "mask"})
+    request = request_of(models, table, "vessel", dataset="table", task="mine", mask_column="mask")
     results = evaluate_model(request)
     assert (results.data, results.task, len(results.rows)) == ("table", "mine", 3)
-    wrong = dataclasses.replace(request, columns={"mask_column": "masks"})
+    wrong = dataclasses.replace(request, mask_column="masks")
     with pytest.raises(ValueError, match="no column 'masks'"):
         evaluate_model(wrong)
 
@@ -353,7 +353,7 @@ def test_a_segmentor_and_a_model_of_the_library_are_evaluated(models, arcade, tm
     plain = evaluate_model(request_of(folders, arcade, "vessel"))
     assert plain.model == "unext" and plain.labels == ["background", "vessel"] and 0 < plain.summary["dice"].value < 1
     folders = {"vessel": tmp_path / "segformer"}
-    for keys in ({}, {"window": 32}):
+    for keys in ({}, {"sliding_window": 32}):
         found = evaluate_model(request_of(folders, arcade, "vessel", **keys))
         assert found.model == "segformer" and len(found.rows) == NUM_FRAMES["val"]
 
@@ -425,12 +425,12 @@ def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path,
         ("vessel", {"task": "segments"}, "knows 2 classes .*, the data have 26"),
         ("segments", {"tta": "flips"}, "depend on left and right"),
         ("vessel", {"tta": "turns"}, "`tta` must be one of"),
-        ("side", {"window": 32}, "Sliding windows are for segmentation"),
+        ("side", {"sliding_window": 32}, "Sliding windows are for segmentation"),
         ("side", {"maps": "x"}, "`maps` are for segmentation"),
-        ("vessel", {"window": 32, "image_size": 32}, "frame_size"),
-        ("vessel", {"frame_size": 32}, "goes with `window`"),
+        ("vessel", {"sliding_window": 32, "image_size": 32}, "frame_size"),
+        ("vessel", {"frame_size": 32}, "goes with `sliding_window`"),
         ("vessel", {"batch_size": 0}, "`batch_size` must be at least 1"),
-        ("vessel", {"window": 0}, "`window` must be at least 1"),
+        ("vessel", {"sliding_window": 0}, "`sliding_window` must be at least 1"),
         ("vessel", {"num_threads": 0}, "`num_threads` must be at least 1"),
         ("vessel", {"dataset": "table", "columns": {"label_column": "x"}}, "`label_column` does not fit"),
         ("vessel", {"columns": {"mask_column": "x"}}, "`mask_column` does not fit"),

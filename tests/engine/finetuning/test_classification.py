@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vasomim_hf.data.synthetic.angiogram import synthetic_angiogram
-from vasomim_hf.engine.evaluating.evaluate import EvaluationRequest, evaluate_model
+from vasomim_hf.engine.evaluating import EvaluationRequest, evaluate_model
 from vasomim_hf.engine.finetuning.linear_probe import finetune_classification
 from vasomim_hf.engine.finetuning.logistic_regression import Features, fit_logistic_regression
 from vasomim_hf.engine.finetuning.rows import LabelledRows, choose_fraction, hold_out, load_task_data

@@ -6,7 +6,7 @@ Metrics are defined in docs/metrics.md.
 
 import dataclasses
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import torch
 import transformers
 
 from ...data.locations import HUB_PREFIX
-from ...data.published.registry import ARCADE, FLIP_PROBABILITY, find_dataset
+from ...data.published.registry import FLIP_PROBABILITY, find_dataset
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
 from ...folders import check_writable
 from ...inference import VIEWS, SlidingWindow
-from ...inference.prediction import AUTO, InferenceOptions, resolve_precision
+from ...inference.prediction import InferenceOptions, resolve_precision
 from ..finetuning.rows import (
     LabelledRows,
     class_names,
@@ -31,62 +31,13 @@ from ..finetuning.run import RUNS
 from ..finetuning.weights import load_config
 from ..tasks import TASKS, Task, task_of_model
 from .pictures import MapWriter, draw_cases
+from .request import EvaluationRequest
 from .scoring import FrameScorer, ScoringOptions
 
 
 logger = logging.getLogger(__name__)
 
 FLIPS = "flips"
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """Model, data and options of an evaluation.
-
-    Args:
-        model (`str`): Folder or Hub id of a model with a head and its image processor.
-        data (`str`): Folder of the data set; of a table also `hf://datasets/OWNER/NAME`.
-        task (`str`): Task of the data set; for a table, any name.
-        split (`str`): Split of the data set; several as `train+val`.
-        dataset (`str`): Name of the data set, see [`~data.published.registry.DATASETS`].
-        columns (`dict[str, str]`): Of a table: `image_column` and `mask_column`, `objects_column` or `label_column`.
-        ignore_white (`bool`): Of a table with two-class masks: whether 255 marks pixels to ignore, as in its training run.
-        max_frames (`int`, *optional*): Only the first frames, for a trial.
-        image_size (`int`, *optional*): Side in pixels that the model sees; that of its image processor by default.
-        mixed_precision (`str`): `"no"`, `"bf16"`, `"fp16"`, or `"auto"`: bf16 where the machine is fast at it. The results
-            say which it was.
-        batch_size (`int`): Frames, or windows, that the model sees at once.
-        tta (`str`): Test-time augmentation: `"none"`, `"flips"` or `"scales"`.
-        window (`int`, *optional*): Size of sliding windows in pixels; `None` predicts whole frames.
-        overlap (`float`): Overlap of the windows, in [0, 1).
-        frame_size (`int`, *optional*): With windows: longer side in pixels to which frames are resized.
-        name (`str`, *optional*): Name of the model in the results; defaults to its folder name.
-        output (`str`, *optional*): JSON file for the results, written before pictures are drawn.
-        maps (`str`, *optional*): Folder for predicted masks and uncertainty maps.
-        pictures (`str`, *optional*): Folder for pictures of the best, median and worst frames.
-        num_threads (`int`, *optional*): CPU threads; `None` uses torch's default.
-    """
-
-    model: str
-    data: str
-    task: str
-    split: str
-    dataset: str = ARCADE
-    columns: dict[str, str] = field(default_factory=dict)
-    ignore_white: bool = False
-    max_frames: int | None = None
-    image_size: int | None = None
-    mixed_precision: str = AUTO
-    batch_size: int = 4
-    tta: str = "none"
-    window: int | None = None
-    overlap: float = 0.5
-    frame_size: int | None = None
-    name: str | None = None
-    output: str | None = None
-    maps: str | None = None
-    pictures: str | None = None
-    num_threads: int | None = None
 
 
 def evaluate_model(request: EvaluationRequest) -> EvaluationResults:
@@ -145,17 +96,17 @@ def _check_options(task: Task, request: EvaluationRequest) -> None:
             f"`tta` {FLIPS!r} does not fit the task {request.task!r}, whose labels depend on left and right. Use "
             "'scales'."
         )
-    if request.window is not None and not task.is_dense:
+    if request.sliding_window is not None and not task.is_dense:
         raise ValueError(f"Sliding windows are for segmentation, and {request.model} is a model for {task.kind}.")
-    if request.window is not None and request.image_size is not None:
+    if request.sliding_window is not None and request.image_size is not None:
         raise ValueError(
-            "`image_size` resizes whole frames. With `window`, give the size of the frames as `frame_size`."
+            "`image_size` resizes whole frames. With `sliding_window`, give the size of the frames as `frame_size`."
         )
-    if request.window is None and request.frame_size is not None:
-        raise ValueError("`frame_size` goes with `window`. Without windows give `image_size`.")
+    if request.sliding_window is None and request.frame_size is not None:
+        raise ValueError("`frame_size` goes with `sliding_window`. Without windows give `image_size`.")
     if request.maps is not None and not task.is_dense:
         raise ValueError(f"`maps` are for segmentation, and {request.model} is a model for {task.kind}.")
-    for name in ("batch_size", "image_size", "window", "frame_size", "max_frames", "num_threads"):
+    for name in ("batch_size", "image_size", "sliding_window", "frame_size", "max_frames", "num_threads"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -221,7 +172,7 @@ def _make_scorer(task: Task, request: EvaluationRequest, labels: list[str]) -> F
     image_processor = _load_image_processor(task, request)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    window = request.window and SlidingWindow(request.window, request.overlap, request.batch_size)
+    window = request.sliding_window and SlidingWindow(request.sliding_window, request.overlap, request.batch_size)
     inference = InferenceOptions(
         VIEWS[request.tta], window or None, resolve_precision(request.mixed_precision, model.device)
     )
@@ -251,8 +202,8 @@ def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
         "image_size": None if scorer.seen_size is None else list(scorer.seen_size),
         "mixed_precision": scorer.options.inference.mixed_precision,
         "tta": request.tta,
-        "window": request.window,
-        "overlap": None if request.window is None else request.overlap,
+        "sliding_window": request.sliding_window,
+        "overlap": None if request.sliding_window is None else request.overlap,
         "frame_size": request.frame_size,
         "max_frames": request.max_frames,
         "device": str(next(scorer.model.parameters()).device.type),
