@@ -64,10 +64,10 @@ def test_a_folder_with_frames_only_is_listed_without_a_warning(
 
 def test_a_folder_without_frames_or_none_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"holds no frame, but 1 other files.*\.png"):
+    with pytest.raises(ValueError, match=r"contains no frames, only 1 other files.*\.png"):
         list_frames(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty` holds no frame, and no other file\..*\.png"):
+    with pytest.raises(ValueError, match=r"empty` contains no frames, and no other files\..*\.png"):
         list_frames(tmp_path / "empty")
     for path in (tmp_path / "nowhere", tmp_path / "notes.txt"):
         with pytest.raises(NotADirectoryError, match="is not a folder of frames"):
@@ -278,7 +278,7 @@ def test_a_missing_file_is_a_read_error(tmp_path: Path) -> None:
 def test_a_file_of_several_frames_is_refused(tmp_path: Path) -> None:
     images = [Image.fromarray(grey()) for _ in range(3)]
     images[0].save(tmp_path / "run.tif", save_all=True, append_images=images[1:])
-    with pytest.raises(FrameReadError, match="holds 3 frames, expected one"):
+    with pytest.raises(FrameReadError, match="has 3 frames, expected one"):
         read_frame(tmp_path / "run.tif")
 
 
@@ -380,7 +380,7 @@ def test_files_of_no_known_kind_are_named(tmp_path: Path) -> None:
     with pytest.raises(FrameReadError, match=r"notes.txt` is not an image.*\.png.*\.npz.*\.dcm"):
         frames_of(tmp_path / "notes.txt")
     for path in (tmp_path, tmp_path / "nowhere.png"):
-        with pytest.raises(FrameReadError, match="is no file"):
+        with pytest.raises(FrameReadError, match="is not a file"):
             frames_of(path)
 
 

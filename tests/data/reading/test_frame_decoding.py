@@ -129,7 +129,7 @@ def cases() -> dict[str, Case]:
         ),
         "colour of 16 bits": Case(deep_colour(GREY.astype(np.uint16) * 257), "png", GREY),
         "colour of 10 in 16 bits": Case(deep_colour(DEEP), "png", "16 bits per colour channel"),
-        "several pages": Case(pages, "tif", "holds 2 frames"),
+        "several pages": Case(pages, "tif", "has 2 frames"),
         "white as 0, 8 bits": Case(saved(image, "TIFF", tiffinfo={262: 0}), "tif", GREY),
         "white as 0, deep": Case(saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "tif", "white as 0"),
         "truncated, stored": Case(encode_png(GREY)[:900], "png", "cannot be read|truncated|incomplete"),
@@ -178,7 +178,7 @@ def from_frames_of_a_file(case: Case, folder: Path) -> np.ndarray:
 def read_all(found: Iterator[Frame]) -> list[Frame]:
     result = list(found)
     if len(result) > 1:
-        raise FrameReadError(f"it holds {len(result)} frames")
+        raise FrameReadError(f"it has {len(result)} frames")
     return result
 
 
