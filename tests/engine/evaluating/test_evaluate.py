@@ -233,7 +233,7 @@ def side_table(folder, names, labels):
 def test_classes_that_a_table_names_otherwise_are_told(models, tmp_path, caplog):
     table = side_table(tmp_path / "table", ["L", "R"], [0, 1])
     evaluate_model(request_of(models, table, "side", dataset="table", task="mine"))
-    assert "the model calls its classes left, right, the data L, R" in caplog.text
+    assert "the classes of the model are left, right, those of the data L, R" in caplog.text
     swapped = side_table(tmp_path / "swapped", ["right", "left"], [0, 1])
     with pytest.raises(ValueError, match="the same in another order"):
         evaluate_model(request_of(models, swapped, "side", dataset="table", task="mine"))
@@ -284,7 +284,7 @@ def test_ids_that_come_twice_are_refused_before_the_model_is_asked(models, tmp_p
     ids = ["a", "b", "a"]
     table = write_table(tmp_path / "table", {"val": vessel_columns(image_id=ids)})
     maps = tmp_path / "maps"
-    with pytest.raises(ValueError, match="come more than once, such as a"):
+    with pytest.raises(ValueError, match="occur more than once, such as a"):
         evaluate_model(request_of(models, table, "vessel", dataset="table", task="mine", maps=str(maps)))
     assert not any(maps.iterdir())
 
@@ -422,13 +422,13 @@ def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path,
     [
         ("vessel", {"task": "side"}, "model for segmentation, and side is a task of classification"),
         ("vessel", {"task": "veins"}, "`task` must be one of"),
-        ("vessel", {"task": "segments"}, "knows 2 classes .*, the data have 26"),
+        ("vessel", {"task": "segments"}, "has 2 classes .*, the data have 26"),
         ("segments", {"tta": "flips"}, "depend on left and right"),
         ("vessel", {"tta": "turns"}, "`tta` must be one of"),
         ("side", {"window": 32}, "Sliding windows are for segmentation"),
         ("side", {"maps": "x"}, "`maps` are for segmentation"),
         ("vessel", {"window": 32, "image_size": 32}, "frame_size"),
-        ("vessel", {"frame_size": 32}, "goes with `window`"),
+        ("vessel", {"frame_size": 32}, "requires `window`"),
         ("vessel", {"batch_size": 0}, "`batch_size` must be at least 1"),
         ("vessel", {"window": 0}, "`window` must be at least 1"),
         ("vessel", {"num_threads": 0}, "`num_threads` must be at least 1"),
