@@ -266,7 +266,7 @@ EXCEPTIONS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_every_way_gives_the_same_pixels_or_a_reason(
+def test_every_reader_returns_the_same_pixels_or_an_error(
     name: str, way: Callable[[Case, Path], np.ndarray], tmp_path: Path
 ) -> None:
     case = CASES[name]
@@ -281,7 +281,7 @@ def test_every_way_gives_the_same_pixels_or_a_reason(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_near_copies_are_looked_for_in_the_same_frames(
+def test_near_duplicates_are_computed_from_the_same_frames(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("cv2")

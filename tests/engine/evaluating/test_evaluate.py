@@ -189,7 +189,7 @@ def test_pictures_of_every_kind(models, arcade, task, panels, tmp_path):
         assert picture.width == columns * (panels * 324 - 4) + (columns - 1) * 8
 
 
-def test_cases_are_chosen_by_what_went_well():
+def test_cases_are_selected_by_score():
     rows = [ResultRow(str(number), None, {"dice": number / 10}) for number in range(11)]
     rows.append(ResultRow("empty", None, {"dice": float("nan")}))
     chosen = {name: [row.image_id for row in found] for name, found in choose_cases(rows, "segmentation").items()}
@@ -230,7 +230,7 @@ def side_table(folder, names, labels):
     )
 
 
-def test_classes_that_a_table_names_otherwise_are_told(models, tmp_path, caplog):
+def test_different_class_names_in_a_table_are_logged(models, tmp_path, caplog):
     table = side_table(tmp_path / "table", ["L", "R"], [0, 1])
     evaluate_model(request_of(models, table, "side", dataset="table", task="mine"))
     assert "the classes of the model are left, right, those of the data L, R" in caplog.text
@@ -252,7 +252,7 @@ def vessel_columns(count=3, sizes=(SIZE,), **more):
     return {"image": [item.image for item in found], "mask": masks, **more}
 
 
-def test_white_in_masks_of_two_classes_is_ignored_where_the_request_says_so(models, tmp_path):
+def test_255_in_two_class_masks_is_ignored_on_request(models, tmp_path):
     columns = vessel_columns(1, image_id=["only"])
     columns["mask"][0][:8] = 255
     table = write_table(tmp_path / "table", {"val": columns})
@@ -379,7 +379,7 @@ def test_the_hub_is_not_asked_for_a_folder_that_is_missing(models, arcade, monke
     assert finetune_model.load_config("owner/name", "the model").model_type == "vasomim" and asked == [("owner/name",)]
 
 
-def test_where_results_go_is_looked_at_first(models, arcade, tmp_path, capsys, monkeypatch):
+def test_output_paths_are_checked_before_evaluation(models, arcade, tmp_path, capsys, monkeypatch):
     arguments = ["evaluate", str(models["vessel"]), "--data", str(arcade), "--task", "vessel", "--split", "val"]
     assert main([*arguments, "--output", str(tmp_path / "new" / "results.json")]) == 0
     monkeypatch.setattr(FrameScorer, "score", lambda *_: pytest.fail("nothing may be computed"))
@@ -438,7 +438,7 @@ def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path,
         ("vessel", {"model": "./nowhere"}, "folder does not exist"),
     ],
 )
-def test_what_does_not_fit_is_refused(models, arcade, task, keys, message):
+def test_inconsistent_requests_are_rejected(models, arcade, task, keys, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_model(request_of(models, arcade, task, **keys))
 
