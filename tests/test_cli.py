@@ -120,7 +120,7 @@ def test_vesselness_does_the_rest_and_ends_with_1_when_a_frame_is_damaged(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "x` holds no frame, and no other file."),
+        ([], "x` contains no frames, and no other files."),
         (["--border", "-1"], "`border` must be an integer"),
         (["--percentile", "nan"], "`percentile` must be in [0, 100], got nan."),
         (["--sigmas", "1", "0"], "`sigmas` must contain at least one scale in pixels, each > 0, got (1.0, 0.0)."),
@@ -157,7 +157,7 @@ def test_a_folder_with_stray_files_and_a_broken_one_is_a_line_for_each_and_the_r
     bad.unlink()
     result = run("vesselness", str(frames), "--output", str(output))
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"vasomim: error: `{frames}` holds no frame, but 2 other files.")
+    assert result.stderr.startswith(f"vasomim: error: `{frames}` contains no frames, only 2 other files.")
     assert result.stderr.count("\n") == 1
 
 
@@ -167,7 +167,7 @@ def test_a_missing_input_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no frame"):
+    with pytest.raises(ValueError, match="contains no frames"):
         main(["vesselness", str(tmp_path), "--output", str(tmp_path / "masks"), "--debug"])
 
 

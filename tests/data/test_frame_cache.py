@@ -127,7 +127,7 @@ def test_a_folder_of_nothing_but_unreadable_frames_is_refused(folder, tmp_path):
 
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "frames").mkdir()
-    with pytest.raises(ValueError, match="holds no frame"):
+    with pytest.raises(ValueError, match="contains no frames"):
         build(tmp_path / "frames", tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_files_that_runs_write_are_no_frames(folder, tmp_path, caplog):
         Image.fromarray(frame(1)).save(folder / name)
     assert len(FolderSource(folder)) == 7
     source = FolderSource(folder, leave_out=[folder / "runs/one", folder / "runs/../runs/cache", folder, tmp_path])
-    assert len(source) == 5 and "2 pictures in" in caplog.text and "are not taken as frames" in caplog.text
+    assert len(source) == 5 and "2 images in" in caplog.text and "are not used as frames" in caplog.text
 
 
 # Lists of frames
@@ -246,7 +246,7 @@ def test_a_list_in_a_json_object_is_found_by_its_key(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message", [("[]", "names no frames"), ("[1]", "must hold a list"), ('{"a": 1}', "has no list of names")]
+    "text, message", [("[]", "names no frames"), ("[1]", "must contain a list"), ('{"a": 1}', "has no list of names")]
 )
 def test_a_json_file_without_names_is_refused(tmp_path, text, message):
     (tmp_path / "list.json").write_text(text)
@@ -261,7 +261,7 @@ def test_listed_frames_that_are_missing_or_ambiguous_are_named(folder, tmp_path)
         FolderSource(folder, path)
     Image.fromarray(frame(0)).save(folder / "a/0.jpg")
     path.write_text("a/0")
-    with pytest.raises(ValueError, match=r"'a/0' in .* may mean .*0\.jpg.*Write the whole name"):
+    with pytest.raises(ValueError, match=r"'a/0' in .* is ambiguous.*0\.jpg.*full path"):
         FolderSource(folder, path)
 
 
@@ -307,7 +307,7 @@ def test_a_saved_dataset_is_recognised_and_its_masks_are_used(folder, tmp_path):
     np.testing.assert_array_equal(cache.vesselness(0), cache.frame(0) < 100)
     again = build_frame_cache(open_source(str(tmp_path / "saved")), tmp_path / "cache")
     assert again.key == cache.key
-    with pytest.raises(ValueError, match="go with a folder of frames"):
+    with pytest.raises(ValueError, match="apply to a folder of frames"):
         open_source(str(tmp_path / "saved"), SourceOptions(masks="somewhere"))
 
 
@@ -375,7 +375,7 @@ def test_whatever_a_damaged_row_raises_it_is_left_out(folder, tmp_path, error, m
 
 
 def test_a_dataset_without_the_image_column_is_refused(folder):
-    with pytest.raises(ValueError, match=r"no column `frame`, but \['image'\]"):
+    with pytest.raises(ValueError, match=r"no column `frame`, only \['image'\]"):
         DatasetSource(make_dataset(folder), image_column="frame")
 
 

@@ -316,14 +316,14 @@ def test_a_missing_package_is_a_fault_of_the_files_that_need_it(folder: Path, mo
     assert name == "c/run.dcm" and "pip install -e '.[dicom]'" in reason
 
 
-def test_where_nothing_is_left_the_error_says_why(tmp_path: Path) -> None:
+def test_the_error_for_no_readable_frames_gives_the_reason(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"holds no frame that can be read.*cut.png: FrameReadError.*as an image"):
+    with pytest.raises(ValueError, match=r"contains no readable frames.*cut.png: FrameReadError.*as an image"):
         load_frames(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no frame that can be read"):
+    with pytest.raises(ValueError, match="contains no readable frames"):
         load_frames(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere. does not exist"):
         load_frames(tmp_path / "nowhere")
 
 

@@ -446,7 +446,7 @@ def test_an_old_mask_survives_when_writing_the_new_one_fails(tmp_path: Path, mon
 def test_inputs_that_hold_nothing_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.png` does not exist"):
         vesselness_files(tmp_path / "nowhere.png", tmp_path / "masks")
-    with pytest.raises(ValueError, match="holds no frame"):
+    with pytest.raises(ValueError, match="contains no frames"):
         vesselness_files(tmp_path, tmp_path / "masks")
     with pytest.raises(ValueError, match="no frames found"):
         vesselness_files([], tmp_path / "masks")

@@ -157,7 +157,7 @@ def test_an_empty_folder_is_answered_without_a_traceback(tmp_path, script):
         arguments += ("--preset", "tiny", "--model.filter_weight", "1", "--model.consistency_loss_weight", "0")
     result = execute(script, path, *arguments)
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith(f"error: `{tmp_path / 'empty'}` holds no frame")
+    assert result.stderr.splitlines()[-1].startswith(f"error: `{tmp_path / 'empty'}` contains no frames")
 
 
 def test_a_run_stopped_from_outside_saves_where_it_is_and_ends_well(frames, tmp_path):

@@ -1,8 +1,9 @@
-"""Augmentation of annotated angiograms: frame and mask, or frame and boxes, are transformed consistently.
+"""Augmentation of annotated angiograms: a frame and its mask or boxes are transformed consistently.
 
 A single affine map combines rotation, scale, translation, flip and the resize to the model's input, so pixels are
-interpolated once. Uncovered areas are black and background, like the area behind a collimator. Grey levels are changed
-by a lookup table. Random parameters depend on (seed, epoch, index) only, so a resumed run sees the same frames.
+interpolated only once. Areas outside the frame are black and background, like those behind a collimator. Grey levels
+are changed by a lookup table. Random parameters depend only on (seed, epoch, index), so a resumed run sees the same
+frames.
 """
 
 from dataclasses import dataclass, fields
@@ -23,14 +24,14 @@ FLIP_PROBABILITY = {
     "segments": 0.0,
     "side": 0.0,
 }
-# third word of the seed, so no other use of the same seed and index draws the same numbers
+# last word of the seed, so other uses of the same seed and index get different random numbers
 _STREAM = 7
 _HALF = 128
 
 
 @dataclass(frozen=True)
 class AugmentationOptions:
-    """Ranges of the augmentations; 0 disables one.
+    """Ranges of the augmentations; 0 disables an augmentation.
 
     Args:
         rotation (`float`): Maximum angle in degrees, in both directions.
@@ -183,8 +184,7 @@ def augment_frame(frame: np.ndarray, augmentation: Augmentation, result: Size) -
 
 
 def augment_soft_mask(mask: np.ndarray, augmentation: Augmentation, result: Size) -> np.ndarray:
-    """Transform a binary mask; interpolated and thresholded at one half, which keeps thin vessels smooth and
-    connected.
+    """Transform a binary mask with linear interpolation and a threshold of one half; keeps thin vessels smooth.
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`): `uint8`, 0 is background, 255 foreground; values in between are
@@ -218,8 +218,7 @@ def augment_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Transform boxes; a rotated box becomes the bounding box of its inscribed ellipse.
 
-    Lesions fill their boxes more like an ellipse, and the bounding box of the rotated corners would grow with every
-    degree.
+    Lesions resemble ellipses, and the bounding box of the rotated corners would be too large.
 
     Args:
         boxes (`np.ndarray` of shape `(num_boxes, 4)`): Left, top, right and bottom relative to the frame, float.
@@ -250,7 +249,7 @@ def _warp(plane: np.ndarray, augmentation: Augmentation, result: Size, interpola
     cv2 = require("cv2", "data")
     height, width = plane.shape
     matrix = augmentation.matrix(Size(width, height), result)
-    # OpenCV's origin is the centre of the first pixel, that of the matrix its corner
+    # OpenCV's origin is the centre of the first pixel; that of the matrix is its corner
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     return cv2.warpAffine(
         plane, matrix, tuple(result), flags=interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0

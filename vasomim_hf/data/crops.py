@@ -87,9 +87,9 @@ def _central_crop(frame_size: tuple[int, int], ratio: tuple[float, float], flip:
 def crop_frame(frame: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
     """Crop a frame and resize it with antialiasing.
 
-    The interpolation depends on the scale: cubic for almost no downscaling, linear up to a factor of 1.6 (its two taps
-    then cover all source pixels), area beyond. Each is the closest of the three to Pillow's antialiased bicubic in its
-    range, and all are several times faster.
+    The interpolation depends on the downscaling factor: cubic below 1.15, linear up to 1.6 (its two taps then cover all
+    source pixels), area beyond. In its range, each is the closest of the three to Pillow's antialiased bicubic, and all
+    are several times faster.
 
     Args:
         frame (`np.ndarray` of shape `(height, width)`): Grey frame, `uint8`; may be a read-only memory map.

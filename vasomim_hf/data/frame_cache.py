@@ -1,4 +1,4 @@
-"""Frames and their vesselness in two memory-mapped files: decoded and filtered once, with random access.
+"""Cache of decoded frames and their vesselness in two memory-mapped files with random access.
 
 A cache folder has `frames.bin` (grey `uint8` frames, concatenated), `vesselness.bin` (masks, eight pixels per byte, each
 row padded to whole bytes) and `index.json` (names, sizes, filter options, unreadable files). The folder name is a key of
@@ -283,8 +283,7 @@ def build_frame_cache(
 
 
 def cache_key(source: FrameSource, vesselness_options: dict) -> str:
-    """Name of the cache folder: a digest of names, sizes and sampled contents of the frames, and the filter
-    options."""
+    """Name of the cache folder: a digest of the frames (names, sizes, sampled contents) and the filter options."""
     what = {"format": CACHE_FORMAT, "source": source.signature(), "vesselness": vesselness_options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -297,7 +296,7 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
     try:
         os.rename(temporary, folder)
     except OSError:
-        # another process was faster: its cache has the same key and therefore the same contents
+        # another process was faster; its cache has the same key, hence the same contents
         if not (folder / INDEX_NAME).is_file():
             raise
 

@@ -1,4 +1,4 @@
-"""Near duplicates: frames that show the same image again, re-encoded or a moment later in the same cine.
+"""Near duplicates: re-encoded copies of a frame, and frames from nearby moments of the same cine.
 
 A frame is summarised by a signature of 1,088 bytes: a difference hash (is a cell brighter than its neighbour?) and a
 32×32 thumbnail with global and local brightness and contrast removed. Two frames are near duplicates if few bits of
@@ -32,12 +32,12 @@ HASH_BITS = 2 * _CELLS * _CELLS
 _HASH_SIZE = HASH_BITS // 8
 SIGNATURE_SIZE = _HASH_SIZE + _THUMBNAIL * _THUMBNAIL
 
-# The open field: the area hidden by the collimator is cropped, otherwise two patients seen through the same opening look
-# alike. Rows and columns are weighted by how far their brightness exceeds `_OPEN` of the maximum, and a fraction `_MARGIN`
-# of the weight is cut at each end. This is continuous, so a slightly brighter copy has the same field.
+# The area covered by the collimator is cropped, otherwise two patients imaged through the same collimator look alike.
+# Rows and columns are weighted by how far their brightness exceeds `_OPEN` of the maximum, and a fraction `_MARGIN` of
+# the weight is cut at each end. This is continuous, so a slightly brighter copy is cropped in the same way.
 _OPEN = 0.25
 _MARGIN = 0.02
-_MIN_OPENING = 0.25  # relative to the side; a smaller one is a burnt-in label on a black frame, and nothing is cropped
+_MIN_OPENING = 0.25  # relative to the side; anything smaller is text on a black frame, and nothing is cropped
 
 _DETAIL = 2.0  # scale in thumbnail pixels above which brightness and contrast are removed
 _FLOOR = 1.0  # grey levels added to the local contrast, so noise in flat areas is not amplified
@@ -286,9 +286,8 @@ def join_rows(parents: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
 
     Args:
         parents (`np.ndarray` of shape `(num_rows,)`):
-                `int64`, first row of the group of each row; initially `np.arange(num_rows)`.
-            left (`np.ndarray` of shape `(num_pairs,)`): Row indices.
-            right (`np.ndarray` of shape `(num_pairs,)`): Row indices.
+            `int64`, first row of the group of each row; initially `np.arange(num_rows)`.
+        left, right (`np.ndarray` of shape `(num_pairs,)`): Row indices.
 
     Example:
         >>> parents = np.arange(5)
@@ -364,8 +363,8 @@ def dataset_signatures(
     datasets = require("datasets", extra="data")
     if not isinstance(dataset.features.get(image_column), datasets.Image):
         raise ValueError(
-            f"`{image_column}` is not an image column: the columns are {dict(dataset.features)}. Pass the right one "
-            "as `image_column`, or cast it with `dataset.cast_column(name, datasets.Image())`."
+            f"`{image_column}` is not an image column; the columns are {dict(dataset.features)}. Set `image_column`, "
+            "or cast the column with `dataset.cast_column(name, datasets.Image())`."
         )
     columns = [image_column, *({BITS_COLUMN} & set(dataset.column_names))]
     files = dataset.select_columns(columns).with_format(None)
@@ -425,7 +424,7 @@ def drop_near_duplicates(
         `datasets.Dataset`: The rows kept, in their order. No data is copied.
 
     Raises:
-        TypeError: If the data set is streamed: its shards are read in parallel, without knowledge of earlier rows.
+        TypeError: If the data set is streamed: its shards are read in parallel, so earlier rows are unknown.
         ValueError: If the column is missing or has nulls.
     """
     _require_dataset(dataset, "drop_near_duplicates")

@@ -1,4 +1,4 @@
-"""Your own files as a data set: images, arrays, videos and DICOM cines, one row per frame."""
+"""Load your own images, arrays, videos and DICOM cines as a data set with one row per frame."""
 
 import hashlib
 import json
@@ -102,7 +102,7 @@ def load_frames(
     try:
         dataset = to_dataset(rows, files, _features(keep_names), streaming=streaming, cache_dir=cache_dir)
     except ValueError as error:
-        raise ValueError(f"`{root}` holds no frame that can be read. {report}") from error
+        raise ValueError(f"`{root}` contains no readable frames. {report}") from error
     report.log(f"files of {root}", len(files) + len(strays))
     return dataset
 
@@ -158,7 +158,7 @@ def export_frames(
     records = [read_record(output, plan, shard) for shard in range(plan.num_shards)]
     num_rows = sum(record.num_rows for record in records if record is not None)
     if not num_rows:
-        raise ValueError(f"`{path}` holds no frame that can be read. {report}")
+        raise ValueError(f"`{path}` contains no readable frames. {report}")
     written = SplitFiles(f"{DATA_NAME}/{plan.split}-*.parquet", num_rows, plan.key)
     write_card(output, _ABOUT, "unknown", {"default": {plan.split: written}})
     finish_export(output, plan.key, [(output, plan)])
@@ -198,7 +198,7 @@ class _FileRows:
     def key(self) -> str:
         """Digest of the files and reading options. The salt enters through its effect on an id."""
         options = asdict(self.rows.options) | {"salt": hashed_id("a build", "key", self.rows.options.salt)}
-        # depends on installed decoders: a fault due to a missing decoder must not persist
+        # included so that installing a missing decoder invalidates the export
         decoders = [find_spec(name) is not None for name in ("pydicom", "gdcm", "cv2")]
         how = [options, asdict(self.vesselness), self.rows.keep_names, decoders]
         files = [[file.name, *size_and_sample(file.path)] for file in self.files]
@@ -210,7 +210,7 @@ def _files(root: Path) -> tuple[list[_File], list[_File]]:
     if root.is_file():
         return [_File(root, root.name)], []
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no file or folder `{root}`. Check the path.")
+        raise FileNotFoundError(f"`{root}` does not exist. Check the path.")
     found = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -223,7 +223,7 @@ def _files(root: Path) -> tuple[list[_File], list[_File]]:
 
 def _warn_about_ids(files: Sequence[_File], options: ReadOptions) -> None:
     if options.salt is not None and len(options.salt) < SHORT_SALT:
-        logger.warning("The salt has %d characters; take %d or more, drawn at random.", len(options.salt), SHORT_SALT)
+        logger.warning("The salt has %d characters; use at least %d random ones.", len(options.salt), SHORT_SALT)
     if options.salt is None and any(kind_of(file.path) == "dicom" for file in files):
         logger.warning(
             "No salt was given: patient_id, study_id and series_id are null. Pass ReadOptions(salt=...) with a "
@@ -246,7 +246,7 @@ def _features(keep_names: bool) -> "Features":
 
 @dataclass(frozen=True)
 class _FrameRows:
-    """Rows of files; faults are reported, and the remaining files are processed."""
+    """Creates the rows of files. A fault is reported, and the remaining files are processed."""
 
     options: ReadOptions
     report: FaultReport
@@ -310,7 +310,7 @@ def _file_id(file: _File, salt: str | None) -> str:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether every reader sees the same pixels as ours: 8-bit grey PNG or JPEG without rotation."""
+    """Whether any image reader gets the same pixels: 8-bit grey PNG or JPEG without rotation."""
     try:
         # a DICOM file may look like a TIFF in its preamble
         with Image.open(path, formats=("PNG", "JPEG")) as image:

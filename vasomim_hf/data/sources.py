@@ -124,8 +124,8 @@ class FolderSource:
         missing = [name for name in self.names if not self._mask_path(name).is_file()]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(self.names)} frames have no mask in {self.masks}, the first is "
-                f"{self._mask_path(missing[0])}. A mask has the frame's relative path and the ending .png."
+                f"{len(missing)} of {len(self.names)} frames have no mask in {self.masks}; the first missing file is "
+                f"{self._mask_path(missing[0])}. A mask must have the relative path of its frame, with suffix .png."
             )
 
 
@@ -154,12 +154,12 @@ class DatasetSource:
     ):
         if image_column not in dataset.column_names:
             raise ValueError(
-                f"{description} has no column `{image_column}`, but {dataset.column_names}. Set image_column."
+                f"{description} has no column `{image_column}`, only {dataset.column_names}. Set image_column."
             )
         self.dataset = dataset
         self.image_column = image_column
         self.vesselness_column = vesselness_column if vesselness_column in dataset.column_names else None
-        # rows are decoded as a whole, and a fault in another column must not affect the frame
+        # selected separately, because `datasets` decodes whole rows and a fault in another column must not matter
         self._frames = _encoded(dataset.select_columns([image_column]), image_column)
         self._masks = dataset.select_columns([vesselness_column]) if self.vesselness_column else None
         self.bits_stored = bits_stored
@@ -203,12 +203,12 @@ class DatasetSource:
         except UNREADABLE as error:
             raise _unreadable_mask(name, error) from error
         if mask is None:
-            raise _unreadable_mask(name, f"the column `{self.vesselness_column}` is empty there")
+            raise _unreadable_mask(name, f"the column `{self.vesselness_column}` is empty in this row")
         return to_mask(mask, name, size)
 
 
 def _encoded(frames: "Dataset", column: str) -> "Dataset":
-    """Encoded frames: images decoded by `datasets` no longer show what was lost in decoding."""
+    """Disable decoding: in an image decoded by `datasets`, a loss of bit depth can no longer be detected."""
     datasets = require("datasets", "data")
     feature = frames.features[column]
     is_plain = isinstance(feature, datasets.Image) and feature.mode is None and frames.format["type"] is None
@@ -260,8 +260,8 @@ def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
         return FolderSource(folder, *listed, options.masks, options.bits_stored, options.leave_out)
     if options.frame_list is not None or options.masks is not None:
         raise ValueError(
-            f"`frame_list` and `masks` go with a folder of frames, and {data} is a dataset. Filter it before, "
-            f"and give masks as a column `{options.vesselness_column}`."
+            f"`frame_list` and `masks` apply to a folder of frames, but {data} is a dataset. Filter it beforehand, "
+            f"and add masks as the column `{options.vesselness_column}`."
         )
     columns = (options.image_column, options.vesselness_column)
     return DatasetSource(load_split(data, options.split), *columns, options.bits_stored, data)
@@ -272,7 +272,7 @@ def _is_folder_of_frames(folder: Path, leave_out: Sequence[str]) -> bool:
         return False
     if next(folder.rglob("*.parquet"), None) is None:
         return True
-    # next to frames, Parquet is a table about them
+    # a Parquet file next to frames is a table about them
     return bool(_without(folder, scan_folder(folder).frames, leave_out))
 
 
@@ -284,7 +284,7 @@ def _without(folder: Path, paths: Sequence[Path], leave_out: Sequence[str | Path
     kept = [path for path in paths if not any(path.is_relative_to(prefix) for prefix in prefixes)]
     if len(kept) < len(paths):
         names = ", ".join(str(prefix) for prefix in prefixes)
-        logger.info("%d pictures in %s are not taken as frames", len(paths) - len(kept), names)
+        logger.info("%d images in %s are not used as frames", len(paths) - len(kept), names)
     return kept
 
 
@@ -323,7 +323,7 @@ def _list_in_json(content: object, key: str | None, path: Path) -> list[str]:
             raise ValueError(f"{path} has no list of names {key!r}. Set frame_list_key to one of {lists}.")
         content = content[key]
     if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
-        raise ValueError(f"{path} must hold a list of frame names, or an object of such lists.")
+        raise ValueError(f"{path} must contain a list of frame names, or an object with such lists.")
     return content
 
 
@@ -335,13 +335,13 @@ def _choose(folder: Path, paths: list[Path], names: list[str], list_name: str) -
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(
-            f"{len(missing)} of the {len(names)} frames in {list_name} are not in {folder}, the first is "
-            f"{missing[0]!r}. Names are paths below the data folder, with or without their ending."
+            f"{len(missing)} of the {len(names)} frames in {list_name} are not in {folder}; the first is "
+            f"{missing[0]!r}. Names are paths relative to the data folder, with or without suffix."
         )
     ambiguous = next((name for name in names if len(by_name[name]) > 1), None)
     if ambiguous is not None:
         found = ", ".join(str(path) for path in by_name[ambiguous])
-        raise ValueError(f"{ambiguous!r} in {list_name} may mean {found}. Write the whole name.")
+        raise ValueError(f"{ambiguous!r} in {list_name} is ambiguous: it matches {found}. Use the full path.")
     return [by_name[name][0] for name in dict.fromkeys(names)]
 
 

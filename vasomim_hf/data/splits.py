@@ -1,8 +1,7 @@
 """Splits that keep frames of the same patient, study or near-duplicate group together.
 
-A model that has seen one frame of a cine in training recognises the next one in the test set. Rows that share a value
-in any of the given columns are connected, also indirectly, and each connected component is assigned to one split as a
-whole.
+A model trained on one frame of a cine recognises the next one in the test set. Rows that share a value in any of the
+given columns are connected, directly or indirectly, and each connected component is assigned to a single split.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
 
 class _Component(NamedTuple):
-    """A connected component of rows, its two random numbers in [0, 1) (order, choice of a split), and its stratum."""
+    """A connected component of rows, with two random numbers in [0, 1) (for order and split) and its stratum."""
 
     rows: np.ndarray
     draws: tuple[float, float]
@@ -132,8 +131,8 @@ def _warn_of_empty(columns: dict[str, list[Any]]) -> None:
     empty = [name for name, values in columns.items() if all(_is_null(value) for value in values)]
     if empty:
         logger.warning(
-            "No row has a value in %s, which therefore keeps nothing together. Ids of patients in your own files "
-            "need a salt, see `ReadOptions`.",
+            "No row has a value in %s, so no rows are grouped by it. For your own files, patient ids require a salt, "
+            "see `ReadOptions`.",
             ", ".join(f"`{name}`" for name in empty),
         )
 
@@ -148,7 +147,7 @@ def _names(by: str | Sequence[str] | None, tables: Sequence[Any]) -> list[str]:
         by = [name for name in GROUP_COLUMNS if all(name in columns for columns in present)] or GROUP_COLUMNS[:1]
     names = [by] if isinstance(by, str) else list(by)
     if not names:
-        raise ValueError("`by` names no column. Name what ties rows together, such as `patient_id`.")
+        raise ValueError("`by` is empty. Pass the columns to group by, such as `patient_id`.")
     return names
 
 
@@ -158,8 +157,8 @@ def _read_columns(data: Any, names: Iterable[str]) -> dict[str, list[Any]]:
     missing = [name for name in names if name not in present]
     if missing:
         raise ValueError(
-            f"There is no column {', '.join(f'`{name}`' for name in missing)}, only {', '.join(present)}. Name those "
-            "that tie rows together as `by`; near-duplicate groups come from `near_duplicate_groups`."
+            f"There is no column {', '.join(f'`{name}`' for name in missing)}, only {', '.join(present)}. Pass the "
+            "columns to group by as `by`; add near-duplicate groups with `near_duplicate_groups`."
         )
     plain = data if _is_columns(data) else data.with_format(None)
     columns = {name: np.asarray(plain[name], dtype=object).tolist() for name in names}
@@ -170,15 +169,15 @@ def _read_columns(data: Any, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def _is_columns(data: object) -> bool:
-    # a DatasetDict is a mapping too, of splits
+    # a DatasetDict is also a mapping
     return isinstance(data, Mapping) and not any(hasattr(values, "column_names") for values in data.values())
 
 
 def _column_names(data: Any) -> list[str]:
     if not isinstance(data, require("datasets", extra="data").Dataset):
         raise TypeError(
-            f"Expected a `datasets.Dataset` or a mapping of columns, got {type(data).__name__}. A streamed data set "
-            "is loaded with streaming=False; splits of a DatasetDict are joined by `datasets.concatenate_datasets`."
+            f"Expected a `datasets.Dataset` or a mapping of columns, got {type(data).__name__}. Load a streamed data "
+            "set with streaming=False; combine the splits of a DatasetDict with `datasets.concatenate_datasets`."
         )
     return data.column_names
 
@@ -250,15 +249,15 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 def _check_components(components: list[_Component], fractions: Mapping[str, float], names: list[str]) -> None:
     if len(components) < len(fractions):
         raise ValueError(
-            f"{len(fractions)} splits ({', '.join(fractions)}) need as many groups of rows, but {', '.join(names)} "
-            f"tie the rows together in {len(components)}. Ask for fewer splits, or name fewer columns."
+            f"{len(fractions)} splits ({', '.join(fractions)}) need at least as many groups of rows, but grouping by "
+            f"{', '.join(names)} gives {len(components)}. Use fewer splits, or group by fewer columns."
         )
     total, largest = sum(len(component.rows) for component in components), len(components[0].rows)
     small = [f"{name} {fraction * total:.0f}" for name, fraction in fractions.items() if largest > fraction * total]
     if small:
         logger.warning(
-            "the largest of %d groups of rows has %d of %d rows, more than the size of these splits: %s. It goes to "
-            "a larger one; the sizes may miss the fractions.",
+            "the largest of %d groups has %d of %d rows, more than these splits should have: %s. It is assigned to a "
+            "larger split, and split sizes may deviate from the fractions.",
             len(components),
             largest,
             total,

@@ -31,12 +31,12 @@ Run = TypeVar("Run", bound="RunFile")
 
 
 class RunConfigError(ValueError):
-    """A run file or an argument is wrong; the message says how to correct it."""
+    """A run file or an argument is invalid; the message states how to fix it."""
 
 
 @dataclass
 class RunFile:
-    """What every run file has."""
+    """Keys of every run file."""
 
     # Configuration class of each key that holds a dictionary, whose keys are checked
     nested: ClassVar[dict[str, type]] = {}
@@ -60,7 +60,9 @@ class RunFile:
         for first, second in self.alternatives:
             values = getattr(self, first), getattr(self, second)
             if (values[0] is None) == (values[1] is None):
-                raise RunConfigError(f"Give one of `{first}` and `{second}`, got {values[0]!r} and {values[1]!r}.")
+                raise RunConfigError(
+                    f"Set exactly one of `{first}` and `{second}`, got {values[0]!r} and {values[1]!r}."
+                )
 
     @property
     def result_folder(self) -> Path:
@@ -88,7 +90,7 @@ class RunFile:
                 raise RunConfigError(f"`{name}` must be {limits}, got {value}.")
 
     def require_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        """Check that a key has one of some values.
+        """Check that a value is one of the allowed choices.
 
         Raises:
             RunConfigError: If it has another one; the message names the nearest.
@@ -110,22 +112,22 @@ class TrainingRun(RunFile):
     data: str = key("", "folder of frames, of a data set or of Parquet files, or hf://datasets/OWNER/NAME")
     train_split: str = key("train", "split to train on")
     image_column: str = key("image", "column of the frames of a data set")
-    max_frames: int | None = key(None, "use only the first frames of each split, for a trial")
-    cache_dir: str = key("runs/cache", "where decoded frames are kept")
+    max_frames: int | None = key(None, "use only the first frames of each split, for a quick test")
+    cache_dir: str = key("runs/cache", "folder for decoded frames")
 
     model: dict = key({}, "keys of the model's configuration, e.g. {mask_ratio: 0.75} or {drop_path_rate: 0.1}")
 
     batch_size: int = key(256, "frames in a batch of one process")
     gradient_accumulation_steps: int = key(1, "batches in one optimiser step")
-    clip_grad_norm: float | None = key(None, "largest gradient norm; null does not clip")
+    clip_grad_norm: float | None = key(None, "maximum gradient norm; null disables clipping")
 
     mixed_precision: str = key(AUTO, "auto (bf16 where the device is fast at it), no, bf16 or fp16")
     num_workers: int = key(0, "loader processes of each training process; 0 loads in the training process")
-    num_threads: int | None = key(None, "CPU threads of each process; null leaves it to torch")
+    num_threads: int | None = key(None, "CPU threads of each process; null uses torch's default")
     seed: int = key(0, "seed of weights, order, augmentation and masks")
 
     resume: str = key("never", "never, auto (the newest complete checkpoint, if any) or a checkpoint folder")
-    log_every_steps: int = key(10, "optimiser steps between two lines of the log")
+    log_every_steps: int = key(10, "optimiser steps between log lines")
     tensorboard: bool = key(True, "whether to write TensorBoard files to output_dir/tensorboard")
     picture_every_epochs: int = key(1, "epochs between pictures; 0 makes none")
     num_pictures: int = key(4, "frames in a picture")
@@ -139,11 +141,13 @@ class TrainingRun(RunFile):
         self.require_range(0, None, "num_workers", "picture_every_epochs")
         self.require_range(0, 2**32 - 1, "seed")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
-            raise RunConfigError(f"`clip_grad_norm` must be > 0, got {self.clip_grad_norm}. Write null to not clip.")
+            raise RunConfigError(
+                f"`clip_grad_norm` must be > 0, got {self.clip_grad_norm}. Use null to disable clipping."
+            )
 
     @property
     def precision(self) -> str:
-        """What `mixed_precision` is on this machine: no, bf16 or fp16."""
+        """`mixed_precision` resolved for this machine: no, bf16 or fp16."""
         return resolve_precision(self.mixed_precision)
 
 
@@ -278,7 +282,7 @@ class SegmentorRun(CachedFramesRun):
 
 
 def load_run(kind: type[Run], path: str | Path, arguments: list[str] | None = None) -> Run:
-    """Read a run file and change it by arguments.
+    """Read a run file and override its keys with arguments.
 
     Args:
         kind (`type`): Class of the run, such as `PretrainRun`.
@@ -320,7 +324,7 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
 
 
 def _from_yaml(text: str, where: str) -> Any:
-    """Content of YAML as OmegaConf reads it: 1e-3 is a number, which YAML 1.1 takes for text."""
+    """Parse YAML with OmegaConf, which reads 1e-3 as a number; YAML 1.1 reads it as text."""
     omegaconf, yaml = require("omegaconf", "training"), require("yaml", "training")
     try:
         return omegaconf.OmegaConf.to_container(omegaconf.OmegaConf.create(text), resolve=False)
@@ -329,7 +333,7 @@ def _from_yaml(text: str, where: str) -> Any:
 
 
 def make_run(kind: type[Run], values: dict, where: str = "the run") -> Run:
-    """Make a run of a dictionary; as [`load_run`], with `where` as its name in messages."""
+    """Create a run from a dictionary, as in [`load_run`]; `where` is its name in messages."""
     omegaconf = require("omegaconf", "training")
     known = [item.name for item in dataclasses.fields(kind)]
     for name in values:
@@ -407,7 +411,7 @@ def _unknown(name: str, known: list[str], where: str) -> str:
 
 
 def _own_keys(kind: type) -> list[str]:
-    # not those that transformers gives every configuration
+    # without the fields that transformers adds to every configuration
     return [name for name in kind.__annotations__ if not name.startswith("_")]
 
 
@@ -430,11 +434,11 @@ def check_nested(name: str, values: dict, kind: type) -> None:
 
 
 def _override(values: dict, name: str, text: str) -> None:
-    """Put an argument in its place: `model.mask_ratio` below `model`. The type of its key decides what it becomes."""
+    """Set a key, such as `model.mask_ratio` inside `model`; the value is parsed by the type of the key."""
     name, is_nested, below = name.partition(".")
     (value,) = _from_yaml(f"- {text}", f"--{name} {text!r}")
     if not is_nested:
-        # a path may look like a number, as a folder 2024 does
+        # a path may look like a number, such as a folder 2024
         values[name] = value if value is None or isinstance(value, list | dict) else text
         return
     nested = values.setdefault(name, {})
@@ -447,7 +451,7 @@ def _override(values: dict, name: str, text: str) -> None:
 
 
 def _begins_with_a_key(below: str, nested: dict) -> bool:
-    """Whether what stands before the first dot is a key; a fraction such as 0.5 is one key."""
+    """Whether the text before the first dot is a key name; a fraction such as 0.5 is a single key."""
     first, dot, _ = below.partition(".")
     return bool(dot) and (first in nested or first.replace("-", "_").isidentifier())
 

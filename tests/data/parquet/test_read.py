@@ -203,7 +203,7 @@ def test_what_cannot_be_streamed_is_refused(folder, tmp_path):
     ):
         ParquetFrames(find_shards(str(path)))
     pq.write_table(pa.Table.from_pylist([row(0)]).slice(0, 0), path)
-    with pytest.raises(ValueError, match="hold no rows"):
+    with pytest.raises(ValueError, match="have no rows"):
         ParquetFrames(find_shards(str(path)))
 
 
@@ -222,8 +222,8 @@ def test_a_bad_row_is_named_and_the_others_are_read(tmp_path):
     assert dataset[0]["pixel"].shape == (1, 16, 16)
     for number, message in [
         (1, "column `image` cannot be read"),
-        (2, r"column `image` cannot be read \(it is empty there"),
-        (3, r"column `vesselness` cannot be read \(it is empty there"),
+        (2, r"column `image` cannot be read \(it is empty in this row"),
+        (3, r"column `vesselness` cannot be read \(it is empty in this row"),
         (4, r"column `vesselness` cannot be read .*48×40, its frame 33×57"),
         (5, "column `image` cannot be read .*cannot be read as an image"),
     ]:

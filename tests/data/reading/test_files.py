@@ -64,10 +64,10 @@ def test_a_folder_with_frames_only_is_listed_without_a_warning(
 
 def test_a_folder_without_frames_or_none_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"holds no frame, but 1 other files.*\.png"):
+    with pytest.raises(ValueError, match=r"contains no frames, only 1 other files.*\.png"):
         list_frames(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty` holds no frame, and no other file\..*\.png"):
+    with pytest.raises(ValueError, match=r"empty` contains no frames, and no other files\..*\.png"):
         list_frames(tmp_path / "empty")
     for path in (tmp_path / "nowhere", tmp_path / "notes.txt"):
         with pytest.raises(NotADirectoryError, match="is not a folder of frames"):
@@ -202,7 +202,7 @@ def test_colour_of_16_bits_is_read_where_the_upper_8_bits_hold_it_and_refused_el
             read_frame(path, bits)
 
 
-def test_the_frame_of_a_file_is_what_the_image_processor_sees_in_it(tmp_path: Path) -> None:
+def test_read_frame_agrees_with_the_image_processor(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     processor = VasoMIMImageProcessorPil(do_resize=False, do_normalize=False)
     cv2.imwrite(str(tmp_path / "full.png"), np.dstack([ramp(65536)] * 3))
@@ -242,7 +242,7 @@ def test_black_deep_frames_stay_black(value: np.ndarray) -> None:
 # Damage
 
 
-def test_damaged_files_are_named_with_what_was_found(tmp_path: Path) -> None:
+def test_errors_name_damaged_files_and_the_problem(tmp_path: Path) -> None:
     whole = save(tmp_path / "a.png", grey()).read_bytes()
     contents = {"empty.png": b"", "text.png": b"hello", "cut.png": whole[: len(whole) // 2], "head.png": whole[:40]}
     contents["flipped.png"] = whole[:30] + b"\xff\x00\xff" + whole[33:]
@@ -258,7 +258,7 @@ def test_damaged_files_are_named_with_what_was_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [SyntaxError, KeyError, IndexError, TypeError, EOFError, Image.DecompressionBombError]
 )
-def test_whatever_pillow_raises_on_damage_is_a_read_error(
+def test_every_pillow_error_on_damage_becomes_a_read_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def fail(_: Image.Image) -> None:
@@ -278,7 +278,7 @@ def test_a_missing_file_is_a_read_error(tmp_path: Path) -> None:
 def test_a_file_of_several_frames_is_refused(tmp_path: Path) -> None:
     images = [Image.fromarray(grey()) for _ in range(3)]
     images[0].save(tmp_path / "run.tif", save_all=True, append_images=images[1:])
-    with pytest.raises(FrameReadError, match="holds 3 frames, expected one"):
+    with pytest.raises(FrameReadError, match="has 3 frames, expected one"):
         read_frame(tmp_path / "run.tif")
 
 
@@ -348,7 +348,7 @@ def test_levels_that_are_no_grey_levels_are_named(tmp_path: Path, pixels: np.nda
         frames_of(save(tmp_path / "a.tif", pixels))
 
 
-def test_what_pillow_reads_wrongly_is_refused_here_too(tmp_path: Path) -> None:
+def test_files_that_pillow_decodes_incorrectly_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FrameReadError, match="stores white as 0"):
         frames_of(save(tmp_path / "a.tif", ramp(4096), tiffinfo={262: 0}))
     cv2 = pytest.importorskip("cv2")
@@ -357,7 +357,7 @@ def test_what_pillow_reads_wrongly_is_refused_here_too(tmp_path: Path) -> None:
         frames_of(tmp_path / "ten.png")
 
 
-def test_pages_before_the_damage_are_given(tmp_path: Path) -> None:
+def test_pages_before_the_damage_are_yielded(tmp_path: Path) -> None:
     images = [Image.fromarray(np.roll(grey(), i)) for i in range(4)]
     path = tmp_path / "run.tif"
     images[0].save(path, save_all=True, append_images=images[1:], compression="tiff_lzw")
@@ -380,7 +380,7 @@ def test_files_of_no_known_kind_are_named(tmp_path: Path) -> None:
     with pytest.raises(FrameReadError, match=r"notes.txt` is not an image.*\.png.*\.npz.*\.dcm"):
         frames_of(tmp_path / "notes.txt")
     for path in (tmp_path, tmp_path / "nowhere.png"):
-        with pytest.raises(FrameReadError, match="is no file"):
+        with pytest.raises(FrameReadError, match="is not a file"):
             frames_of(path)
 
 

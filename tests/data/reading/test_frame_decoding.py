@@ -129,7 +129,7 @@ def cases() -> dict[str, Case]:
         ),
         "colour of 16 bits": Case(deep_colour(GREY.astype(np.uint16) * 257), "png", GREY),
         "colour of 10 in 16 bits": Case(deep_colour(DEEP), "png", "16 bits per colour channel"),
-        "several pages": Case(pages, "tif", "holds 2 frames"),
+        "several pages": Case(pages, "tif", "has 2 frames"),
         "white as 0, 8 bits": Case(saved(image, "TIFF", tiffinfo={262: 0}), "tif", GREY),
         "white as 0, deep": Case(saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "tif", "white as 0"),
         "truncated, stored": Case(encode_png(GREY)[:900], "png", "cannot be read|truncated|incomplete"),
@@ -178,7 +178,7 @@ def from_frames_of_a_file(case: Case, folder: Path) -> np.ndarray:
 def read_all(found: Iterator[Frame]) -> list[Frame]:
     result = list(found)
     if len(result) > 1:
-        raise FrameReadError(f"it holds {len(result)} frames")
+        raise FrameReadError(f"it has {len(result)} frames")
     return result
 
 
@@ -266,7 +266,7 @@ EXCEPTIONS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_every_way_gives_the_same_pixels_or_a_reason(
+def test_every_reader_returns_the_same_pixels_or_an_error(
     name: str, way: Callable[[Case, Path], np.ndarray], tmp_path: Path
 ) -> None:
     case = CASES[name]
@@ -281,7 +281,7 @@ def test_every_way_gives_the_same_pixels_or_a_reason(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_near_copies_are_looked_for_in_the_same_frames(
+def test_near_duplicates_are_computed_from_the_same_frames(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("cv2")

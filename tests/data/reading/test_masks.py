@@ -125,7 +125,7 @@ def test_every_door_finds_the_same_mask(door, tmp_path):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_every_door_refuses_the_same_masks_and_names_what_is_wrong(door, tmp_path):
+def test_every_entry_point_rejects_the_same_masks_with_a_reason(door, tmp_path):
     for number, (name, (mask, fact)) in enumerate(WRONG.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -171,7 +171,7 @@ def test_255_in_a_mask_of_two_classes_is_ignored_where_that_is_said():
     ],
     ids=["colour", "fractions", "not a number", "four axes"],
 )
-def test_what_is_no_mask_is_refused(mask):
+def test_non_masks_are_rejected(mask):
     with pytest.raises(MaskError):
         to_mask(mask, "a")
 

@@ -386,7 +386,7 @@ def test_deep_and_coloured_images_are_read_as_frames_are_elsewhere(tmp_path):
     items = {item.name: item for item in source.items}
     assert np.array_equal(source.read(items["syntax/rgb.png"]), grey)
     assert np.array_equal(source.read(items["syntax/deep.tif"]), grey)
-    with pytest.raises(FrameReadError, match="holds 2 frames"):
+    with pytest.raises(FrameReadError, match="has 2 frames"):
         source.read(items["syntax/run.tif"])
 
 

@@ -189,7 +189,7 @@ def test_pictures_of_every_kind(models, arcade, task, panels, tmp_path):
         assert picture.width == columns * (panels * 324 - 4) + (columns - 1) * 8
 
 
-def test_cases_are_chosen_by_what_went_well():
+def test_cases_are_selected_by_score():
     rows = [ResultRow(str(number), None, {"dice": number / 10}) for number in range(11)]
     rows.append(ResultRow("empty", None, {"dice": float("nan")}))
     chosen = {name: [row.image_id for row in found] for name, found in choose_cases(rows, "segmentation").items()}
@@ -230,10 +230,10 @@ def side_table(folder, names, labels):
     )
 
 
-def test_classes_that_a_table_names_otherwise_are_told(models, tmp_path, caplog):
+def test_different_class_names_in_a_table_are_logged(models, tmp_path, caplog):
     table = side_table(tmp_path / "table", ["L", "R"], [0, 1])
     evaluate_model(request_of(models, table, "side", dataset="table", task="mine"))
-    assert "the model calls its classes left, right, the data L, R" in caplog.text
+    assert "the classes of the model are left, right, those of the data L, R" in caplog.text
     swapped = side_table(tmp_path / "swapped", ["right", "left"], [0, 1])
     with pytest.raises(ValueError, match="the same in another order"):
         evaluate_model(request_of(models, swapped, "side", dataset="table", task="mine"))
@@ -252,7 +252,7 @@ def vessel_columns(count=3, sizes=(SIZE,), **more):
     return {"image": [item.image for item in found], "mask": masks, **more}
 
 
-def test_white_in_masks_of_two_classes_is_ignored_where_the_request_says_so(models, tmp_path):
+def test_255_in_two_class_masks_is_ignored_on_request(models, tmp_path):
     columns = vessel_columns(1, image_id=["only"])
     columns["mask"][0][:8] = 255
     table = write_table(tmp_path / "table", {"val": columns})
@@ -284,7 +284,7 @@ def test_ids_that_come_twice_are_refused_before_the_model_is_asked(models, tmp_p
     ids = ["a", "b", "a"]
     table = write_table(tmp_path / "table", {"val": vessel_columns(image_id=ids)})
     maps = tmp_path / "maps"
-    with pytest.raises(ValueError, match="come more than once, such as a"):
+    with pytest.raises(ValueError, match="occur more than once, such as a"):
         evaluate_model(request_of(models, table, "vessel", dataset="table", task="mine", maps=str(maps)))
     assert not any(maps.iterdir())
 
@@ -379,7 +379,7 @@ def test_the_hub_is_not_asked_for_a_folder_that_is_missing(models, arcade, monke
     assert finetune_model.load_config("owner/name", "the model").model_type == "vasomim" and asked == [("owner/name",)]
 
 
-def test_where_results_go_is_looked_at_first(models, arcade, tmp_path, capsys, monkeypatch):
+def test_output_paths_are_checked_before_evaluation(models, arcade, tmp_path, capsys, monkeypatch):
     arguments = ["evaluate", str(models["vessel"]), "--data", str(arcade), "--task", "vessel", "--split", "val"]
     assert main([*arguments, "--output", str(tmp_path / "new" / "results.json")]) == 0
     monkeypatch.setattr(FrameScorer, "score", lambda *_: pytest.fail("nothing may be computed"))
@@ -422,23 +422,23 @@ def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path,
     [
         ("vessel", {"task": "side"}, "model for segmentation, and side is a task of classification"),
         ("vessel", {"task": "veins"}, "`task` must be one of"),
-        ("vessel", {"task": "segments"}, "knows 2 classes .*, the data have 26"),
+        ("vessel", {"task": "segments"}, "has 2 classes .*, the data have 26"),
         ("segments", {"tta": "flips"}, "depend on left and right"),
         ("vessel", {"tta": "turns"}, "`tta` must be one of"),
         ("side", {"sliding_window": 32}, "Sliding windows are for segmentation"),
         ("side", {"maps": "x"}, "`maps` are for segmentation"),
         ("vessel", {"sliding_window": 32, "image_size": 32}, "frame_size"),
-        ("vessel", {"frame_size": 32}, "goes with `sliding_window`"),
+        ("vessel", {"frame_size": 32}, "requires `sliding_window`"),
         ("vessel", {"batch_size": 0}, "`batch_size` must be at least 1"),
         ("vessel", {"sliding_window": 0}, "`sliding_window` must be at least 1"),
         ("vessel", {"num_threads": 0}, "`num_threads` must be at least 1"),
-        ("vessel", {"dataset": "table", "columns": {"label_column": "x"}}, "`label_column` does not fit"),
-        ("vessel", {"columns": {"mask_column": "x"}}, "`mask_column` does not fit"),
+        ("vessel", {"dataset": "table", "label_column": "x"}, "`label_column` does not fit"),
+        ("vessel", {"mask_column": "x"}, "`mask_column` does not fit"),
         ("vessel", {"split": "holdout"}, "split"),
         ("vessel", {"model": "./nowhere"}, "folder does not exist"),
     ],
 )
-def test_what_does_not_fit_is_refused(models, arcade, task, keys, message):
+def test_inconsistent_requests_are_rejected(models, arcade, task, keys, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_model(request_of(models, arcade, task, **keys))
 

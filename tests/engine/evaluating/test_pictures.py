@@ -56,7 +56,7 @@ def has_colour(image, colour):
     return bool((np.asarray(image).reshape(-1, 3) == colour).all(axis=1).any())
 
 
-def test_colours_of_25_classes_are_told_apart_also_over_a_frame():
+def test_colours_of_25_classes_are_distinguishable_over_a_frame():
     colours = painting.class_colours(26)
     assert colours.shape == (26, 3) and not colours[0].any()
     over_grey = rgb2lab((0.8 * colours[1:] / 255 + 0.2 * 0.45)[None])[0]
@@ -114,7 +114,7 @@ def test_pictures_have_a_legend_with_all_of_their_colours(kind, colours):
     assert all(has_colour(picture, colour) for colour, _ in legend)
 
 
-def test_a_long_legend_goes_on_in_the_next_line_and_none_of_it_is_cut_off():
+def test_a_long_legend_wraps_without_clipping():
     colours = painting.class_colours(26).tolist()
     names = [f"segment {number} of the coronary tree" for number in range(1, 26)]
     legend = [(tuple(colour), name) for colour, name in zip(colours[1:], [*names[:24], "x" * 900], strict=True)]

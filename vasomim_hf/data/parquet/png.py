@@ -1,9 +1,9 @@
 """PNG encoding of grey frames, masks and label maps for Parquet.
 
 PNG compresses in two steps: each row is replaced by its difference from the row above, and the differences are
-compressed with zlib. The second step is slow to undo. It is omitted here, and Parquet compresses the file with zstd
-instead, to about the size of an ordinary PNG (1.09 times, for 40 angiograms of 512×512), but decoding is about five
-times faster. Every PNG reader can read these files.
+compressed with zlib. Inflating zlib is slow, so the differences are stored uncompressed and Parquet compresses the
+file with zstd. It is about as large as an ordinary PNG (1.09 times, for 40 angiograms of 512×512), but decodes about
+five times faster. Every PNG reader can read these files.
 """
 
 import io

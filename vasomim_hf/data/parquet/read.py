@@ -123,7 +123,7 @@ class ParquetFrames:
         sizes = [self._shards[n].metadata.row_group(g).num_rows for n, g in self._groups]
         self._firsts = np.cumsum([0, *sizes])
         if self._firsts[-1] == 0:
-            raise ValueError(f"The Parquet files {sorted(shards)[:3]} hold no rows. Check the folder and train_split.")
+            raise ValueError(f"The Parquet files {sorted(shards)[:3]} have no rows. Check the folder and train_split.")
         self._rows = np.arange(self._firsts[-1])
         self.key = self._key()
         self._forget()
@@ -197,7 +197,7 @@ class ParquetFrames:
 
     def _pixels(self, index: int) -> np.ndarray:
         if self._last is None or self._last[0] != index:
-            # the bit depth is in the row group, which `_decode` loads
+            # a lambda, because `_decode` first loads the row group with the bit depth
             self._last = (
                 index,
                 self._decode(index, 0, lambda data: decode_frame(data, "the file", self._bits_stored(index))),
@@ -231,7 +231,7 @@ class ParquetFrames:
         except UNREADABLE as error:
             raise FrameReadError(
                 f"{self.name(index)}: the column `{self.columns[column]}` cannot be read ({error}). Repair or remove "
-                "the row; a run without `streaming` leaves out frames that cannot be read."
+                "the row; without `streaming`, unreadable frames are skipped."
             ) from error
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -252,7 +252,7 @@ class ParquetFrames:
         loaded = self._loaded[group]
         data = (loaded.masks if column else loaded.images)[row]
         if data is None:
-            raise ValueError("it is empty there")
+            raise ValueError("it is empty in this row")
         return data
 
     def _load(self, group: int) -> _RowGroup:

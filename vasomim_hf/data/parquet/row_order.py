@@ -1,6 +1,6 @@
-"""Random reading order for the rows of Parquet files that still reads whole row groups.
+"""Random order of the rows of Parquet files that still reads whole row groups.
 
-A pure function of its arguments, so any position can be resumed without reading earlier rows.
+The order is a pure function of its arguments, so reading can resume anywhere without reading earlier rows.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 # last word of the seeds, next to those of the frame cache (see `engine.step_plan`)
 GROUP_STREAM, ROW_STREAM = 4, 5
-# each rank reads in this many lanes, each batch from one of them: that many loader processes share no row group
+# lanes per rank; each batch comes from one lane, so up to this many loader processes share no row group
 NUM_LANES = 4
 # maximum delay of a row, in row groups
 BUFFER_ROW_GROUPS = 4

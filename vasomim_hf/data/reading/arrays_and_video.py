@@ -1,4 +1,4 @@
-"""Frames of exported cines: arrays in NPZ files, and videos (MP4, AVI). Both are read frame by frame."""
+"""Read exported cines frame by frame: arrays in NPZ files, and videos (MP4, AVI)."""
 
 import os
 import zipfile
@@ -51,11 +51,11 @@ def read_npz_frames(path: str | os.PathLike, options: ReadOptions | None = None)
         options (`ReadOptions`, *optional*): Uses `npz_key`, `bits_stored` and `salt`.
 
     Yields:
-        `Frame`: In the order of the array.
+        `Frame`: In array order.
 
     Raises:
-        FrameReadError: If the file is damaged (after yielding the frames before the damage), or has no such array, or one of
-            an unsupported shape or dtype.
+        FrameReadError: If the file is damaged (after yielding the frames before the damage), lacks the array, or the
+            array has an unsupported shape or dtype.
     """
     path, options = Path(path), options or ReadOptions()
     member = _find(path, options.npz_key)
@@ -81,7 +81,7 @@ def _find(path: Path, key: str | None) -> _Member:
         wanted = runs[0].name if len(runs) == 1 else DEFAULT_KEY
     if wanted not in found:
         raise FrameReadError(
-            f"`{path}` has no array {wanted!r}, but {sorted(found)}. Name the one that holds the frames as `npz_key`."
+            f"`{path}` has no array {wanted!r}, only {sorted(found)}. Set `npz_key` to the array with the frames."
         )
     return _checked(path, found[wanted])
 
@@ -102,9 +102,9 @@ def _checked(path: Path, member: _Member) -> _Member:
         raise FrameReadError(f"{what}: pickled objects are not loaded, since that can run code. Save a plain array.")
     is_colour = len(shape) == 3 and shape[-1] in (3, 4)
     if kind not in "iuf" or len(shape) not in (2, 3) or is_colour or min(shape, default=0) < 1:
-        raise FrameReadError(f"{what}; expected grey levels of shape (num_frames, height, width). Save it as such.")
+        raise FrameReadError(f"{what}; expected grey levels of shape (num_frames, height, width).")
     if member.is_fortran and len(shape) == 3:
-        raise FrameReadError(f"{what}, column by column, which is not read. Save it with numpy.ascontiguousarray.")
+        raise FrameReadError(f"{what} in Fortran order, which is not supported. Save it with numpy.ascontiguousarray.")
     return member
 
 
@@ -126,24 +126,24 @@ def _arrays(path: Path, member: _Member) -> Iterator[np.ndarray]:
     except DAMAGE as error:
         raise FrameReadError(
             f"`{path}`: frame {index} of {num_frames} cannot be read ({type(error).__name__}: {error}); the {index} "
-            "before it are good. Restore the file."
+            "before it are intact. Restore the file."
         ) from error
 
 
 def _conversion(path: Path, member: _Member, bits_stored: int | None) -> tuple[Any, int]:
-    """Conversion of arrays to grey levels, the same for the whole cine, and the bit depth."""
+    """Function that converts arrays to grey levels, the same for the whole cine, and the bit depth."""
     if member.dtype == np.uint8:
         return _as_uint8, 8
     lowest, highest, is_whole = np.inf, -np.inf, True
     for pixels in _arrays(path, member):
         if not np.isfinite(pixels).all():
-            raise FrameReadError(f"`{path}`: levels must be finite, found NaN or infinite ones. Replace them first.")
+            raise FrameReadError(f"`{path}`: levels must be finite, found NaN or infinity. Replace them first.")
         lowest, highest = min(lowest, float(pixels.min())), max(highest, float(pixels.max()))
         is_whole = is_whole and (member.dtype.kind != "f" or bool((pixels == np.rint(pixels)).all()))
     if lowest < 0 or (not is_whole and highest > 1):
         raise FrameReadError(
             f"`{path}`: levels are {lowest:g} to {highest:g}; expected integers from 0, or floats in [0, 1]. "
-            "Save grey levels before they are normalised."
+            "Save the grey levels before normalisation."
         )
     if not is_whole:
         return _spread, 16
@@ -199,16 +199,16 @@ def read_video_frames(path: str | os.PathLike, options: ReadOptions | None = Non
         options (`ReadOptions`, *optional*): Ignored for videos.
 
     Yields:
-        `Frame`: In the order of the video, `uint8`.
+        `Frame`: In video order, `uint8`.
 
     Raises:
-        FrameReadError: If it cannot be read, or ends early (after yielding the frames before that).
+        FrameReadError: If the video cannot be read, or ends early (after yielding the frames before that).
         ImportError: If OpenCV is not installed.
     """
     path = Path(path)
     cv2 = require("cv2", "data")
     if not path.is_file():
-        raise FrameReadError(f"`{path}` is no file. Check the path.")
+        raise FrameReadError(f"`{path}` is not a file. Check the path.")
     # an absolute path is never interpreted as a URL
     video = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
     try:
@@ -233,4 +233,4 @@ def _video_frames(path: Path, video: Any, frame_time_ms: float | None, count: in
         yield Frame(to_grey(pixels[..., ::-1]), 8, index, replace(metadata, num_frames=max(count, index + 1)))
         index += 1
     if index == 0 or index < count - UNCERTAIN_FRAMES:
-        raise FrameReadError(f"`{path}` ends after {index} of {count} frames; those before the damage are good.")
+        raise FrameReadError(f"`{path}` ends after {index} of {count} frames; the frames before that are intact.")

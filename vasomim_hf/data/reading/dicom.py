@@ -1,14 +1,14 @@
-"""Frames of DICOM files, single images and cines, read one after another: a cine is never completely in memory.
+"""Read DICOM images and cines frame by frame, so a cine is never completely in memory.
 
-Stored values are processed in this order (all by one lookup table per file, see `frames_levels`): bits outside Bits
-Stored are dropped (old scanners stored overlays there), signed values keep their sign, the modality lookup table or
-Rescale Slope and Intercept is applied, a window only on request, MONOCHROME1 is inverted, pixels with the Pixel Padding
-Value become black. Overlays, masks of digital subtraction, shutters and presentation states are not applied.
+Stored values are mapped to grey levels with one lookup table (see `dicom_grey_levels`): bits outside Bits Stored are
+dropped (old scanners stored overlays there), the modality LUT or Rescale Slope and Intercept is applied, then the
+window, if requested, MONOCHROME1 is inverted, and pixels with the Pixel Padding Value become black. Overlays, DSA
+masks, shutters and presentation states are not applied.
 
-Privacy: only the tags in `KEPT_TAGS` are read; ids of patient, study and series only with a salt, and only as keyed
-hashes. Text burned into the pixels is not detected, but files that are marked as having it are rejected.
+Privacy: only the tags in `KEPT_TAGS` are read. Patient, study and series ids are read only if a salt is given, and are
+kept only as keyed hashes. Burned-in text is not detected, but files marked as having it are rejected.
 
-Damage: frames before the damage are yielded, followed by an error that states their number.
+Damaged files: the frames before the damage are yielded, then an error states how many there were.
 """
 
 import os
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
-# Everything that is read of a file besides its pixels. Nothing in the list names a person, a place or a time.
+# The only tags that are read. None of them identifies a person, a place or a time.
 KEPT_TAGS = (
     "SOPClassUID",
     "Modality",
@@ -75,10 +75,10 @@ KEPT_TAGS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
-# Read only to be hashed
+# Never returned, only their hashes are
 ID_TAGS = {"patient_id": "PatientID", "study_id": "StudyInstanceUID", "series_id": "SeriesInstanceUID"}
 
-# Where multi-frame objects of the enhanced kind keep what others keep at the top
+# Enhanced multi-frame objects store these tags in functional groups instead of at the top level
 FUNCTIONAL_GROUPS = {
     "WindowCenter": "FrameVOILUTSequence",
     "WindowWidth": "FrameVOILUTSequence",
@@ -91,26 +91,26 @@ FUNCTIONAL_GROUPS = {
     "PixelSpacing": "PixelMeasuresSequence",
 }
 
-HIGH_THROUGHPUT = "1.2.840.10008.1.2.4.20"  # and 201 to 203 are JPEG 2000 of this kind
+HIGH_THROUGHPUT = "1.2.840.10008.1.2.4.20"  # prefix of the high-throughput JPEG 2000 (HTJ2K) syntaxes .201 to .203
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 LOSSY_SYNTAXES = ("1.2.840.10008.1.2.4.50", JPEG_EXTENDED, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91")
 JPEG_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))
-JPEG_HEAD = 1 << 16  # bytes of a stream in which its head must end
+JPEG_HEAD = 1 << 16  # bytes read to find the JPEG header
 ITEM = 0xE000FFFE
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a file has the mark of DICOM behind its preamble.
+    """Whether a file has the DICOM magic bytes after its preamble.
 
     Args:
         path (`str` or `os.PathLike`): Any file.
 
     Returns:
-        `bool`: `False` also where it cannot be read.
+        `bool`: `False` also if the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -120,18 +120,19 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
 
 def read_dicom_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
-    """Read the frames of a DICOM file one after another.
+    """Read the frames of a DICOM file one by one.
 
     Args:
-        path (`str` or `os.PathLike`): A file in the DICOM File Format.
-        options (`ReadOptions`, *optional*): See there.
+        path (`str` or `os.PathLike`): DICOM file.
+        options (`ReadOptions`, *optional*): Reading options.
 
     Yields:
-        `Frame`: In the order of the file.
+        `Frame`: In file order.
 
     Raises:
-        FrameReadError: If it is no DICOM file, has no pixels, another modality or a kind of pixels that is not read, if no
-            decoder is installed for its transfer syntax (the message names the package), or where it is damaged.
+        FrameReadError: If the file is not DICOM, is damaged, has no pixels, has an unexpected modality or an
+            unsupported pixel format, or if the decoder for its transfer syntax is not installed (the message names the
+            package).
         ImportError: If pydicom is not installed.
     """
     path, options = Path(path), options or ReadOptions()
@@ -141,14 +142,14 @@ def read_dicom_frames(path: str | os.PathLike, options: ReadOptions | None = Non
         yield _frame(run, pixels, index)
     if index + 1 < run.num_frames:
         raise FrameReadError(
-            f"`{path}` ends after {index + 1} of {run.num_frames} frames: the rest is cut off or does not fit the "
-            "file's header. Those before the damage are good."
+            f"`{path}` ends after {index + 1} of {run.num_frames} frames: the rest is missing or does not match the "
+            "header. The frames before the damage are intact."
         )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """An opened file that can be decoded."""
+    """A DICOM file whose header has been read and checked."""
 
     path: Path
     header: "Dataset"
@@ -171,24 +172,24 @@ def _open(path: Path, options: ReadOptions) -> _Run:
     if options.modalities is not None and header.get("Modality") not in options.modalities:
         raise FrameReadError(
             f"`{path}` has the modality {header.get('Modality')!r}, expected {' or '.join(options.modalities)}. "
-            "Pass others, or None for all, as `modalities` of ReadOptions."
+            "Set `modalities` in ReadOptions to accept others, or to None to accept all."
         )
     if header.get("BurnedInAnnotation") == "YES" and not options.allow_burned_in:
         raise FrameReadError(
-            f"`{path}` says that its pixels show who the patient is (Burned In Annotation). Remove the text, or pass "
-            "`allow_burned_in=True` in ReadOptions."
+            f"`{path}` is marked as having identifying text burned into its pixels (Burned In Annotation). Remove the "
+            "text, or pass `allow_burned_in=True` in ReadOptions."
         )
     _check_decoder(path, syntax)
     layout = _layout(path, header, syntax)
     try:
         transformation = _transformation(header, options, layout)
     except (AttributeError, TypeError, ValueError):
-        raise FrameReadError(f"`{path}` has an ill-formed lookup table. Export it again.") from None
+        raise FrameReadError(f"`{path}` has a malformed lookup table. Export it again.") from None
     return _Run(path, header, options, layout, syntax, *counts, _metadata(header, options, syntax), transformation)
 
 
 def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tuple[int, int]]:
-    """Kept tags, transfer syntax, and how many frames are whole and how many begin."""
+    """Kept tags, transfer syntax, and the numbers of complete frames and of frames that at least begin."""
     pydicom = require("pydicom", "dicom")
     tags = [*KEPT_TAGS, *(ID_TAGS.values() if options.salt is not None else ())]
     try:
@@ -201,7 +202,7 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tupl
             counts = _count_whole(file, header, syntax, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise FrameReadError(f"`{path}` cannot be read ({type(error).__name__}: {error.strerror}).") from error
-    except Exception as error:  # a damaged header can raise anything; its text may quote the file
+    except Exception as error:  # a damaged header can raise anything; the message may quote patient data
         raise _header_error(path, error) from None
     if counts is None:
         raise FrameReadError(f"`{path}` is a DICOM file without pixels. Remove it.")
@@ -210,25 +211,25 @@ def _read_header(path: Path, options: ReadOptions) -> tuple["Dataset", str, tupl
 
 def _header_error(path: Path, error: Exception) -> FrameReadError:
     return FrameReadError(
-        f"`{path}` cannot be read as DICOM ({type(error).__name__}): its header is damaged or it is another kind of "
-        "file. Restore or remove it."
+        f"`{path}` cannot be read as DICOM ({type(error).__name__}): the header is damaged, or it is not a DICOM file. "
+        "Restore or remove it."
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings of ill-formed values, which quote them."""
+    """Silence pydicom's warnings about malformed values: they quote the values, which may identify a patient."""
     with require("pydicom", "dicom").config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _convert(header: "Dataset") -> None:
-    """Read all values now, and drop those that are ill-formed: they count as unknown."""
+    """Parse all values now and drop malformed ones, which count as unknown."""
     for tag in list(header.keys()):
         try:
             element = header[tag]
-        except Exception:  # whatever the text may be, it must not come out in a message
+        except Exception:  # the message may quote patient data
             del header[tag]
             continue
         if element.VR == "SQ":
@@ -237,9 +238,10 @@ def _convert(header: "Dataset") -> None:
 
 
 def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> tuple[int, int] | None:
-    """Frames whose bytes are all there, since some decoders make up what is missing, and frames that begin at least.
+    """Number of complete frames, and of frames that at least begin; `None` without pixels.
 
-    `None` if there are no pixels. Compressed frames are taken to have one fragment each, unless there is only one frame.
+    Counted before decoding, because some decoders fill in missing data. Compressed cines are assumed to have one
+    fragment per frame.
     """
     if syntax == DEFLATED:
         return _num_frames(header), _num_frames(header)
@@ -250,7 +252,7 @@ def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> t
     (length,) = struct.unpack(f"{order}L", element[-4:])
     if length == UNDEFINED_LENGTH:
         return _count_fragments(file, size, header, syntax)
-    is_halved = header.get("PhotometricInterpretation") == "YBR_FULL_422"  # two pixels share their colour
+    is_halved = header.get("PhotometricInterpretation") == "YBR_FULL_422"  # chroma is subsampled by 2
     samples = 2 if is_halved else int(header.get("SamplesPerPixel") or 1)
     bits = int(header.Rows) * int(header.Columns) * samples * int(header.BitsAllocated)
     return min(_num_frames(header), min(length, size - file.tell()) * 8 // bits), _num_frames(header)
@@ -258,7 +260,7 @@ def _count_whole(file: BinaryIO, header: "Dataset", syntax: str, size: int) -> t
 
 def _count_fragments(file: BinaryIO, size: int, header: "Dataset", syntax: str) -> tuple[int, int]:
     num_frames = _num_frames(header)
-    fragments, is_bad = -1, False  # the first item is a table of offsets
+    fragments, is_bad = -1, False  # the first item is the offset table
     while len(item := file.read(8)) == 8:
         tag, length = struct.unpack("<LL", item)
         if tag != ITEM:
@@ -299,20 +301,20 @@ def _layout(path: Path, header: "Dataset", syntax: str) -> PixelLayout:
         )
         high_bit = int(header.get("HighBit", layout.bits_stored - 1))
     except (AttributeError, TypeError, ValueError):
-        raise FrameReadError(f"`{path}` does not say how its pixels are stored. Export it again.") from None
+        raise FrameReadError(f"`{path}` does not state its pixel format. Export it again.") from None
     is_grey = layout.samples == 1 and header.get("PhotometricInterpretation") != "PALETTE COLOR"
     if layout.bits_allocated not in (8, 16) or not (is_grey or (layout.samples == 3 and not layout.is_signed)):
         raise FrameReadError(
             f"`{path}` has {layout.samples} samples of {layout.bits_allocated} bits, "
-            f"{header.get('PhotometricInterpretation')}; grey or red-green-blue of 8 or 16 bits is read. Export it "
-            "as such."
+            f"{header.get('PhotometricInterpretation')}; expected grey or RGB with 8 or 16 bits. Export it in one of "
+            "these formats."
         )
     if not 0 < layout.bits_stored <= layout.bits_allocated or not layout.bits_stored <= high_bit + 1:
         raise FrameReadError(
-            f"`{path}` states {layout.bits_stored} bits stored of {layout.bits_allocated} with high bit {high_bit}, "
-            "which cannot be. Export it again."
+            f"`{path}` has inconsistent Bits Stored ({layout.bits_stored}), Bits Allocated ({layout.bits_allocated}) "
+            f"and High Bit ({high_bit}). Export it again."
         )
-    # A compressed stream other than RLE has levels, not cells of memory: there the high bit has no meaning
+    # apart from RLE, compressed streams encode values rather than memory cells, so the high bit is meaningless
     is_cells = not _is_compressed(syntax) or syntax == RLE_LOSSLESS
     return replace(layout, shift=min(high_bit + 1, layout.bits_allocated) - layout.bits_stored if is_cells else 0)
 
@@ -330,15 +332,15 @@ def _uid(syntax: str) -> "UID":
 
 
 def _check_decoder(path: Path, syntax: str) -> None:
-    """Say which package is missing before anything is decoded."""
+    """Fail before decoding if the decoder is missing, and name the package to install."""
     is_uid = re.fullmatch(r"[\d.]+", syntax) is not None
-    name = f"{_uid(syntax).name} ({syntax})" if is_uid else "an ill-formed transfer syntax"
+    name = f"{_uid(syntax).name} ({syntax})" if is_uid else "a malformed transfer syntax"
     try:
         with _quiet():
             decoder = require("pydicom.pixels", "dicom").get_decoder(_uid(syntax) if is_uid else "0")
     except (NotImplementedError, ValueError):
         raise FrameReadError(
-            f"`{path}` is stored as {name}, which is not read. Export it uncompressed or in a lossless syntax."
+            f"`{path}` is stored as {name}, which is not supported. Export it uncompressed or in a lossless syntax."
         ) from None
     if not decoder.is_available:
         raise FrameReadError(f"`{path}` is stored as {name}. {_remedy(syntax)}")
@@ -350,16 +352,16 @@ def _remedy(syntax: str) -> str:
 
 
 def _decoded(run: _Run) -> Iterator[np.ndarray]:
-    """Stored values of each frame that is whole."""
+    """Stored values of each complete frame."""
     pixels = require("pydicom.pixels", "dicom")
-    # bits that are not in use are dropped by the look-up table, which knows the high bit
+    # the lookup table drops unused bits, taking the high bit into account
     keywords: dict[str, Any] = {"correct_unused_bits": False}
     if run.syntax == JPEG_EXTENDED and run.layout.bits_stored > 8:
         register()
         has_plugin = PLUGIN in pixels.get_decoder(run.syntax).available_plugins
         keywords |= {"decoding_plugin": PLUGIN} if has_plugin else {}
     if run.num_begun < run.num_frames:
-        keywords["number_of_frames"] = run.num_begun  # else pydicom reads none of them
+        keywords["number_of_frames"] = run.num_begun  # otherwise pydicom reads none of them
     with closing(pixels.iter_pixels(_source(run), **keywords)) as frames:
         for index in range(run.num_whole):
             try:
@@ -375,7 +377,7 @@ def _source(run: _Run) -> Any:
     if run.syntax != DEFLATED:
         return run.path
     try:
-        with _quiet():  # unpacked as a whole: there is no other way
+        with _quiet():  # a deflated file can only be decompressed as a whole
             return require("pydicom", "dicom").dcmread(run.path)
     except Exception as error:
         raise _header_error(run.path, error) from None
@@ -390,7 +392,7 @@ def _decode_error(run: _Run, index: int, error: Exception) -> FrameReadError:
         hint = _remedy(run.syntax) if gdcm_helps else "Restore the file"
     return FrameReadError(
         f"`{run.path}` (stored as {_uid(run.syntax).name}): frame {index} of {run.num_frames} cannot be decoded "
-        f"({type(error).__name__}: {' '.join(str(error).split())}); the {index} before it are good. {hint}."
+        f"({type(error).__name__}: {' '.join(str(error).split())}); the {index} before it are intact. {hint}."
     )
 
 
@@ -407,7 +409,7 @@ def _frame(run: _Run, stored: np.ndarray, index: int) -> Frame:
 
 
 def _transformation(header: "Dataset", options: ReadOptions, layout: PixelLayout) -> Transformation:
-    """What all frames have in common."""
+    """Transformation shared by all frames."""
     return Transformation(
         lookup=_modality_lookup(header, layout),
         window_lookup=_first_lookup(header, "VOILUTSequence", layout) if options.apply_window else None,
@@ -417,7 +419,7 @@ def _transformation(header: "Dataset", options: ReadOptions, layout: PixelLayout
 
 
 def _table(run: _Run, metadata: FrameMetadata, index: int) -> LevelTable:
-    """The table of a frame; most often one for the whole run."""
+    """Lookup table of a frame, usually the same for the whole cine."""
     slope = 1.0 if metadata.rescale_slope is None else metadata.rescale_slope
     window = None
     if run.options.apply_window and metadata.window_width is not None and metadata.window_center is not None:
@@ -434,7 +436,7 @@ def _table(run: _Run, metadata: FrameMetadata, index: int) -> LevelTable:
 
 
 def _modality_lookup(header: "Dataset", layout: PixelLayout) -> Lookup | None:
-    # In X-ray angiography such a table leads back to intensities, for subtraction; it is not meant for display
+    # for XA and RF, this table maps back to X-ray intensity for subtraction and is not meant for display
     # (PS3.3 C.8.7.1.1.2, PS3.4 N.2.5)
     if header.get("Modality") in ("XA", "RF") and header.get("PixelIntensityRelationship") in ("LOG", "DISP"):
         return None
@@ -445,7 +447,7 @@ def _first_lookup(header: "Dataset", keyword: str, layout: PixelLayout) -> Looku
     for item in header.get(keyword) or ():
         count, first, bits = (int(value) for value in item.LUTDescriptor)
         if layout.is_signed and first >= 1 << 15:
-            first -= 1 << 16  # the reader cannot tell which of the two it is
+            first -= 1 << 16  # pydicom may have read it as unsigned
         data = item.LUTData
         if isinstance(data, bytes):
             data = np.frombuffer(data, dtype="<u2" if len(data) >= 2 * (count or 1 << 16) else "u1").tolist()
@@ -459,13 +461,13 @@ def _padding(header: "Dataset", layout: PixelLayout) -> tuple[int, int] | None:
         return None
     limit = _whole(header.get("PixelPaddingRangeLimit"))
     ends = sorted((value, value if limit is None else limit))
-    # of 16 bits whatever the pixels have, and often read with the wrong sign
+    # always 16 bits, whatever the pixel depth, and often read with the wrong sign
     top = 1 << 16
     low, high = (end - top if layout.is_signed and end >= top // 2 else end for end in ends)
     return (low, high) if layout.is_signed else (low % top, high % top)
 
 
-# What is known of the run
+# Metadata
 
 
 def _metadata(header: "Dataset", options: ReadOptions, syntax: str) -> FrameMetadata:
@@ -487,7 +489,7 @@ def _metadata_of_frame(run: _Run, index: int) -> FrameMetadata:
     at_detector = _pair(_value(header, "ImagerPixelSpacing", index))
     calibration = header.get("PixelSpacingCalibrationType")
     if spacing == at_detector and not calibration:
-        spacing = None  # a copy of the spacing at the detector: not calibrated (PS3.3 10.7.1.3)
+        spacing = None  # a copy of Imager Pixel Spacing, so not calibrated (PS3.3 10.7.1.3)
     return replace(
         run.metadata,
         frame_time_ms=_frame_time(header, index),
@@ -504,7 +506,7 @@ def _metadata_of_frame(run: _Run, index: int) -> FrameMetadata:
 
 
 def _value(header: "Dataset", keyword: str, index: int) -> Any:
-    """A value of one frame: its own, else that of all frames, else the one at the top of the file."""
+    """Value for one frame: per-frame if present, otherwise shared, otherwise top-level."""
     macro = FUNCTIONAL_GROUPS.get(keyword, "")
     own = header.get("PerFrameFunctionalGroupsSequence") or ()
     for group in (*own[index : index + 1], *(header.get("SharedFunctionalGroupsSequence") or ())):
@@ -529,7 +531,7 @@ def _frame_time(header: "Dataset", index: int) -> float | None:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Finite numbers; an ill-formed value counts as unknown, since it may be anything."""
+    """Finite numbers; a malformed value counts as unknown."""
     if value is None or value == "":
         return []
     try:

@@ -1,7 +1,7 @@
-"""From stored values to grey levels: all that a DICOM file lays down between the two, as one look-up table.
+"""Mapping from the stored values of a DICOM file to grey levels, as one lookup table.
 
-With at most 16 bits there are at most 65,536 stored values, so every step is done once for each value and not for each
-pixel, in double precision, and a frame costs one look-up.
+With at most 16 bits there are at most 65,536 stored values, so each step is computed once per value instead of per
+pixel, in double precision, and a frame needs a single lookup.
 """
 
 import math
@@ -15,15 +15,17 @@ MOST_BITS, FEWEST_BITS = 16, 8
 
 @dataclass(frozen=True)
 class PixelLayout:
-    """How pixels lie in memory.
+    """Layout of pixels in memory.
 
     Args:
         bits_allocated (`int`): 8 or 16.
-        bits_stored (`int`): Bits that carry the level.
-        shift (`int`): Bits below them that do not.
-        is_signed (`bool`): Two's complement.
+        bits_stored (`int`): Number of bits that hold the value.
+        shift (`int`): Number of unused bits below them.
+        is_signed (`bool`): Whether values are in two's complement.
         samples (`int`): 1 for grey, 3 for colour.
-        is_lossy (`bool`): Levels may overshoot their range, and are clipped; else what is above are other bits.
+        is_lossy (`bool`):
+            Whether values may exceed their range because of lossy compression. If so they are clipped; otherwise the
+            bits above the stored ones are masked.
     """
 
     bits_allocated: int
@@ -44,12 +46,12 @@ class PixelLayout:
 
 @dataclass(frozen=True)
 class Lookup:
-    """A table of DICOM: the value `first` and all below it become the first entry, and so on.
+    """A DICOM lookup table. Values below `first` map to the first entry, values beyond the end to the last.
 
     Args:
-        first (`int`): Value that the first entry stands for.
-        bits (`int`): Bits of an entry.
-        entries (`tuple[int, ...]`): The results.
+        first (`int`): Value that maps to the first entry.
+        bits (`int`): Bits per entry.
+        entries (`tuple[int, ...]`): Output values.
     """
 
     first: int
@@ -61,11 +63,11 @@ class Lookup:
         return (1 << self.bits) - 1
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """Results for values of any shape, as float64 of the same shape."""
+        """Look up values of any shape; returns float64 of the same shape."""
         if not self.entries or not 1 <= self.bits <= MOST_BITS:
             raise ValueError(
-                f"a lookup table has {len(self.entries)} entries of {self.bits} bits; expected some of at most {MOST_BITS}. "
-                "Export the file again."
+                f"a lookup table has {len(self.entries)} entries of {self.bits} bits; expected at least one entry of at "
+                f"most {MOST_BITS} bits. Export the file again."
             )
         entries = np.asarray(self.entries, dtype=np.float64)
         return entries[np.clip(np.rint(values) - self.first, 0, len(entries) - 1).astype(np.int64)]
@@ -73,16 +75,16 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Transformation:
-    """What a file asks for.
+    """Grey-level transformation of a DICOM file.
 
     Args:
-        slope, intercept (`float`): Rescaling of the modality.
-        lookup (`Lookup`, *optional*): Table of the modality, instead of the two.
+        slope, intercept (`float`): Rescale Slope and Intercept.
+        lookup (`Lookup`, *optional*): Modality LUT, used instead of slope and intercept.
         window (`tuple[float, float, str]`, *optional*): Centre, width and function, `"LINEAR"`, `"LINEAR_EXACT"` or
             `"SIGMOID"`.
-        window_lookup (`Lookup`, *optional*): Table of values of interest, instead of the window.
-        is_inverted (`bool`): White is stored as the lowest level.
-        padding (`tuple[int, int]`, *optional*): First and last stored value that stand for "no pixel".
+        window_lookup (`Lookup`, *optional*): VOI LUT, used instead of the window.
+        is_inverted (`bool`): Whether the lowest value is white (MONOCHROME1).
+        padding (`tuple[int, int]`, *optional*): First and last stored value of padding pixels.
     """
 
     slope: float = 1.0
@@ -96,13 +98,13 @@ class Transformation:
 
 @dataclass(frozen=True, eq=False)
 class LevelTable:
-    """Grey levels for stored values.
+    """Lookup table from stored values to grey levels.
 
     Args:
-        levels (`np.ndarray` of shape `(2**bits_allocated,)`): `uint8` or `uint16`, by the stored bits read as unsigned.
-        bits_stored (`int`): Bits of the levels, 8 to 16.
-        offset (`float`): What was added to values after the modality transformation.
-        num_plain (`int`): Stored values below this are their own levels.
+        levels (`np.ndarray` of shape `(2**bits_allocated,)`): `uint8` or `uint16`, indexed by stored bits as unsigned.
+        bits_stored (`int`): Bit depth of the levels, 8 to 16.
+        offset (`float`): Offset added after the modality transformation.
+        num_plain (`int`): Stored values below this map to themselves.
     """
 
     levels: np.ndarray
@@ -111,13 +113,13 @@ class LevelTable:
     num_plain: int
 
     def apply(self, stored: np.ndarray) -> np.ndarray:
-        """Look up a frame.
+        """Look up the grey levels of a frame.
 
         Args:
-            stored (`np.ndarray` of shape `(height, width)`): Integers of 8 or 16 bits, of either sign and byte order.
+            stored (`np.ndarray` of shape `(height, width)`): 8- or 16-bit integers, signed or not, any byte order.
 
         Returns:
-            `np.ndarray` of shape `(height, width)`: Its grey levels.
+            `np.ndarray` of shape `(height, width)`: Grey levels.
         """
         codes = stored.astype(f"i{stored.itemsize}", copy=False) if stored.dtype.byteorder == ">" else stored
         codes = codes.view(f"u{codes.itemsize}")
@@ -129,16 +131,16 @@ class LevelTable:
 def level_table(layout: PixelLayout, transformation: Transformation) -> LevelTable:
     """Compute the grey level of each stored value.
 
-    Values after the modality transformation are shifted so that the lowest possible one is not negative and black is 0.
-    Integers below 65,536 are kept; otherwise the possible range is scaled to 16 bits. The bit depth is the smallest that
-    holds them, but at least Bits Stored.
+    After the modality transformation, values are shifted so that none can be negative. If they are integers below
+    65,536 they are kept, and the bit depth is the smallest that holds their possible range; otherwise that range is
+    scaled to 16 bits.
 
     Args:
-        layout (`PixelLayout`): How pixels are stored.
-        transformation (`Transformation`): What becomes of them.
+        layout (`PixelLayout`): Pixel layout.
+        transformation (`Transformation`): Grey-level transformation.
 
     Returns:
-        `LevelTable`: One level for each stored value.
+        `LevelTable`: Lookup table.
 
     Raises:
         ValueError: If a slope is 0, a window has no width or a lookup table is empty.
@@ -154,7 +156,7 @@ def level_table(layout: PixelLayout, transformation: Transformation) -> LevelTab
     levels, bits, top = _as_levels(values, lowest, highest)
     if transformation.window is not None or transformation.window_lookup is not None:
         lowest, top = 0.0, float((1 << bits) - 1)
-        with np.errstate(over="ignore"):  # of a window that is next to nothing wide, and clipped
+        with np.errstate(over="ignore"):  # a very narrow window overflows before it is clipped
             levels = _windowed(values, transformation) * top
     if transformation.is_inverted:
         levels = top + max(0.0, lowest) - levels
@@ -167,7 +169,7 @@ def level_table(layout: PixelLayout, transformation: Transformation) -> LevelTab
 
 
 def _stored_values(layout: PixelLayout) -> np.ndarray:
-    """The value that each pattern of bits stands for."""
+    """Stored value of each bit pattern."""
     codes = np.arange(1 << layout.bits_allocated, dtype=np.int64)
     if layout.is_lossy:
         values = (
@@ -181,19 +183,19 @@ def _stored_values(layout: PixelLayout) -> np.ndarray:
 def _after_modality(
     stored: np.ndarray, layout: PixelLayout, transformation: Transformation
 ) -> tuple[np.ndarray, float, float]:
-    """Values of the modality, and the lowest and highest that are possible."""
+    """Values after the modality transformation, and the lowest and highest possible value."""
     if transformation.lookup is not None:
         return transformation.lookup.apply(stored), 0.0, float(transformation.lookup.highest)
     if transformation.slope == 0:
         raise ValueError("Rescale Slope is 0, which would make every pixel the same. Export the file again.")
     ends = [end * transformation.slope + transformation.intercept for end in (layout.lowest, layout.highest)]
     if not all(math.isfinite(end) for end in ends):
-        raise ValueError("Rescale Slope and Intercept lead beyond all numbers. Export the file again.")
+        raise ValueError("Rescale Slope and Intercept give infinite or NaN values. Export the file again.")
     return stored * transformation.slope + transformation.intercept, min(ends), max(ends)
 
 
 def _as_levels(values: np.ndarray, lowest: float, highest: float) -> tuple[np.ndarray, int, float]:
-    """Levels from 0 on, their bit depth and the highest that is possible."""
+    """Non-negative levels, their bit depth and the highest possible level."""
     start = min(lowest, 0.0)
     top = highest - start
     is_whole = bool((values == np.rint(values)).all())
@@ -204,7 +206,7 @@ def _as_levels(values: np.ndarray, lowest: float, highest: float) -> tuple[np.nd
 
 
 def _windowed(values: np.ndarray, transformation: Transformation) -> np.ndarray:
-    """Values of interest in [0, 1] (PS3.3 C.11.2)."""
+    """Values after the VOI LUT or window, in [0, 1] (PS3.3 C.11.2)."""
     if transformation.window_lookup is not None:
         return transformation.window_lookup.apply(values) / transformation.window_lookup.highest
     if transformation.window is None:
@@ -216,5 +218,5 @@ def _windowed(values: np.ndarray, transformation: Transformation) -> np.ndarray:
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -math.log(1e300), math.log(1e300))))
     if function == "LINEAR_EXACT":
         return ((values - center) / width + 0.5).clip(0, 1)
-    # the ordinary window counts both of its ends, so that one of width 1 is a threshold
+    # a LINEAR window includes both ends, so width 1 is a threshold
     return ((values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5).clip(0, 1)

@@ -1,10 +1,9 @@
-"""JPEG streams in DICOM: whether one fits its file, and the decoder of those with 12 bits.
+"""JPEG streams in DICOM: a header check, and a pydicom plugin that decodes 12-bit JPEG Extended with GDCM.
 
-A stream whose head was damaged can end the process in a decoder, so that its head is looked at first. JPEG Extended with
-12 bits for each pixel is decoded by GDCM, through a decoder that pydicom is given here.
+A damaged JPEG header can crash the decoder and with it the process, so headers are checked first.
 
-pydicom's own use of GDCM refuses this one combination, and the other decoder that it knows for it is under the GPL and
-refuses files whose scan header leaves the end of the spectrum at 0, which the samples of NEMA do. GDCM reads both.
+pydicom's own GDCM plugin rejects 12-bit JPEG Extended. Its other decoder for it is GPL-licensed and rejects files with
+a spectral selection end of 0, as in the NEMA sample files. GDCM itself reads both.
 """
 
 import struct
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 PLUGIN = "vasomim_gdcm"
 
-# pydicom looks for these two names in the module of a decoder
+# pydicom requires this name, and `is_available`, in a plugin module
 DECODER_DEPENDENCIES = {JPEG_EXTENDED: ("python-gdcm>=3.0.10",)}
 
 
 START_OF_IMAGE, START_OF_SCAN, HUFFMAN_TABLE, QUANTISATION_TABLE = 0xD8, 0xDA, 0xC4, 0xDB
-# Starts of a frame, each with the tables that must have come before the scan
+# start-of-frame markers, and the tables that each requires before the scan
 NEEDS = {marker: {HUFFMAN_TABLE, QUANTISATION_TABLE} for marker in (0xC0, 0xC1, 0xC2)} | {
     0xC3: {HUFFMAN_TABLE},
     0xF7: set(),
@@ -35,15 +34,15 @@ JPEG_2000_START = bytes.fromhex("ff4fff51")
 
 
 def fits(head: bytes, rows: int, columns: int, samples: int, bits_allocated: int) -> bool:
-    """Whether a JPEG, JPEG-LS or JPEG 2000 stream describes the frame that its DICOM file announces.
+    """Whether the header of a JPEG, JPEG-LS or JPEG 2000 stream matches the DICOM header.
 
     Args:
-        head (`bytes`): The beginning of the stream.
-        rows, columns, samples (`int`): Size of the frame.
-        bits_allocated (`int`): Bits in memory for each sample; the stream may have fewer.
+        head (`bytes`): Start of the stream.
+        rows, columns, samples (`int`): Size of the frame in the DICOM header.
+        bits_allocated (`int`): Bits Allocated; the stream may use fewer.
 
     Returns:
-        `bool`: `False` also where the head cannot be understood.
+        `bool`: `False` also if the stream header cannot be parsed.
 
     Example:
         >>> fits(bytes.fromhex("ffd8 ffc3 000b 0c 0030 0040 01 011100 ffc4 0002 ffda 0008"), 48, 64, 1, 16)
@@ -55,7 +54,7 @@ def fits(head: bytes, rows: int, columns: int, samples: int, bits_allocated: int
 
 
 def _jpeg_head(head: bytes) -> tuple[int, int, int, int] | None:
-    """Rows, columns, samples and bits, if all that a decoder needs comes before the scan."""
+    """Rows, columns, samples and bits; `None` if a table that the decoder needs is missing."""
     position, needs, seen, found = 2, set[int](), set[int](), None
     while position + 4 <= len(head) and head[position] == 0xFF:
         marker, length = head[position + 1], int.from_bytes(head[position + 2 : position + 4], "big")
@@ -72,7 +71,7 @@ def _jpeg_head(head: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _jpeg_2000_head(head: bytes) -> tuple[int, int, int, int] | None:
-    """The same of JPEG 2000, whose stream may lie in a box, if no sample is coarser than the frame."""
+    """Rows, columns, samples and bits of a JPEG 2000 stream, possibly boxed; `None` with subsampled components."""
     start = head.find(JPEG_2000_START)
     if start < 0 or len(head) < start + 45:
         return None
@@ -81,12 +80,12 @@ def _jpeg_2000_head(head: bytes) -> tuple[int, int, int, int] | None:
     components = [head[start + 42 + 3 * i : start + 45 + 3 * i] for i in range(samples)]
     if {component[1:] for component in components} != {b"\x01\x01"}:
         return None
-    # its highest bit says whether levels are signed, the others one less than their number of bits
+    # the highest bit is the sign flag, the others are the bit depth minus 1
     return bottom - top, right - left, samples, max((component[0] & 0x7F) + 1 for component in components)
 
 
 def is_available(uid: str) -> bool:
-    """Whether frames of a transfer syntax can be decoded here."""
+    """Whether this plugin can decode a transfer syntax."""
     try:
         require("gdcm", "dicom")
     except ImportError:
@@ -95,21 +94,21 @@ def is_available(uid: str) -> bool:
 
 
 def register() -> None:
-    """Make the decoder known to pydicom; doing it twice changes nothing."""
+    """Register the plugin with pydicom, if it is not registered yet."""
     decoder = require("pydicom.pixels", "dicom").get_decoder(JPEG_EXTENDED)
     if PLUGIN not in decoder.available_plugins:
         decoder.add_plugin(PLUGIN, (__name__, "decode_frame"))
 
 
 def decode_frame(source: bytes, runner: "DecodeRunner") -> bytes:
-    """Decode one frame, called by pydicom.
+    """Decode one frame; called by pydicom.
 
     Args:
-        source (`bytes`): A JPEG stream.
-        runner (`pydicom.pixels.decoders.base.DecodeRunner`): What the DICOM file says of its pixels.
+        source (`bytes`): JPEG stream.
+        runner (`pydicom.pixels.decoders.base.DecodeRunner`): Pixel format according to the DICOM header.
 
     Returns:
-        `bytes`: Pixels row by row, little-endian, `runner.bits_allocated` bits each.
+        `bytes`: Row-major little-endian pixels of `runner.bits_allocated` bits.
 
     Raises:
         ValueError: If GDCM cannot decode it.
@@ -119,12 +118,12 @@ def decode_frame(source: bytes, runner: "DecodeRunner") -> bytes:
     pixels: bytes = image.GetBuffer().encode("utf-8", "surrogateescape")
     expected = runner.rows * runner.columns * runner.samples_per_pixel * runner.bits_allocated // 8
     if len(pixels) != expected:
-        raise ValueError(f"GDCM gave {len(pixels)} bytes, expected {expected}: the JPEG stream is damaged.")
+        raise ValueError(f"GDCM returned {len(pixels)} bytes, expected {expected}: the JPEG stream is damaged.")
     return pixels
 
 
 def _describe(gdcm: ModuleType, source: bytes, runner: "DecodeRunner") -> Any:
-    """The frame as an image of GDCM, which decodes when its pixels are asked for."""
+    """GDCM image of the frame; GDCM decodes it when the buffer is requested."""
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(source)
     fragments = gdcm.SequenceOfFragments.New()

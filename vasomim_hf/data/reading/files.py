@@ -59,9 +59,7 @@ def scan_folder(folder: str | os.PathLike) -> FolderScan:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise NotADirectoryError(
-            f"`{root}` is not a folder of frames. Check the path; a single file is read as it is."
-        )
+        raise NotADirectoryError(f"`{root}` is not a folder of frames. Check the path.")
     scan = FolderScan([], [], [])
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -95,8 +93,8 @@ def list_frames(folder: str | os.PathLike) -> list[Path]:
     others = len(scan.strays) + len(scan.hidden)
     if not scan.frames:
         raise ValueError(
-            f"`{folder}` holds no frame, {f'but {others} other files' if others else 'and no other file'}. "
-            f"Expected files that end in {', '.join(FRAME_SUFFIXES)}, also in sub-folders."
+            f"`{folder}` contains no frames, {f'only {others} other files' if others else 'and no other files'}. "
+            f"Expected files ending in {', '.join(FRAME_SUFFIXES)}, in the folder or its sub-folders."
         )
     if scan.strays:
         logger.warning("%s: skipped %d files that are not frames, e.g. %s", folder, others, scan.strays[0].name)
@@ -122,8 +120,8 @@ def read_frame(path: str | os.PathLike, bits_stored: int | None = None) -> np.nd
         `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
     Raises:
-        FrameReadError: If the file is damaged, has several frames or cannot be scaled, or if Pillow reads incorrect
-        values, see [`~image_processing_reading.check_levels`].
+        FrameReadError: If the file is damaged, has several frames, cannot be scaled, or is one that Pillow decodes
+            incorrectly, see [`~image_processing_reading.check_levels`].
     """
     return _frame(path, str(path), bits_stored)
 
@@ -177,14 +175,14 @@ def frame_from_image(image: Image.Image, name: str, bits_stored: int | None = No
         `np.ndarray` of shape `(height, width)`: `uint8`, 0 to 255.
 
     Raises:
-        FrameReadError: If it has several frames, cannot be scaled or has incorrect values.
+        FrameReadError: If it has several frames, cannot be scaled or is one that Pillow decodes incorrectly.
         OSError, ValueError: Or another exception in `UNREADABLE`, if it is damaged and not loaded yet.
     """
     is_deep_colour = has_deep_colour(image)
     image.load()
     number = getattr(image, "n_frames", 1)
     if number != 1:
-        raise FrameReadError(f"`{name}` holds {number} frames, expected one. Save each frame in a separate file.")
+        raise FrameReadError(f"`{name}` has {number} frames, expected one. Save each frame in a separate file.")
     upright = ImageOps.exif_transpose(image)
     try:
         check_levels(image, is_deep_colour, bits_stored)
@@ -218,7 +216,7 @@ _SUFFIXES = {"image": FRAME_SUFFIXES, "npz": NPZ_SUFFIXES, "video": VIDEO_SUFFIX
 
 
 def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> Iterator[Frame]:
-    """Read the frames of a file one after another: an image (including multi-page TIFF), NPZ, video or DICOM.
+    """Read the frames of an image (including multi-page TIFF), NPZ, video or DICOM file one by one.
 
     Frames are decoded on demand, so a cine is never completely in memory. For a damaged file, the frames before the
     damage are yielded, followed by an error.
@@ -244,7 +242,7 @@ def read_frames(path: str | os.PathLike, options: ReadOptions | None = None) -> 
     """
     options = options or ReadOptions()
     if not Path(path).is_file():
-        raise FrameReadError(f"`{path}` is no file. Check the path.")
+        raise FrameReadError(f"`{path}` is not a file. Check the path.")
     kind = kind_of(path)
     if kind is None:
         known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
@@ -266,11 +264,11 @@ def read_image_frames(path: str | os.PathLike, options: ReadOptions | None = Non
         options (`ReadOptions`, *optional*): Uses `bits_stored`.
 
     Yields:
-        `Frame`: In the order of the file.
+        `Frame`: In file order.
 
     Raises:
-        FrameReadError: If the file is damaged (after yielding the pages before the damage), or Pillow reads incorrect
-        values, or values do not fit in 16 bits.
+        FrameReadError: If the file is damaged (after yielding the pages before the damage), is one that Pillow decodes
+            incorrectly, or has values that do not fit in 16 bits.
     """
     path, options = Path(path), options or ReadOptions()
     bits = None
@@ -316,7 +314,7 @@ def _pages(path: Path, bits_stored: int | None) -> Iterator[tuple[np.ndarray, in
 
 def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_deep_colour: bool) -> np.ndarray:
     try:
-        # an 8-bit page is not affected by `bits_stored`, which is for the others
+        # `bits_stored` does not apply to 8-bit pages
         check_levels(image, is_deep_colour, bits_stored if is_deep_colour else None)
     except ValueError as error:
         raise FrameReadError(f"`{path}`: {error}") from error
@@ -327,9 +325,7 @@ def _page_levels(image: Image.Image, path: Path, bits_stored: int | None, is_dee
     if levels.dtype.kind == "f":
         levels = _whole_levels(levels, path)
     if levels.min() < 0:
-        raise FrameReadError(
-            f"`{path}`: levels must be >= 0, got a minimum of {levels.min()}. Add their offset first."
-        )
+        raise FrameReadError(f"`{path}`: levels must be >= 0, got a minimum of {levels.min()}. Add an offset first.")
     return levels
 
 
@@ -340,7 +336,7 @@ def _whole_levels(levels: np.ndarray, path: Path) -> np.ndarray:
     if not (levels.min() >= 0 and levels.max() <= 1):
         raise FrameReadError(
             f"`{path}`: levels are {levels.min():g} to {levels.max():g}; expected integers, or floats in [0, 1]. "
-            "Save grey levels before they are normalised."
+            "Save the grey levels before normalisation."
         )
     return np.rint(levels.astype(np.float64) * 65535).astype(np.uint16)
 

@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 
 
 class FrameReadError(ValueError):
-    """A file cannot be read as a frame; the message names it, what was found and what to do."""
+    """A file cannot be read as a frame. The message names the file, the problem and a remedy."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class ReadOptions:
             Number of bits used for the grey level in 16-bit images and NPZ arrays, 8 to 16. `None` infers the smallest
             of 8, 10, 12, 14 and 16 that fits the maximum of the file. Ignored for DICOM files, which state it.
         salt (`str`, *optional*):
-            A secret, the key of the hashes that replace patient, study and series ids. The same salt always gives the
-            same ids. `None` omits the three ids: without a secret, anyone could hash a list of patient numbers and
-            compare. Use at least 16 random characters.
+            Secret key for hashing patient, study and series ids. The same salt always gives the same ids. `None` omits
+            the three ids: without a secret, anyone could hash a list of patient numbers and compare. Use at least 16
+            random characters.
         apply_window (`bool`, *optional*, defaults to `False`):
             Whether to apply the VOI lookup table or window of a DICOM file. Off by default, because the image
             processor scales by bit depth, and a window discards grey levels.
@@ -109,11 +109,11 @@ class FrameMetadata:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A grey frame, not scaled.
+    """A grey frame at its original bit depth.
 
     Args:
         pixels (`np.ndarray` of shape `(height, width)`):
-                `uint8` or `uint16`, 0 is black and contrast agent is dark; values from 0 to `2**bits_stored - 1`.
+            `uint8` or `uint16`, 0 is black and contrast agent is dark; values from 0 to `2**bits_stored - 1`.
         bits_stored (`int`): Number of bits used for the grey level, 8 to 16.
         index (`int`): Index in the file, from 0.
         metadata (`FrameMetadata`): Metadata of the file.
@@ -126,7 +126,7 @@ class Frame:
 
 
 def bits_for(highest: int, bits_stored: int | None) -> int:
-    """Bit depth of a cine whose file does not state it: as given by the user, otherwise inferred with a warning.
+    """Bit depth of a cine whose file does not state it: set by the user, or inferred with a warning.
 
     Args:
         highest (`int`): Maximum value of the cine, >= 0.
@@ -150,7 +150,7 @@ def bits_for(highest: int, bits_stored: int | None) -> int:
         )
     if bits_stored is None:
         logger.warning_once(
-            f"Bit depth unknown: {bits} bits are assumed, the smallest of {BIT_DEPTHS} that hold the levels of the "
+            f"Bit depth unknown: {bits} bits are assumed, the smallest of {BIT_DEPTHS} that fits the maximum of the "
             "file. Pass the true depth as `bits_stored`."
         )
     return bits

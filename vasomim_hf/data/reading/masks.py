@@ -1,8 +1,8 @@
-"""Reading of masks: validation of their values, for all files and columns.
+"""Read masks and validate their values.
 
 A two-class mask has 0 for background and 1 or 255 for foreground. A mask with more classes has class ids, and 255
 marks pixels to ignore. Other values are an error that lists them: masks with intermediate values were resized with
-interpolation or saved as JPEG, and only their owner can choose the threshold.
+interpolation or saved as JPEG, and only the user can choose the threshold.
 """
 
 import io
@@ -104,7 +104,7 @@ def to_label_map(
     if size is not None and levels.shape != tuple(size):
         raise MaskError(
             f"The mask {name} is {levels.shape[0]}×{levels.shape[1]}, its frame {size[0]}×{size[1]} (height×width). "
-            "Make the mask at the size of its frame."
+            "Save the mask at the size of its frame."
         )
     return check_mask(levels, name, rule or MaskRule())
 
@@ -148,5 +148,5 @@ def _whole_levels(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 2:
         raise MaskError(f"The mask {name} has the shape {array.shape}, expected (height, width).")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
-        raise MaskError(f"The mask {name} holds fractions, expected integers. Threshold it first.")
+        raise MaskError(f"The mask {name} has fractional values, expected integers. Threshold it first.")
     return array.astype(np.int64)

@@ -19,7 +19,7 @@ from ..reading.files import FrameReadError
 from ..sources import size_and_sample
 
 
-# a larger member is not a frame; the longest cines have a tenth of this
+# larger members are not frames; the longest cines are a tenth of this
 MAX_BYTES = 2**31
 # block size in bytes for reading a zip over the network
 BLOCK_SIZE = 4 * 2**20
@@ -209,7 +209,7 @@ class ZipStore:
         except OSError as error:
             if self._opener is None:
                 raise
-            # otherwise counted as a fault of this frame and of all that follow
+            # an OSError would be reported as a fault of this frame and all that follow
             raise ConnectionAbort(
                 f"Lost the connection to {self.name} ({error}). Run the command again to resume."
             ) from error

@@ -234,7 +234,7 @@ def frame_row(item: FrameItem, frame: np.ndarray, mask: np.ndarray, group: int |
 
 @dataclass
 class _Rows:
-    """Creates the rows; empty places fill the last shard of a collection, so a file contains a single collection."""
+    """Creates the rows. Empty places pad the last shard of a collection, so each file has a single collection."""
 
     source: XA170KSource
     items: np.ndarray  # (num_places,) index of an item, -1 if empty
@@ -256,7 +256,7 @@ class _Rows:
             mask = vessel_mask(frame, **self.vesselness)
         row = frame_row(item, frame, mask, int(self.groups[index]))
         if row["sha256"] != self.digests[number].tobytes().hex():
-            raise _changed(item, "has different pixels now")
+            raise _changed(item, "now has different pixels")
         return row
 
     def _read(self, item: FrameItem, is_ready: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -265,7 +265,7 @@ class _Rows:
             return frame, self.source.read_vesselness(item, frame.shape) if is_ready else None
         except UNREADABLE as error:
             # counting it as a fault would drop a row that groups and counts include
-            raise _changed(item, f"is unreadable now ({type(error).__name__}: {error})") from error
+            raise _changed(item, f"is now unreadable ({type(error).__name__}: {error})") from error
 
 
 def _changed(item: FrameItem, what: str) -> SourceChangedError:

@@ -88,7 +88,7 @@ as stated in the table; one states none and one was not seen, so redistribution 
 _LIMITS = """- For research only. Nothing here was made for, or tested in, patient care.
 - How the authors of XA-170K selected, resized and deduplicated the frames is not known.
 - 93 % of the frames come from one collection. Scanner, hospital, view and patient are known for few of them.
-- Ids come from names of files and folders. Nobody tried to identify patients, and nobody may."""
+- Ids come from file and folder names. Do not try to identify patients."""
 
 
 def xa170k_card(report: BuildReport | None, features: "Features", repo_id: str = PLACEHOLDER) -> str:

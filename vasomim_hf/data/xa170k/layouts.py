@@ -1,7 +1,7 @@
-"""Folder layouts of the four collections of XA-170K: which files are frames and masks, and what their names tell.
+"""Folder layouts of the four collections of XA-170K: which files are frames or masks, and the ids in their names.
 
-Layouts follow published code that reads the collections; that of SYNTAX is unknown, so every image counts. Only
-CADICA's lists of key frames and the headers of CoronaryDominance's series are opened.
+The layouts follow published code that reads the collections. That of SYNTAX is unknown, so all of its images are used.
+The only files opened are CADICA's lists of key frames and the array headers of CoronaryDominance's series.
 """
 
 import re
@@ -172,7 +172,7 @@ class Lister:
                 self.report.add(video, "skipped: its list *_selectedFrames.txt is missing or empty")
 
     def _xcad(self, source: str, files: dict[str, str]) -> Iterator[FrameItem]:
-        # the others are fractals used as masks, frames without contrast, and the annotated test set
+        # the other images are fractal masks, frames without contrast agent, and the annotated test set
         frames = {inner: path for inner, path in files.items() if _XCAD_TRAINING.search(inner)}
         if not frames:
             self.report.add(source, "has train/ or test/ but no angiograms in train/trainB/")
@@ -213,7 +213,7 @@ def is_arcade(collection: Collection) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Whether the suffix is that of an image."""
+    """Whether a path has an image suffix."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 

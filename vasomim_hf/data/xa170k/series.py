@@ -49,11 +49,11 @@ def _head(file: BinaryIO) -> tuple[tuple[int, ...], str, int]:
     """Shape, dtype kind and size in bytes of the array."""
     with zipfile.ZipFile(file) as archive:
         if f"{PIXELS_KEY}.npy" not in archive.namelist():
-            raise KeyError(f"no array `{PIXELS_KEY}`, but {sorted(archive.namelist())[:5]}")
+            raise KeyError(f"no array `{PIXELS_KEY}`, only {sorted(archive.namelist())[:5]}")
         with archive.open(f"{PIXELS_KEY}.npy") as member:
             version = np.lib.format.read_magic(member)
             if version not in _HEADERS:
-                raise ValueError(f"version {version} of the array format is unknown")
+                raise ValueError(f"unknown version {version} of the array format")
             shape, _, dtype = _HEADERS[version](member)
     return shape, dtype.kind, int(np.prod(shape, dtype=object)) * dtype.itemsize
 
@@ -91,7 +91,7 @@ class SeriesReader:
         """
         last = self._last
         if last is None or last.place != (key, path):
-            # at most one series in memory
+            # release the last series first: at most one in memory
             self._last = last = None
             last = self._last = _Series((key, path), _load(store, path))
         if isinstance(last.frames, FrameReadError):

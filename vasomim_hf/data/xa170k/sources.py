@@ -204,7 +204,7 @@ def open_xa170k_source(source: str | Path, options: XA170KOptions | None = None)
         source (`str` or `Path`):
             A folder, a zip, or a Hub repository that contains a zip, as `owner/name` or `hf://datasets/owner/name`,
             optionally with `@revision`.
-            options (`XA170KOptions`, *optional*): Options for finding the frames.
+        options (`XA170KOptions`, *optional*): Options for finding the frames.
 
     Returns:
         `XA170KSource`: Frames, sorted by name, and faults.
@@ -230,7 +230,7 @@ def _search_alone(search: "_Search", key: str, store: ZipStore, name: str) -> No
     try:
         search.archive(key, store, name)
     except DamagedArchiveError as error:
-        # not part of a report, and the path on disk is needed to delete the file
+        # unlike reports, this error is not published, and the user needs the path to delete the file
         place = f" Path: {os.path.realpath(store.path)}." if store.places() else ""
         raise ValueError(f"{error}{place}") from error
 

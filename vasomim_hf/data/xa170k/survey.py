@@ -1,4 +1,4 @@
-"""First pass over the frames of XA-170K, which collects everything that a build must know in advance.
+"""First pass over the frames of XA-170K, which collects the information that a build needs in advance.
 
 Sizes, digests and near-duplicate signatures are saved in one file per range of frames, so an interrupted survey can
 resume.

@@ -99,11 +99,9 @@ def _check_options(task: Task, request: EvaluationRequest) -> None:
     if request.sliding_window is not None and not task.is_dense:
         raise ValueError(f"Sliding windows are for segmentation, and {request.model} is a model for {task.kind}.")
     if request.sliding_window is not None and request.image_size is not None:
-        raise ValueError(
-            "`image_size` resizes whole frames. With `sliding_window`, give the size of the frames as `frame_size`."
-        )
+        raise ValueError("`image_size` applies to whole frames. With `sliding_window`, set `frame_size` instead.")
     if request.sliding_window is None and request.frame_size is not None:
-        raise ValueError("`frame_size` goes with `sliding_window`. Without windows give `image_size`.")
+        raise ValueError("`frame_size` requires `sliding_window`. For whole frames, set `image_size` instead.")
     if request.maps is not None and not task.is_dense:
         raise ValueError(f"`maps` are for segmentation, and {request.model} is a model for {task.kind}.")
     for name in ("batch_size", "image_size", "sliding_window", "frame_size", "max_frames", "num_threads"):
@@ -135,7 +133,7 @@ def _load_rows(
     run = RUNS[task.kind](max_frames=request.max_frames, **where)
     rows = dataclasses.replace(load_rows(run, request.split), ignore_white=request.ignore_white)
     names = named_by_columns(run, rows) if find_dataset(request.dataset).is_table else class_names(run, rows)
-    # masks of a table carry no names: there the model's hold
+    # masks of a table have no class names, so those of the model are used
     names = task.names_of_model(names or config.id2label)
     rows = number_labels(run, rows, names)
     return rows, [names[number] for number in sorted(names)]
@@ -147,16 +145,16 @@ def _check_labels(
     own = [config.id2label[number] for number in sorted(config.id2label)]
     if not task.fits_model(len(own), len(labels)):
         raise ValueError(
-            f"{request.model} knows {len(own)} classes ({', '.join(own[:5])}), the data have {len(labels)} "
+            f"{request.model} has {len(own)} classes ({', '.join(own[:5])}), the data have {len(labels)} "
             f"({', '.join(labels[:5])}). Evaluate a model that was trained for this task."
         )
     if own != labels and set(own) == set(labels):
         raise ValueError(
-            f"{request.model} numbers its classes {', '.join(own[:5])}, the data {', '.join(labels[:5])}: the same "
+            f"{request.model} has the classes {', '.join(own[:5])}, the data {', '.join(labels[:5])}: the same "
             "in another order. Number the classes of the data as the model does."
         )
     if len(own) == len(labels) and own != labels:
-        logger.warning("the model calls its classes %s, the data %s", ", ".join(own), ", ".join(labels))
+        logger.warning("the classes of the model are %s, those of the data %s", ", ".join(own), ", ".join(labels))
 
 
 def _make_scorer(task: Task, request: EvaluationRequest, labels: list[str]) -> FrameScorer:

@@ -108,7 +108,7 @@ def draw_frames(scorer: FrameScorer, rows: LabelledRows) -> Image.Image:
 
 
 def draw_scored(task: Task, frames: Iterable[ScoredFrame], labels: Sequence[str]) -> Image.Image:
-    """Draw annotations and predictions that are at hand.
+    """Draw given annotations and predictions.
 
     Args:
         task (`Task`): Task of the frames.

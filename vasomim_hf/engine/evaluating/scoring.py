@@ -149,6 +149,6 @@ def _check_ids(image_ids: Sequence[str]) -> None:
     twice = [name for name, count in Counter(image_ids).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids of frames come more than once, such as {', '.join(twice[:5])}. Make `image_id` "
-            "unique, or leave the column out."
+            f"{len(twice)} frame ids occur more than once, such as {', '.join(twice[:5])}. Make `image_id` "
+            "unique, or remove the column."
         )

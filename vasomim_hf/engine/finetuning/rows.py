@@ -124,7 +124,7 @@ def load_task_data(run: FinetuneRun) -> TaskData:
     if find_dataset(run.dataset).is_table and {run.train_split, run.validation_split} <= set(VALIDATION_NAMES):
         raise RunConfigError(
             f"`train_split` {run.train_split!r} and `validation_split` {run.validation_split!r} may be names of the "
-            "same split. Name another one, or write validation_split: null to hold out a part."
+            "same split. Use another one, or validation_split: null to hold out a part."
         )
     rows = load_rows(run, run.train_split)
     id2label = class_names(run, rows)
@@ -173,10 +173,10 @@ def load_rows(run: FinetuneRun, split: str) -> LabelledRows:
     if missing:
         raise RunConfigError(
             f"{run.data} has no column {missing[0]!r} in its split {split!r}, but {', '.join(dataset.column_names)}. "
-            "Name the columns with image_column and the like."
+            "Set the column names, such as image_column."
         )
     if not len(dataset):
-        raise RunConfigError(f"{run.data} has no frames in its split {split!r}. Name another split.")
+        raise RunConfigError(f"{run.data} has no frames in its split {split!r}. Use another split.")
     rows = LabelledRows(dataset, labels, image, ignore_white=getattr(run, "ignore_white", False))
     return rows if run.max_frames is None else rows.select(range(min(run.max_frames, len(rows))))
 

@@ -1,4 +1,4 @@
-"""Run files of fine-tuning: one YAML for one run, each key known, typed and explained.
+"""Run files of fine-tuning: one YAML file per run, with typed and documented keys.
 
 Read, changed by `--key value` and written by the functions of [`run_config`](run_config.py). Numbers that belong to a
 checkpoint are the model's configuration, set under `model`.
@@ -18,7 +18,7 @@ from ..tasks.task import CLASSIFICATION, DETECTION, SEGMENTATION
 
 MAE = "mae"
 BEST, LAST = "best", "last"
-# Keys that change nothing about the model, or say where things lie
+# Keys that do not affect the resulting model, such as paths
 _FREE = (
     *("data", "output_dir", "cache_dir", "resume", "num_workers", "num_threads"),
     *("log_every_steps", "tensorboard", "picture_every_epochs", "num_pictures"),
@@ -63,7 +63,7 @@ class FinetuneRun(AdamWRun):
     warmup_ratio: float = key(0.1, "fraction of training with a linear warm-up")
     min_learning_rate_ratio: float = key(0.01, "fraction of the peak learning rate that the cosine ends at")
     betas: list[float] = key([0.9, 0.999], "betas of AdamW")
-    clip_grad_norm: float | None = key(1.0, "largest gradient norm; null does not clip")
+    clip_grad_norm: float | None = key(1.0, "maximum gradient norm; null disables clipping")
 
     num_evaluations: int = key(20, "evaluations on the validation frames, evenly spread over training")
     metric: str | None = key(
@@ -86,14 +86,14 @@ class FinetuneRun(AdamWRun):
         return self.decisive_metric == "loss"
 
     def augmentation_options(self) -> AugmentationOptions | None:
-        """How training frames are changed, or `None`; flips by the task unless the run says it."""
+        """Augmentation of training frames, or `None`; the flip probability depends on the task unless the run sets it."""
         if not self.augment:
             return None
         flip = FLIP_PROBABILITY.get(self.task, 0.0)
         return AugmentationOptions(**{"flip_probability": flip, **self.augmentation})
 
     def validate(self) -> None:
-        """Refuse what cannot be run.
+        """Raise an error for invalid settings.
 
         Raises:
             RunConfigError: If a required key is missing, a number out of range or a choice unknown.
@@ -122,7 +122,7 @@ class FinetuneRun(AdamWRun):
             )
         if self.validation_split is not None and self.validation_split in self.train_split.split("+"):
             raise RunConfigError(
-                f"`validation_split` {self.validation_split!r} is also learnt from. Write null to hold out a part of it."
+                f"`validation_split` {self.validation_split!r} is also used for training. Use null to hold out a part of it."
             )
 
     def _check_numbers(self) -> None:

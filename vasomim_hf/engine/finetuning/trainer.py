@@ -169,7 +169,7 @@ def check_classes(training: Samples, validation: Samples, id2label: dict[int, st
 
 
 def _check_choice(run: FinetuneRun, validation: Samples) -> None:
-    """If a metric is always 0, the first evaluated weights would be selected as best."""
+    """Reject a metric that would always be 0: the first evaluated weights would be selected as best."""
     first = validation.task.first_class
     needed = 2 if run.decisive_metric == "auroc" else 1
     chooses = run.final_weights == BEST or run.patience is not None

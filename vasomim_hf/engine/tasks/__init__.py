@@ -1,4 +1,4 @@
-"""What a task is: labels, model, metrics and pictures of segmentation, detection and classification."""
+"""Tasks: labels, model, metrics and pictures of segmentation, detection and classification."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The tasks by name. A new one is a file in this folder with a subclass of [`Task`], and a line here."""
+"""Tasks by name. To add one, write a subclass of [`Task`] in a file of this folder and register it here."""
 
 from .classification import Classification
 from .detection import Detection

@@ -46,7 +46,7 @@ class LabelContext:
 
 
 class KeptLabel(NamedTuple):
-    """A label as it is kept during training.
+    """A label in the form in which it is stored during training.
 
     Args:
         plane (`np.ndarray` of shape `(height, width)`, *optional*): `uint8`, of the size of the kept frame; on disk.
@@ -104,7 +104,7 @@ class Meter(Protocol):
 
 
 class Task(ABC):
-    """What training, evaluation and pictures need to know about a task.
+    """Interface of a task for training, evaluation and pictures.
 
     Attributes:
         kind (`str`): Name of the task.
@@ -113,7 +113,7 @@ class Task(ABC):
         auto_class: Auto class of transformers that loads such models.
         model_endings (`tuple[str, ...]`): Ends of the names of such model classes.
         metrics (`tuple[str, ...]`): Validation metrics of its meter, and `loss`.
-        default_metric (`str`): The one of them that chooses the best weights.
+        default_metric (`str`): The metric that selects the best weights.
         measures (`str`): Metrics drawn by default in a label-efficiency comparison, with commas.
         labels_example (`str`): `labels` of a run file.
         first_class (`int`): Id of the first class to learn; 1 if 0 is the background.
@@ -145,11 +145,11 @@ class Task(ABC):
         return feature
 
     def complete_names(self, names: dict[int, str]) -> dict[int, str]:
-        """Names of the classes with those that a user need not write."""
+        """Class names, with the implicit ones (such as background) added."""
         return names
 
     def names_of_model(self, names: dict[int, str]) -> dict[int, str]:
-        """Names of the classes of the data for those of a model."""
+        """Class names of a model, in the form used for data."""
         return names
 
     def fits_model(self, num_outputs: int, num_labels: int) -> bool:
@@ -192,7 +192,7 @@ class Task(ABC):
     # Evaluation
 
     def target(self, label: Any, size: Size) -> Any:
-        """Label that was read as scores take it, in pixels of a frame of this size."""
+        """Convert a label to the form that the scores accept, in pixels of a frame of this size."""
         return label
 
     @abstractmethod
@@ -219,7 +219,7 @@ class Task(ABC):
 
     @abstractmethod
     def make_scores(self, labels: Sequence[str]) -> Any:
-        """Scores of an evaluation, empty."""
+        """Create an empty score accumulator."""
 
     @abstractmethod
     def add(self, scores: Any, frame: ScoredFrame, patient_id: str | None) -> None:
@@ -229,7 +229,7 @@ class Task(ABC):
 
     @abstractmethod
     def rank(self, row: ResultRow) -> float:
-        """How good a row is, to choose the best, median and worst frames; NaN excludes it."""
+        """Quality of a row, used to select the best, median and worst frames; NaN excludes it."""
 
     @abstractmethod
     def describe(self, frame: ScoredFrame, row: ResultRow, labels: Sequence[str]) -> str:
