@@ -15,7 +15,7 @@ The result is OUTPUT_DIR/final, for `AutoModel.from_pretrained`.
 
 import sys
 
-from vasomim_hf.engine.pretraining.vasomim import pretrain
+from vasomim_hf.engine.pretraining.vasomim_training import pretrain
 from vasomim_hf.engine.run_config import PretrainRun
 from vasomim_hf.engine.script import run_script
 

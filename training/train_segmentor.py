@@ -15,7 +15,7 @@ The result is OUTPUT_DIR/final, the `segmentor` of a pre-training run.
 
 import sys
 
-from vasomim_hf.engine.pretraining.segmentor import train_segmentor
+from vasomim_hf.engine.pretraining.segmentor_training import train_segmentor
 from vasomim_hf.engine.run_config import SegmentorRun
 from vasomim_hf.engine.script import run_script
 

@@ -13,8 +13,8 @@ from .data.reading.files import read_frame
 from .data.synthetic.angiogram import write_folder
 from .data.vesselness import vessel_mask
 from .engine.drawing import hide_patches, picture_grid, to_grey
-from .engine.pretraining.segmentor import train_segmentor
-from .engine.pretraining.vasomim import pretrain
+from .engine.pretraining.segmentor_training import train_segmentor
+from .engine.pretraining.vasomim_training import pretrain
 from .engine.run_config import PretrainRun, SegmentorRun, make_run
 from .folders import atomic_file
 from .model_card import TrainingData, TrainingRecord, model_card

@@ -126,7 +126,7 @@ def test_a_key_means_the_same_in_every_run():
 
 READERS = {
     PretrainRun: ["pretraining"],
-    SegmentorRun: ["pretraining/segmentor.py", "pretraining/loop.py", "pretraining/frames.py"],
+    SegmentorRun: ["pretraining/segmentor_training.py", "pretraining/loop.py", "pretraining/frames.py"],
     SegmentationRun: ["finetuning"],
     DetectionRun: ["finetuning"],
     ClassificationRun: ["finetuning"],

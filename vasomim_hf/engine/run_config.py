@@ -391,12 +391,13 @@ def describe_keys(kind: type[RunFile]) -> str:
     """One line for each key of a run file: name, meaning, default; for `--help`."""
     default = kind()
     return "\n".join(
-        f"  {item.name:<29}{item.metadata['help']} [{_shown(getattr(default, item.name))}]"
+        f"  {item.name:<29}{item.metadata['help']} [{shown_default(getattr(default, item.name))}]"
         for item in dataclasses.fields(kind)
     )
 
 
-def _shown(value: object) -> str:
+def shown_default(value: object) -> str:
+    """A default as a run file would have it; `required` for an empty text."""
     if value == "":
         return "required"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -22,7 +22,7 @@ from vasomim_hf.engine.finetuning import trainer as finetuning
 from vasomim_hf.engine.finetuning import weights as finetune_model
 from vasomim_hf.engine.finetuning.callbacks import load_diverged_batch
 from vasomim_hf.engine.finetuning.decoded import DecodeOptions, decode
-from vasomim_hf.engine.finetuning.optimizer import LayerWiseAdamW, layer_wise_groups
+from vasomim_hf.engine.finetuning.layer_decay import LayerWiseAdamW, layer_wise_groups
 from vasomim_hf.engine.finetuning.rows import load_task_data
 from vasomim_hf.engine.finetuning.run import ClassificationRun, SegmentationRun
 from vasomim_hf.engine.finetuning.trainer import finetune, read_metrics

@@ -23,8 +23,13 @@ from vasomim_hf.engine.pretraining.checkpoints import newest_checkpoint
 from vasomim_hf.engine.pretraining.frames import open_run_cache
 from vasomim_hf.engine.pretraining.loop import ForwardContext, TrainingDivergedError
 from vasomim_hf.engine.pretraining.model import build_config, build_model
-from vasomim_hf.engine.pretraining.segmentor import SegmentorTask, dice_of_masks, split_frames, train_segmentor
-from vasomim_hf.engine.pretraining.vasomim import PretrainTask, pretrain
+from vasomim_hf.engine.pretraining.segmentor_training import (
+    SegmentorTask,
+    dice_of_masks,
+    split_frames,
+    train_segmentor,
+)
+from vasomim_hf.engine.pretraining.vasomim_training import PretrainTask, pretrain
 from vasomim_hf.engine.run_config import PretrainRun, RunConfigError, SegmentorRun, load_run, make_run
 from vasomim_hf.engine.tracking import RunningMeans, read_log
 from vasomim_hf.progress import LONGEST_LINE

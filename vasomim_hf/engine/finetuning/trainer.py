@@ -21,7 +21,7 @@ from ..run_config import RunConfigError
 from ..tasks.registry import find_task
 from .callbacks import EpochCallback, LogCallback, LossGuard, StopCallback, ValidationPictures
 from .decoded import Collator, DecodeOptions, FinetuneDataset, Samples, decode, private_folder
-from .optimizer import LayerWiseAdamW
+from .layer_decay import LayerWiseAdamW
 from .rows import TaskData, load_task_data
 from .run import BEST, FinetuneRun, check_stored_run
 from .weights import build_finetune_model

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ...folders import new_folder
+from ..run_config import RunConfigError, TrainingRun
 
 
 CHECKPOINTS_NAME = "checkpoints"
@@ -86,6 +87,31 @@ def read_state(folder: Path) -> dict | None:
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """Complete checkpoint with the highest step in the folder of a run, if any."""
     return next((folder for folder in _by_step(output_dir) if read_state(folder) is not None), None)
+
+
+def checkpoint_to_resume(run: TrainingRun) -> Path | None:
+    """Checkpoint that `resume` refers to, or `None` to start from scratch.
+
+    Raises:
+        FileNotFoundError: If a named checkpoint is missing or incomplete.
+        ValueError: If training would start in a folder that already has checkpoints.
+    """
+    newest = newest_checkpoint(Path(run.output_dir))
+    if run.resume == "auto":
+        return newest
+    if run.resume != "never":
+        folder = Path(run.resume)
+        if read_state(folder) is None:
+            raise FileNotFoundError(
+                f"{folder} is not a complete checkpoint. Use --resume auto to find the newest one."
+            )
+        return folder
+    if newest is not None:
+        raise RunConfigError(
+            f"{run.output_dir} already has a run, up to {newest.name}. Resume it with --resume auto, or choose "
+            "another output_dir."
+        )
+    return None
 
 
 def remove_old_checkpoints(output_dir: Path, keep: int) -> None:

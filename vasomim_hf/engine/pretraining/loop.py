@@ -32,7 +32,14 @@ from ...progress import TrainingProgress, shorten_values
 from ..run_config import CachedFramesRun, RunConfigError, TrainingRun
 from ..stopping import StopSignal
 from ..tracking import RunLog, RunningMeans
-from .checkpoints import load_checkpoint, newest_checkpoint, read_state, remove_old_checkpoints, save_checkpoint
+from .checkpoints import (
+    checkpoint_to_resume,
+    load_checkpoint,
+    newest_checkpoint,
+    read_state,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
 from .step_plan import StepPlan, StepSampler
 
 
@@ -523,31 +530,6 @@ def picture_is_due(run: TrainingRun, epoch: int, num_epochs: int) -> bool:
     """Whether an epoch, counted from 1, ends with a picture: every so many do, and the last."""
     every = run.picture_every_epochs
     return every > 0 and (epoch % every == 0 or epoch == num_epochs)
-
-
-def checkpoint_to_resume(run: TrainingRun) -> Path | None:
-    """Checkpoint that `resume` refers to, or `None` to start from scratch.
-
-    Raises:
-        FileNotFoundError: If a named checkpoint is missing or incomplete.
-        ValueError: If training would start in a folder that already has checkpoints.
-    """
-    newest = newest_checkpoint(Path(run.output_dir))
-    if run.resume == "auto":
-        return newest
-    if run.resume != "never":
-        folder = Path(run.resume)
-        if read_state(folder) is None:
-            raise FileNotFoundError(
-                f"{folder} is not a complete checkpoint. Use --resume auto to find the newest one."
-            )
-        return folder
-    if newest is not None:
-        raise RunConfigError(
-            f"{run.output_dir} already has a run, up to {newest.name}. Resume it with --resume auto, or choose "
-            "another output_dir."
-        )
-    return None
 
 
 def _start_loader_process(_: int) -> None:

@@ -15,13 +15,13 @@ from ...modeling_unext import UNeXtForVesselSegmentation
 from ...optimization import polynomial_learning_rate
 from ..drawing import picture_grid, to_grey
 from ..run_config import SegmentorRun
+from .checkpoints import checkpoint_to_resume
 from .frames import FinishHook, finish, open_run_cache
 from .loop import (
     ForwardContext,
     Parts,
     TrainingLoop,
     TrainingResult,
-    checkpoint_to_resume,
     picture_is_due,
     training_processes,
 )

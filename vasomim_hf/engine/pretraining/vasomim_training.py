@@ -14,13 +14,13 @@ from ...modeling_vasomim_pretraining import VasoMIMForPreTraining, VasoMIMForPre
 from ...optimization import cosine_learning_rate, parameter_groups
 from ..drawing import COLUMNS, hide_patches, picture_grid, to_grey
 from ..run_config import PretrainRun
+from .checkpoints import checkpoint_to_resume
 from .frames import FinishHook, finish, open_run_cache, open_run_stream
 from .loop import (
     ForwardContext,
     Parts,
     TrainingLoop,
     TrainingResult,
-    checkpoint_to_resume,
     picture_is_due,
     training_processes,
 )
