@@ -67,7 +67,7 @@ def test_vesselness_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.Mon
     }
     seen.clear()
     assert main(["vesselness", "a", "--output", "c"]) == 0
-    others = {"kind": "mask", "bits_stored": None, "workers": None, "overwrite": False}
+    others = {"kind": "mask", "bits_stored": None, "num_workers": None, "overwrite": False}
     assert seen == {"inputs": ["a"], "output": "c", **others}
 
 

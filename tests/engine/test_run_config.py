@@ -126,7 +126,12 @@ def test_a_key_means_the_same_in_every_run():
 
 READERS = {
     PretrainRun: ["pretraining"],
-    SegmentorRun: ["pretraining/segmentor_training.py", "pretraining/loop.py", "pretraining/frames.py"],
+    SegmentorRun: [
+        "pretraining/segmentor_training.py",
+        "pretraining/loop.py",
+        "pretraining/frames.py",
+        "pretraining/checkpoints.py",
+    ],
     SegmentationRun: ["finetuning"],
     DetectionRun: ["finetuning"],
     ClassificationRun: ["finetuning"],

@@ -6,7 +6,6 @@ Metrics are defined in docs/metrics.md.
 
 import dataclasses
 import logging
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,9 @@ def _check_options(task: Task, request: EvaluationRequest) -> None:
 
 
 def _check_columns(task: Task, request: EvaluationRequest) -> None:
-    known = [entry.name for entry in fields(RUNS[task.kind])] if find_dataset(request.dataset).is_table else []
+    known = (
+        [entry.name for entry in dataclasses.fields(RUNS[task.kind])] if find_dataset(request.dataset).is_table else []
+    )
     strange = [name for name in request.columns if name not in known]
     if strange:
         raise ValueError(

@@ -180,7 +180,13 @@ def training_processes(run: TrainingRun) -> Iterator["Accelerator"]:
     Yields:
         `Accelerator`: For use within the block. At the end all processes synchronise; after an error in one of them, the
             others are not waited for.
+
+    Raises:
+        FileNotFoundError: If `resume` names an incomplete checkpoint.
+        RunConfigError: If the folder already has a run that is not to be resumed.
     """
+    # before any data is read
+    checkpoint_to_resume(run)
     accelerator = make_accelerator(run)
     if accelerator.is_main_process:
         number, device = accelerator.num_processes, accelerator.device

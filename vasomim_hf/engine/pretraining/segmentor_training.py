@@ -15,7 +15,6 @@ from ...modeling_unext import UNeXtForVesselSegmentation
 from ...optimization import polynomial_learning_rate
 from ..drawing import picture_grid, to_grey
 from ..run_config import SegmentorRun
-from .checkpoints import checkpoint_to_resume
 from .frames import FinishHook, finish, open_run_cache
 from .loop import (
     ForwardContext,
@@ -49,7 +48,6 @@ def train_segmentor(run: SegmentorRun, on_finished: FinishHook | None = None) ->
         ValueError: If the run does not match its data or an earlier run in the same folder.
     """
     with training_processes(run) as accelerator:
-        checkpoint_to_resume(run)
         torch.manual_seed(run.seed)
         model = UNeXtForVesselSegmentation(UNeXtConfig(**run.model))
         size = (run.image_size, run.image_size)

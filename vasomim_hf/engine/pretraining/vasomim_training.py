@@ -14,7 +14,6 @@ from ...modeling_vasomim_pretraining import VasoMIMForPreTraining, VasoMIMForPre
 from ...optimization import cosine_learning_rate, parameter_groups
 from ..drawing import COLUMNS, hide_patches, picture_grid, to_grey
 from ..run_config import PretrainRun
-from .checkpoints import checkpoint_to_resume
 from .frames import FinishHook, finish, open_run_cache, open_run_stream
 from .loop import (
     ForwardContext,
@@ -47,7 +46,6 @@ def pretrain(run: PretrainRun, on_finished: FinishHook | None = None) -> Trainin
         ValueError: If the run does not match its data, its segmentor or an earlier run in the same folder.
     """
     with training_processes(run) as accelerator:
-        checkpoint_to_resume(run)
         model = build_model(run)
         cache = (open_run_stream if run.streaming else open_run_cache)(run, accelerator)
         height, width = model.config.image_height_width
