@@ -122,8 +122,7 @@ def _dilate(image: torch.Tensor) -> torch.Tensor:
 def soft_cl_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor, iterations: int) -> torch.Tensor:
     """1 - soft clDice of the foreground: how much of each skeleton lies inside the other mask.
 
-    All classes except the background are merged into one vessel tree: a skeleton that ends where the segment label
-    changes is not meaningful. Computed over the batch, smoothed by 1 as in the authors' code (Shit et al.,
+    All classes except the background are merged into one vessel tree, because a skeleton cut where the segment label changes is not meaningful. Computed over the batch, smoothed by 1 as in the authors' code (Shit et al.,
     arXiv:2003.07311).
 
     Args:

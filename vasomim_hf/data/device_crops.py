@@ -22,9 +22,9 @@ CUBIC_SUPPORT = 2.0
 def crop_batch(
     pixels: torch.Tensor, vesselness: torch.Tensor, crops: Sequence[Crop], size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crop a separate box from each frame and its vessel mask, resize both, and flip those marked.
+    """Crop each frame and its vessel mask to that frame's own box, resize both, and flip them where `flip` is set.
 
-    Frames are resized as by Pillow's `resize(size, BICUBIC, box=...)`: antialiased, including pixels around the box,
+    Frames are resized like Pillow's `resize(size, BICUBIC, box=...)`: antialiased, including pixels around the box,
     and rounded after each axis; the result differs from Pillow's by at most one grey level. Mask pixels are selected
     exactly as in [`crop_vesselness`].
 

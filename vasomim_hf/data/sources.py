@@ -241,7 +241,7 @@ def open_source(data: str, options: SourceOptions | None = None) -> FrameSource:
 
     Args:
         data (`str`):
-            A folder of frames; a folder with a saved data set or, without any frames, with Parquet files; or
+            A folder of frames; a folder written by `save_to_disk`, or one that contains Parquet files and no frames; or
             `hf://datasets/owner/name`, optionally with `@revision`, for a data set on the Hub.
         options (`SourceOptions`, *optional*): Options.
 

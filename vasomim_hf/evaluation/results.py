@@ -29,7 +29,7 @@ class ResultRow:
 
     Args:
         image_id (`str`): Unique in the file.
-        patient_id (`str`, *optional*): Patient, if known; intervals are then by patient.
+        patient_id (`str`, *optional*): Patient id, if known; intervals then resample patients instead of images.
         values (`dict[str, float]`): Metrics by name; NaN if undefined.
         lists (`dict[str, list[float]]`): Lists by name, such as the scores of the predicted boxes.
     """

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .prediction import predict_boxes as predict_boxes
     from .prediction import predict_classes as predict_classes
     from .prediction import predict_masks as predict_masks
+    from .prediction import resolve_precision as resolve_precision
     from .sliding_window import SlidingWindow as SlidingWindow
     from .sliding_window import sliding_window_logits as sliding_window_logits
     from .views import VIEWS as VIEWS

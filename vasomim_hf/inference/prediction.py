@@ -117,7 +117,7 @@ def predict_masks(
 def predict_boxes(
     model: nn.Module, pixel_values: torch.Tensor, options: InferenceOptions | None = None
 ) -> ModelOutput:
-    """Boxes of all views, to be merged by `post_process_object_detection`, which keeps the highest-scoring of
+    """Predict boxes for every view, to be merged by `post_process_object_detection`, which keeps the highest-scoring of
     overlapping ones.
 
     Args:

@@ -117,12 +117,12 @@ def is_exported(output: Path, key: str) -> bool:
 
 
 def finish_export(output: Path, key: str, builds: Sequence[tuple[Path, ShardPlan]]) -> None:
-    """Mark an export as finished, and remove its build records, which contain file names of the user.
+    """Mark an export as finished, and remove its build records, which contain the user's file names.
 
     Args:
         output (`Path`): Folder.
         key (`str`): Digest of the exported data.
-        builds (`Sequence[tuple[Path, ShardPlan]]`): Folder and plan of each call to [`~parquet_shards.write_shards`].
+        builds (`Sequence[tuple[Path, ShardPlan]]`): Folder and plan of each call to [`~data.parquet.write.write_shards`].
     """
     files: dict[str, str] = {}
     num_left_out = 0

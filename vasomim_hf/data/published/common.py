@@ -317,7 +317,7 @@ def fit_boxes(boxes: Iterable[Box], size: Size, note: Note) -> list[Box]:
 
 
 def objects_of(boxes: Iterable[Box]) -> dict[str, list[Any]]:
-    """Column `objects` from boxes: `bbox` as left, top, width, height, and `category` as an id."""
+    """Convert boxes to the column `objects`: `bbox` as (left, top, width, height) and `category` as a class id."""
     boxes = list(boxes)
     return {
         "bbox": [[float(value) for value in box[1:]] for box in boxes],

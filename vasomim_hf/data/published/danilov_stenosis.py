@@ -1,5 +1,4 @@
-"""The stenosis data set of Danilov et al. (2021): 8,325 coronary angiograms with boxes, as Pascal VOC files and
-tables."""
+"""The stenosis data set of Danilov et al. (2021): 8,325 coronary angiograms with stenosis boxes, as Pascal VOC XML and CSV files."""
 
 import csv
 import re

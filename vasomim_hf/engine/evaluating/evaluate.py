@@ -17,8 +17,7 @@ from ...data.published.registry import FLIP_PROBABILITY, find_dataset
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
 from ...folders import check_writable
-from ...inference import VIEWS, SlidingWindow
-from ...inference.prediction import InferenceOptions, resolve_precision
+from ...inference import VIEWS, InferenceOptions, SlidingWindow, resolve_precision
 from ..finetuning.rows import (
     LabelledRows,
     class_names,

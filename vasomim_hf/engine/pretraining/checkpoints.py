@@ -49,12 +49,12 @@ def save_checkpoint(output_dir: Path, model: PreTrainedModel, optimizer: torch.o
 
 
 def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict:
-    """Load the weights and moments of a checkpoint into a model and its optimiser.
+    """Load model weights and optimiser state from a checkpoint.
 
     Args:
         folder (`Path`): Folder of the checkpoint.
         model (`PreTrainedModel`): Unwrapped model of the same configuration.
-        optimizer (`torch.optim.Optimizer`): Keeps its learning rates and weight decay.
+        optimizer (`torch.optim.Optimizer`): Optimiser to restore; its learning rates and weight decay do not change.
 
     Returns:
         `dict`: The state passed to [`save_checkpoint`].

@@ -111,11 +111,11 @@ class Task(ABC):
         column (`str`): Column of the labels in published data sets.
         model_class (`type`): Model with the head of the task.
         auto_class: Auto class of transformers that loads such models.
-        model_endings (`tuple[str, ...]`): Ends of the names of such model classes.
-        metrics (`tuple[str, ...]`): Validation metrics of its meter, and `loss`.
+        model_endings (`tuple[str, ...]`): Suffixes of the class names of such models.
+        metrics (`tuple[str, ...]`): Validation metrics that the task's meter reports, and `loss`.
         default_metric (`str`): The metric that selects the best weights.
-        measures (`str`): Metrics drawn by default in a label-efficiency comparison, with commas.
-        labels_example (`str`): `labels` of a run file.
+        measures (`str`): Comma-separated metrics drawn by default in a label-efficiency comparison.
+        labels_example (`str`): Example value of `labels` in a run file.
         first_class (`int`): Id of the first class to learn; 1 if 0 is the background.
         needs_every_class (`bool`): Whether each class must occur in the training frames.
         allows_names (`bool`): Whether labels in a table may be names instead of ids.
