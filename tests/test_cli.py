@@ -140,25 +140,27 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "vasomim_hf.cli", *arguments], capture_output=True, text=True)
 
 
-def test_a_folder_with_stray_files_and_a_broken_one_is_a_line_for_each_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_stray_and_broken_files_are_named_and_the_rest_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     frames, output = tmp_path / "frames", tmp_path / "masks"
     frame(frames / "good.png")
     (frames / "notes.txt").write_text("stray")
     (frames / ".DS_Store").write_text("hidden")
-    result = run("vesselness", str(frames), "--output", str(output))
+    command = ["vesselness", str(frames), "--output", str(output)]
+    result = run(*command)
     assert (result.returncode, result.stdout) == (0, f"1 masks written, 0 already exist, 0 frames failed: {output}\n")
     assert result.stderr == f"{frames}: skipped 2 files that are not frames, e.g. notes.txt\n"
     bad = frames / "bad.png"
     bad.write_text("no image")
-    result = run("vesselness", str(frames), "--output", str(output))
-    assert (result.returncode, result.stdout) == (1, f"0 masks written, 1 already exist, 1 frames failed: {output}\n")
-    assert result.stderr.count("\n") == 2 and f"vasomim: failed: {bad}: `{bad}` cannot be read" in result.stderr
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert told.out == f"0 masks written, 1 already exist, 1 frames failed: {output}\n"
+    assert f"vasomim: failed: {bad}: `{bad}` cannot be read" in told.err
     (frames / "good.png").unlink()
     bad.unlink()
-    result = run("vesselness", str(frames), "--output", str(output))
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"vasomim: error: `{frames}` contains no frames, only 2 other files.")
-    assert result.stderr.count("\n") == 1
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(f"vasomim: error: `{frames}` contains no frames, only 2 other files.")
+    assert told.out == "" and told.err.count("\n") == 1
 
 
 def test_a_missing_input_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

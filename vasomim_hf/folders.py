@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+# Folder of the result below the `output_dir` of any run
+FINAL_NAME = "final"
+
+
 @contextmanager
 def new_folder(folder: str | Path, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
     """Write to a hidden folder next to `folder` and rename it to `folder` when the block ends without an error.

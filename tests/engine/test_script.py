@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -143,21 +144,23 @@ def test_a_stopped_run_says_how_it_goes_on_and_ends_with_130(tmp_path, capsys, m
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_an_empty_folder_is_answered_without_a_traceback(tmp_path, script):
+def test_an_empty_folder_ends_with_one_line(tmp_path, script, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"data": str(tmp_path / "empty"), "output_dir": str(tmp_path / "run")}))
-    arguments = ("--mixed_precision", "no", "--cache_dir", tmp_path / "cache")
+    arguments = ["--mixed_precision", "no", "--cache_dir", str(tmp_path / "cache")]
     if script.stem.startswith(("finetune", "label")):
-        result = execute(script, path)
-        assert result.returncode == 1 and "Traceback" not in result.stderr
-        assert result.stderr.splitlines()[-1].startswith("error: ")
-        return
+        arguments, start = [], "error: "
+    else:
+        start = f"error: `{tmp_path / 'empty'}` contains no frames"
     if script.stem == "pretrain":
-        arguments += ("--preset", "tiny", "--model.filter_weight", "1", "--model.consistency_loss_weight", "0")
-    result = execute(script, path, *arguments)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith(f"error: `{tmp_path / 'empty'}` contains no frames")
+        arguments += ["--preset", "tiny", "--model.filter_weight", "1", "--model.consistency_loss_weight", "0"]
+    monkeypatch.setattr(sys, "argv", [str(script), str(path), *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    told = capsys.readouterr().err
+    assert end.value.code == 1 and "Traceback" not in told
+    assert told.splitlines()[-1].startswith(start)
 
 
 def test_a_run_stopped_from_outside_saves_where_it_is_and_ends_well(frames, tmp_path):

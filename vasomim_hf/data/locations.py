@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..folders import FINAL_NAME
 from ..import_utils import require
 from .parquet.folder import load_parquet_folder
 
@@ -135,3 +136,22 @@ def _by_any_name(load: Callable[[str], Any], split: str) -> Any:
             logger.info("there is no split %r; using %r", split, name)
             return found
         raise
+
+
+def source_name(source: str) -> str:
+    """Name of a model or data set for results, without the paths of this machine.
+
+    Args:
+        source (`str`): Folder, or id on the Hub.
+
+    Returns:
+        `str`: Name of the folder, or of the training run whose result `final` it is; the full id on the Hub.
+
+    Example:
+        >>> source_name("hf://datasets/owner/angiograms")
+        'owner/angiograms'
+    """
+    folder = Path(source).resolve()
+    if not folder.exists():
+        return source.removeprefix(HUB_PREFIX)
+    return folder.parent.name if folder.name == FINAL_NAME else folder.name

@@ -226,8 +226,8 @@ def _warn_about_ids(files: Sequence[_File], options: ReadOptions) -> None:
         logger.warning("The salt has %d characters; use at least %d random ones.", len(options.salt), SHORT_SALT)
     if options.salt is None and any(kind_of(file.path) == "dicom" for file in files):
         logger.warning(
-            "No salt was given: patient_id, study_id and series_id are null. Pass ReadOptions(salt=...) with a "
-            "secret to store them as hashes, for example to split by patient."
+            "No salt was given: patient_id, study_id and series_id are null. Pass a secret as --salt-file or "
+            "ReadOptions(salt=...) to store them as hashes, for example to split by patient."
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from ..configuration_unext import UNeXtConfig
 from ..configuration_vasomim import VasoMIMConfig
 from ..data.vesselness import VesselnessOptions
-from ..folders import atomic_file
+from ..folders import FINAL_NAME, atomic_file
 from ..import_utils import require
 from ..inference.prediction import AUTO, PRECISIONS, resolve_precision
 from ..optimization import absolute_learning_rate
@@ -22,8 +22,6 @@ from .keys import key
 
 
 RUN_FILE_NAME = "run.yaml"
-# Folder of the result below `output_dir`, of every kind of run
-FINAL_NAME = "final"
 # `init` of a model with random weights
 SCRATCH = "scratch"
 

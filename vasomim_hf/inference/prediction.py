@@ -57,7 +57,12 @@ def resolve_precision(name: str, device: torch.device | None = None) -> str:
 
     Returns:
         `str`: `name`, or for `"auto"` `"bf16"` where [`has_fast_bf16`], else `"no"`.
+
+    Raises:
+        ValueError: If the precision is unknown.
     """
+    if name not in (AUTO, *PRECISIONS):
+        raise ValueError(f"`mixed_precision` must be one of {', '.join((AUTO, *PRECISIONS))}, got {name!r}.")
     if name != AUTO:
         return name
     device = device or torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -23,6 +23,7 @@ from vasomim_hf import (
     VasoMIMModel,
 )
 from vasomim_hf.cli import main
+from vasomim_hf.data.locations import source_name
 from vasomim_hf.data.published import registry
 from vasomim_hf.data.published.arcade import arcade_labels, load_arcade
 from vasomim_hf.data.reading import MaskError
@@ -358,6 +359,12 @@ def test_a_segmentor_and_a_model_of_the_library_are_evaluated(models, arcade, tm
         assert found.model == "segformer" and len(found.rows) == NUM_FRAMES["val"]
 
 
+def test_a_result_of_a_run_is_named_by_the_run(tmp_path):
+    (tmp_path / "arcade-vessel/final").mkdir(parents=True)
+    assert source_name(str(tmp_path / "arcade-vessel/final")) == "arcade-vessel"
+    assert source_name("owner/final") == "owner/final"
+
+
 def test_results_bear_the_names_of_folders_given_as_a_dot(models, monkeypatch, tmp_path):
     vessel_table(tmp_path / "frames-of-mine")
     monkeypatch.chdir(tmp_path / "frames-of-mine")
@@ -430,6 +437,8 @@ def test_results_are_written_before_pictures_are_drawn(models, arcade, tmp_path,
         ("vessel", {"sliding_window": 32, "image_size": 32}, "frame_size"),
         ("vessel", {"frame_size": 32}, "requires `sliding_window`"),
         ("vessel", {"batch_size": 0}, "`batch_size` must be at least 1"),
+        ("vessel", {"mixed_precision": "bf8"}, "must be one of auto, no, bf16, fp16"),
+        ("vessel", {"ignore_white": True}, "`ignore_white` is for tables"),
         ("vessel", {"sliding_window": 0}, "`sliding_window` must be at least 1"),
         ("vessel", {"num_threads": 0}, "`num_threads` must be at least 1"),
         ("vessel", {"dataset": "table", "label_column": "x"}, "`label_column` does not fit"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from ...data.locations import HUB_PREFIX
+from ...data.locations import source_name
 from ...data.published.registry import FLIP_PROBABILITY, find_dataset
 from ...evaluation.comparison import Description, build_results
 from ...evaluation.results import EvaluationResults, write_results
@@ -115,6 +115,10 @@ def _check_options(task: Task, request: EvaluationRequest) -> None:
 
 
 def _check_columns(task: Task, request: EvaluationRequest) -> None:
+    if request.ignore_white and not find_dataset(request.dataset).is_table:
+        raise ValueError(
+            f"`ignore_white` is for tables, and the data set is {request.dataset}, whose masks are known."
+        )
     known = (
         [entry.name for entry in dataclasses.fields(RUNS[task.kind])] if find_dataset(request.dataset).is_table else []
     )
@@ -208,11 +212,5 @@ def _describe(request: EvaluationRequest, scorer: FrameScorer) -> Description:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    data = _name_of(request.data) if find_dataset(request.dataset).is_table else request.dataset
-    return Description(request.task, request.name or _name_of(request.model), data, request.split, settings)
-
-
-def _name_of(source: str) -> str:
-    """Name of the folder without its path; for the Hub, the full id."""
-    folder = Path(source)
-    return folder.resolve().name if folder.exists() else source.removeprefix(HUB_PREFIX)
+    data = source_name(request.data) if find_dataset(request.dataset).is_table else request.dataset
+    return Description(request.task, request.name or source_name(request.model), data, request.split, settings)

@@ -38,7 +38,7 @@ class EvaluationRequest:
     )
     overlap: float = key(0.5, "overlap of the windows, in [0, 1)")
     frame_size: int | None = key(None, "with windows: resize the longer side of frames to this many pixels first")
-    name: str | None = key(None, "name of the model in the results (default: its folder name)")
+    name: str | None = key(None, "name of the model in the results (default: that of its folder, or of its run)")
     output: str | None = key(None, "JSON file of the results, with a row for each frame")
     maps: str | None = key(
         None,

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from ...data.frame_cache import FrameCache, build_frame_cache
 from ...data.parquet.read import ParquetFrames, find_shards
 from ...data.sources import SourceOptions, open_source
-from ...folders import new_folder
+from ...folders import FINAL_NAME, new_folder
 from ...image_processing_vasomim import VasoMIMImageProcessor
-from ..run_config import FINAL_NAME, CachedFramesRun, PretrainRun
+from ..run_config import CachedFramesRun, PretrainRun
 from ..tracking import PICTURES_NAME
 from .loop import TrainingResult
 
