@@ -231,6 +231,7 @@ def test_more_vessels_are_hidden_than_by_a_uniform_mask(frames, segmentor, tmp_p
     run_pretraining(frames, tmp_path, segmentor, epochs=2, model=guidance, save_every_epochs=2, probe_frames=20)
     epochs = read_log(tmp_path / "run", "epoch")
     assert {"probe_reconstruction_loss", "probe_consistency_loss", "consistency_loss"} <= epochs[-1].keys()
+    assert 0 < epochs[-1]["probe_vessel_ap"] <= 1
     assert all(line["uniform_hidden_vessel_share"] == 0.5 and line["hidden_vessel_share"] > 0.8 for line in epochs)
 
 

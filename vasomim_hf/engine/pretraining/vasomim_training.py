@@ -1,6 +1,7 @@
 """Pre-training of VasoMIM: setup of a run and its training step."""
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -24,7 +25,11 @@ from .loop import (
     training_processes,
 )
 from .model import build_model
-from .step_plan import StepPlan
+from .probe import probe_reconstructions
+
+
+if TYPE_CHECKING:
+    from .step_plan import StepPlan
 
 
 # the same frames and masks in every picture and every probe
@@ -70,7 +75,7 @@ def _optimizer(run: PretrainRun, model: VasoMIMForPreTraining, frames_per_step: 
 
 
 def _relative_rate(run: PretrainRun) -> Any:
-    def rate(step: int, plan: StepPlan) -> float:
+    def rate(step: int, plan: "StepPlan") -> float:
         return cosine_learning_rate(
             step,
             steps_per_epoch=plan.steps_per_epoch,
@@ -134,7 +139,7 @@ class PretrainTask:
         }
 
     def epoch_values(self, model: VasoMIMForPreTraining, epoch: int, progress: float) -> dict[str, float]:
-        """Guidance ratio, fraction of vessels that a uniform mask would hide, and losses of the probe.
+        """Guidance ratio, fraction of vessels that a uniform mask would hide, and values of the probe.
 
         Training losses rise when guidance masks more patches that are hard to predict. The probe, whole training
         frames with the same masks in every epoch, shows what was learned. Its masks are sampled as at the start of the
@@ -151,17 +156,10 @@ class PretrainTask:
     def _probe(self, model: VasoMIMForPreTraining) -> dict[str, float]:
         if len(self.probe_dataset) == 0:
             return {}
-        sums = torch.zeros(2)
         context = self._fixed_context(model, progress=0.0)
-        model.eval()
-        for batch in torch.utils.data.DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE):
-            inputs = self.inputs({k: v.to(model.device) for k, v in batch.items()}, context)
-            with torch.no_grad():
-                output = model(**inputs)
-            losses = torch.stack([output.reconstruction_loss, output.consistency_loss])
-            sums += losses.float().cpu() * len(batch["pixel"])
-        reconstruction_loss, consistency_loss = (sums / len(self.probe_dataset)).tolist()
-        return {"probe_reconstruction_loss": reconstruction_loss, "probe_consistency_loss": consistency_loss}
+        loader = torch.utils.data.DataLoader(self.probe_dataset, batch_size=PROBE_BATCH_SIZE)
+        batches = (self.inputs({k: v.to(model.device) for k, v in batch.items()}, context) for batch in loader)
+        return probe_reconstructions(model, batches, partial(to_grey, mean=self.mean, std=self.std))
 
     def _fixed_context(self, model: VasoMIMForPreTraining, progress: float) -> ForwardContext:
         return ForwardContext(progress, torch.Generator(model.device).manual_seed(FIXED_SEED))
